@@ -1,0 +1,1 @@
+"""The bus: typed messages, subjects, queues, registry, configuration, errors, logs, metrics, lifecycle."""

@@ -1,0 +1,192 @@
+"""Pure. The one configuration tree: defaults < TOML < environment < `--set`."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bus.errors import BadConfig
+from bus.messages.inference import Role
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+ENV_PREFIX = "BUSWAY__"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: immutable, closed to unknown keys."""
+
+
+class BusConfig(_Section, frozen=True, kw_only=True):
+    """How to reach the broker."""
+
+    url: str = "nats://127.0.0.1:4222"
+    connect_timeout_s: Positive = 5.0
+    """How long a process waits for the broker at its start before it gives up."""
+    credentials_file: str = ""
+    monitor_url: str = ""
+    """HTTP monitoring address of the server, when it has one."""
+
+
+class FrontendConfig(_Section, frozen=True, kw_only=True):
+    """The HTTP and NATS doors."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_body_bytes: Count = 8 * 2**20
+    max_header_bytes: Count = 32 * 2**10
+    max_requests: Count = 4096
+    """Requests in flight; one more is answered 429."""
+    default_max_tokens: Count = 2048
+    """Output bound of a request that names none (and never more than the context leaves)."""
+    max_attempts: Count = 5
+    accept_timeout_s: Positive = 30.0
+    """How long a request may wait for a worker to accept it."""
+    worker_timeout_s: Positive = 3.0
+    """A worker that is silent for so long is dead: its requests go elsewhere."""
+    slow_client_bytes: Count = 256 * 2**10
+    """Unsent bytes after which a client that does not read is cut off."""
+
+
+class WorkerConfig(_Section, frozen=True, kw_only=True):
+    """A worker and its engine."""
+
+    model: str = "builtin"
+    """`builtin`, or a directory with config.json, safetensors and tokenizer.json."""
+    served_name: str = ""
+    """Name that clients use; empty: the directory's name, or `busway-tiny`."""
+    engine: Literal["torch", "mock"] = "torch"
+    roles: list[Role] = ["both"]
+    slots: Count = 256
+    """Requests accepted at a time, running and waiting."""
+    max_running: Count = 64
+    """Sequences in one engine step."""
+    max_batch_tokens: Count = 2048
+    """Tokens computed in one engine step: prompts longer than that are prefilled in chunks."""
+    max_model_len: int = 0
+    """0: what the model's config.json says."""
+    block_size: Count = 16
+    kv_cache_bytes: int = 0
+    """0: 512 MiB on a CPU, 80 % of the free memory on a GPU."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; auto takes a GPU when torch sees one."""
+    grace_s: Positive = 30.0
+    """Time to finish what runs after SIGTERM."""
+
+
+class MockConfig(_Section, frozen=True, kw_only=True):
+    """The mock engine's step-time model, in seconds: fixed + per prefill token + per sequence + per KV token."""
+
+    step_base_s: float = 0.0
+    prefill_token_s: float = 0.0
+    decode_sequence_s: float = 0.0
+    kv_token_s: float = 0.0
+    num_blocks: Count = 16_384
+    block_size: Count = 64
+    max_running: Count = 256
+    max_batch_tokens: Count = 8192
+    max_model_len: Count = 131_072
+
+
+class UpConfig(_Section, frozen=True, kw_only=True):
+    """What `busway up` starts."""
+
+    frontends: Count = 1
+    workers: Count = 1
+    nats_port: Port = 4222
+    """Port of the embedded server; the next free one is taken when it is busy."""
+    with_nats: bool = True
+    """False: use the broker at `bus.url`."""
+
+
+class LogConfig(_Section, frozen=True, kw_only=True):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, else JSON lines."""
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """The whole tree."""
+
+    namespace: str = "busway"
+    state_dir: str = ".busway"
+    """The embedded server's store, process ids and logs."""
+    bus: BusConfig = BusConfig()
+    frontend: FrontendConfig = FrontendConfig()
+    worker: WorkerConfig = WorkerConfig()
+    mock: MockConfig = MockConfig()
+    up: UpConfig = UpConfig()
+    log: LogConfig = LogConfig()
+    component: dict[str, Any] = {}
+    """Settings of a user's component (`busway run`), checked against its own config type."""
+
+
+def load_config(
+    toml: str = "",
+    environment: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    source: str = "config",
+) -> Config:
+    """Merge the layers into one checked tree; raise `BadConfig` that names the key at fault.
+
+    `toml` is the text of the file, `source` its name for messages; `environment` holds variables
+    such as `BUSWAY__WORKER__SLOTS=8`; `settings` are `worker.slots=8`.
+    """
+    try:
+        tree: dict[str, Any] = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(f"{source}: not valid TOML: {error}") from error
+    for name, value in sorted((environment or {}).items()):
+        if name.startswith(ENV_PREFIX):
+            _put(tree, name.removeprefix(ENV_PREFIX).lower().split("__"), value, name)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise BadConfig(f"--set {setting}: write key=value, as in --set worker.slots=8")
+        _put(tree, key.strip().split("."), value, f"--set {setting}")
+    _check_keys(tree, Config, ())
+    try:
+        return msgspec.convert(tree, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadConfig(f"{source}: {error}") from error
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: str, origin: str) -> None:
+    node: Any = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise BadConfig(f"{origin}: {part!r} is a value, not a section")
+    node[path[-1]] = _parse(value)
+
+
+def _parse(text: str) -> Any:
+    """Read a value as TOML would, and as a plain string where it is no TOML."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check_keys(tree: Mapping[str, Any], section: type[msgspec.Struct], path: tuple[str, ...]) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in tree.items():
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            name = ".".join((*path, key))
+            hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(fields))}"
+            raise BadConfig(f"unknown configuration key {name!r}; {hint}")
+        kind = fields[key]
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            if not isinstance(value, Mapping):
+                raise BadConfig(f"configuration key {'.'.join((*path, key))!r} is a section, not a value")
+            _check_keys(value, kind, (*path, key))

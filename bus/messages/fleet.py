@@ -1,0 +1,72 @@
+"""Pure. Who is there: cards in the registry, load reports, dead letters."""
+
+from bus.messages.base import Fact
+from bus.messages.inference import Role
+
+
+class WorkerCard(Fact, frozen=True, kw_only=True, tag="worker_card"):
+    """One worker process, kept in the registry for as long as it lives."""
+
+    worker: str
+    model: str
+    engine: str
+    roles: list[Role]
+    slots: int
+    """Requests that it takes at a time."""
+    block_size: int
+    num_blocks: int
+    max_model_len: int
+    host: str
+    pid: int
+    version: str
+    started_at: float
+
+
+class ModelCard(Fact, frozen=True, kw_only=True, tag="model_card"):
+    """A model as its workers serve it; any of them keeps the card alive."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    files: dict[str, str]
+    """Tokenizer and template files that a frontend needs: name to blob digest."""
+    created_at: float
+
+
+class FrontendCard(Fact, frozen=True, kw_only=True, tag="frontend_card"):
+    """One frontend process."""
+
+    frontend: str
+    url: str
+    host: str
+    pid: int
+    version: str
+    started_at: float
+
+
+class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
+    """How busy a worker is: its heartbeat, every 250 ms and on change."""
+
+    worker: str
+    model: str
+    running: int
+    waiting: int
+    free_blocks: int
+    num_blocks: int
+    prefill_tokens: int
+    """Prompt tokens accepted and not computed yet."""
+    step_s: float
+    """Duration of the last engine step."""
+    at: float
+
+
+class DeadLetter(Fact, frozen=True, kw_only=True, tag="dead_letter"):
+    """A message that could not be handled, kept for a person to look at."""
+
+    subject: str
+    code: str
+    reason: str
+    payload: bytes
+    """At most the first 64 KiB."""
+    died_at: float

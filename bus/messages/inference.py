@@ -1,0 +1,151 @@
+"""Pure. What travels between frontends and workers: jobs, steps, cancellations, usage."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bus.messages.base import Fact, Hot
+
+LatencyClass = Literal["interactive", "standard", "batch"]
+Role = Literal["encode", "prefill", "decode", "both"]
+FinishReason = Literal["stop", "length", "abort"]
+
+LATENCY_CLASSES: tuple[LatencyClass, ...] = ("interactive", "standard", "batch")
+
+Ticket = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How the next token is chosen; the defaults are plain sampling at temperature 1.
+
+    The token at output position `offset` depends only on the logits and on (seed, offset), so
+    that a moved request goes on as it would have gone on where it was.
+    """
+
+    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
+    """0 is greedy."""
+    top_p: Probability = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    """0 keeps all tokens."""
+    min_p: Probability = 0.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """None: no logprobs; 0: of the chosen token only; n: also of the n likeliest tokens."""
+
+
+class Stopping(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """When a sequence ends. Stop strings are the frontend's business: engines see token ids."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31)]
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+
+
+class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
+    """One attempt at one sequence, from its owner (a frontend) to a worker.
+
+    `ticket` is unique among all attempts of all requests of that frontend's life, so a token that
+    carries it can belong to no other attempt.
+    """
+
+    request_id: str
+    attempt: Annotated[int, Meta(ge=0, le=1000)] = 0
+    frontend: str
+    ticket: Ticket
+    model: str
+    prompt: bytes
+    """Token ids, little-endian uint32."""
+    output: bytes = b""
+    """Tokens that earlier attempts produced, as `prompt`; the next token has offset len / 4."""
+    sampling: Sampling = Sampling()
+    stopping: Stopping
+    latency_class: LatencyClass = "standard"
+    tenant: str = "default"
+    cache_salt: str = ""
+    submitted_at: float = 0.0
+    """Unix seconds."""
+    deadline_at: float | None = None
+
+
+class Accepted(Hot, frozen=True):
+    """The worker took the job into its engine."""
+
+    ticket: int
+
+
+class Finished(Hot, frozen=True):
+    """A sequence ended by itself after `num_tokens` output tokens, earlier attempts included."""
+
+    ticket: int
+    num_tokens: int
+    reason: FinishReason
+    cached_tokens: int = 0
+
+
+class Failed(Hot, frozen=True):
+    """The worker gives the attempt up; `is_retryable` says whether another worker may do better."""
+
+    ticket: int
+    code: str
+    message: str
+    is_retryable: bool
+
+
+class TokenLogprobs(Hot, frozen=True):
+    """Log-probabilities of one sampled token and of the likeliest ones, likeliest first."""
+
+    ticket: int
+    offset: int
+    logprob: float
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
+class StepBatch(Hot, frozen=True):
+    """All that one engine step of one worker brings to one frontend.
+
+    `tickets`, `offsets` and `tokens` are columns of equal length (little-endian uint32): row i is
+    one token of `tickets[i]` at output position `offsets[i]`. Rows of a ticket are in order, and
+    they come before its entry in `finished`.
+    """
+
+    worker: str
+    seq: int
+    """Number of this batch between this worker and this frontend, from 0."""
+    tickets: bytes = b""
+    offsets: bytes = b""
+    tokens: bytes = b""
+    accepted: list[Accepted] = []
+    finished: list[Finished] = []
+    failed: list[Failed] = []
+    logprobs: list[TokenLogprobs] = []
+
+
+class Cancel(Fact, frozen=True, kw_only=True, tag="cancel"):
+    """Stop working on these tickets of this frontend; unknown ones are ignored."""
+
+    frontend: str
+    tickets: bytes
+    """Little-endian uint32."""
+
+
+class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):
+    """What one finished request used, published once by its owner."""
+
+    request_id: str
+    model: str
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    finish_reason: str
+    finished_at: float
+    """Unix seconds."""

@@ -1,0 +1,91 @@
+"""Pure. Every subject is built and parsed here, and nowhere else."""
+
+import hashlib
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from bus.errors import BadConfig, Malformed
+from bus.messages.inference import LatencyClass, Role
+
+ANY_WORKER = "any"
+"""Stands for the worker in the lane that every worker of the pool pulls from."""
+
+_TOKEN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
+_NOT_IN_TOKEN = re.compile(r"[^a-z0-9_-]+")
+
+
+def slug(name: str) -> str:
+    """Turn an outside name into one subject token.
+
+    Names that are tokens already stay as they are; others keep a readable stem and get eight
+    digits of a hash, so that two names never share a token.
+    """
+    if _TOKEN.match(name):
+        return name
+    stem = _NOT_IN_TOKEN.sub("-", name.lower()).strip("-_")[:48]
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{stem}-{digest}" if stem else f"x-{digest}"
+
+
+class Address(NamedTuple):
+    """A subject taken apart: its family (`req`, `work`, ...) and what follows the version."""
+
+    family: str
+    fields: tuple[str, ...]
+
+
+class Subjects(msgspec.Struct, frozen=True):
+    """Builds the subjects of one namespace. Models are passed by slug."""
+
+    namespace: str = "busway"
+
+    def __post_init__(self) -> None:
+        if not _TOKEN.match(self.namespace):
+            raise BadConfig(
+                f"namespace {self.namespace!r} is no subject token: use lower-case letters, digits, '-' and '_'"
+            )
+
+    def ask(self, model: str, tenant: str) -> str:
+        """Requests of plain NATS clients: JSON in, streamed JSON to the reply subject."""
+        return f"{self.namespace}.ask.v1.{model}.{tenant}"
+
+    def req(self, model: str, latency_class: LatencyClass, tenant: str) -> str:
+        """Jobs on their way to a router."""
+        return f"{self.namespace}.req.v1.{model}.{latency_class}.{tenant}"
+
+    def work(self, model: str, role: Role, worker: str, latency_class: str) -> str:
+        """The lane of one worker, or of the whole pool with `ANY_WORKER`."""
+        return f"{self.namespace}.work.v1.{model}.{role}.{worker}.{latency_class}"
+
+    def out(self, frontend: str, worker: str) -> str:
+        """Step batches from one worker to one frontend."""
+        return f"{self.namespace}.out.v1.{frontend}.{worker}"
+
+    def ctl(self, worker: str) -> str:
+        """Commands to one worker."""
+        return f"{self.namespace}.ctl.v1.{worker}"
+
+    def kv(self, model: str, worker: str) -> str:
+        """KV block events of one worker."""
+        return f"{self.namespace}.kv.v1.{model}.{worker}"
+
+    def load(self, model: str, worker: str) -> str:
+        """Load reports of one worker."""
+        return f"{self.namespace}.load.v1.{model}.{worker}"
+
+    def usage(self, model: str, tenant: str) -> str:
+        """What finished requests used."""
+        return f"{self.namespace}.usage.v1.{model}.{tenant}"
+
+    def dead(self, stream: str) -> str:
+        """Messages that could not be handled."""
+        return f"{self.namespace}.dead.v1.{stream}"
+
+    def parse(self, subject: str) -> Address:
+        """Take a subject of this namespace apart; raise `Malformed` for any other."""
+        parts = subject.split(".")
+        if len(parts) < 4 or parts[0] != self.namespace or parts[2] != "v1":
+            raise Malformed(f"{subject!r} is no subject of namespace {self.namespace!r}")
+        return Address(parts[1], tuple(parts[3:]))

@@ -1,0 +1,1 @@
+"""Processes other than frontends and planners: worker, engines, supervisor, CLI."""

@@ -1,0 +1,112 @@
+"""Pure. What Busway asks of an inference engine; each engine is a module or package here, imported only by name."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from bus.messages.inference import FinishReason, Sampling, Stopping
+from bus.messages.kv import KvEvent
+
+
+class EngineRequest(msgspec.Struct, frozen=True):
+    """One sequence to continue. `key` is the worker's own number for it, never used twice."""
+
+    key: int
+    prompt: list[int]
+    output: list[int]
+    """Tokens that earlier attempts produced: computed like a prompt, counted as output."""
+    sampling: Sampling
+    stopping: Stopping
+    eos_token_ids: frozenset[int]
+    cache_salt: str = ""
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """A sequence that ended in this step by itself (aborted ones are not told)."""
+
+    key: int
+    reason: FinishReason
+    num_tokens: int
+    """Output tokens, earlier attempts included."""
+    cached_tokens: int
+
+
+class Logprobs(msgspec.Struct, frozen=True, gc=False):
+    """Log-probabilities of the token of row `row` of the step."""
+
+    row: int
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class StepStats(msgspec.Struct, frozen=True, gc=False):
+    """What one step did, for load reports and step-time models."""
+
+    duration_s: float
+    prefill_tokens: int
+    prefill_requests: int
+    decode_requests: int
+    kv_tokens: int
+    """Context length summed over the decoding sequences."""
+    preemptions: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """The outcome of one engine step: row i is token `tokens[i]` of sequence `keys[i]`, rows in order."""
+
+    keys: list[int]
+    tokens: list[int]
+    ended: list[Ended]
+    logprobs: list[Logprobs]
+    stats: StepStats
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Fixed facts of a running engine."""
+
+    name: str
+    max_model_len: int
+    """Prompt and output tokens together."""
+    max_running: int
+    """Sequences that can be in a step together."""
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+
+
+class EngineLoad(msgspec.Struct, frozen=True, gc=False):
+    """How busy the engine is now."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    prefill_tokens: int
+    """Prompt tokens accepted and not computed yet."""
+
+
+class Engine(Protocol):
+    """An engine as the worker sees it. All calls are made in the event loop and return at once."""
+
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a sequence; raise `PromptTooLong` if it can never fit."""
+
+    def abort(self, key: int) -> None:
+        """Forget a sequence in any state, its blocks included; unknown keys are no error."""
+
+    async def run(self, on_step: Callable[[Step], None]) -> None:
+        """Step while there is work and wait while there is none, until cancelled.
+
+        `on_step` is called in the event loop after each step, never for a sequence that was
+        aborted before. Raises `EngineDied` when the engine cannot go on.
+        """
+
+    def load(self) -> EngineLoad:
+        """Return the present load."""
+
+    def take_events(self) -> list[KvEvent]:
+        """Return the block events since the last call, in order."""

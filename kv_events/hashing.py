@@ -1,0 +1,32 @@
+"""Pure. The one definition of a block's hash, for engines, router and tiers."""
+
+import struct
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from xxhash import xxh3_64_intdigest
+
+from bus.messages.base import pack_u32
+
+
+@cache
+def salt_hash(model: str, cache_salt: str = "") -> int:
+    """Return the parent of the first block: prompts share blocks only under an equal model and salt."""
+    return xxh3_64_intdigest(f"{len(model)}:{model}{cache_salt}".encode())
+
+
+def block_hashes(tokens: Sequence[int], block_size: int, root: int) -> list[int]:
+    """Return the chained hash of every full block of `tokens`: xxh3_64(parent hash, token ids).
+
+    `root` is the parent of the first block (`salt_hash`, or the hash of the block before).
+    """
+    return list(iter_block_hashes(pack_u32(tokens), block_size, root))
+
+
+def iter_block_hashes(packed: bytes, block_size: int, root: int) -> Iterator[int]:
+    """Yield the hashes as `block_hashes` does, from packed token ids and one at a time."""
+    step = block_size * 4
+    parent = root
+    for end in range(step, len(packed) + 1, step):
+        parent = xxh3_64_intdigest(struct.pack("<Q", parent) + packed[end - step : end])
+        yield parent

@@ -1,0 +1,1 @@
+"""KV offload: tiers below device memory."""

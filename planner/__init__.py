@@ -1,0 +1,1 @@
+"""Planning: replicas and roles from load and service levels."""
