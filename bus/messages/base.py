@@ -25,7 +25,7 @@ def pack_u32(values: Iterable[int]) -> bytes:
     return packed.tobytes()
 
 
-def unpack_u32(data: bytes) -> array[int]:
+def unpack_u32(data: bytes) -> "array[int]":
     """Unpack little-endian uint32 ids; raise `Malformed` when the length is no multiple of four."""
     return _unpack("I", data)
 
@@ -38,12 +38,12 @@ def pack_u64(values: Iterable[int]) -> bytes:
     return packed.tobytes()
 
 
-def unpack_u64(data: bytes) -> array[int]:
+def unpack_u64(data: bytes) -> "array[int]":
     """Unpack little-endian uint64 block hashes; raise `Malformed` on a broken length."""
     return _unpack("Q", data)
 
 
-def _unpack(typecode: str, data: bytes) -> array[int]:
+def _unpack(typecode: str, data: bytes) -> "array[int]":
     values = array(typecode)
     if len(data) % values.itemsize:
         raise Malformed(f"{len(data)} bytes are no whole number of {values.itemsize}-byte values")
