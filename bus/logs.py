@@ -1,0 +1,63 @@
+"""I/O. Log lines of a process: to stderr, readable on a terminal, JSON anywhere else.
+
+Use `log = structlog.get_logger()` and `log.info("request.finished", tokens_out=64)`: the event is `noun.past_verb`,
+and no prompt, token or secret is ever a value.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from bus.config import LogConfig
+
+
+def set_up_logs(config: LogConfig, process: str) -> None:
+    """Send all log lines of this process to stderr, marked with its name; call it once, at the start.
+
+    Lines of libraries (`logging`) come through the same renderer, from `warning` upwards.
+    """
+    on_terminal = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    shared: list[Processor] = [
+        _add_process(process),
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if on_terminal else "iso", utc=not on_terminal),
+    ]
+    if on_terminal:
+        renderer: Processor = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    else:
+        shared.append(structlog.processors.format_exc_info)
+        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _add_process(process: str) -> Processor:
+    def add(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        return event
+
+    return add
+
+
+def _to_json(event: Any, **_options: Callable[[Any], Any]) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()
