@@ -61,7 +61,7 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     served_name: str = ""
     """Name that clients use; empty: the directory's name, or `busway-tiny`."""
     engine: Literal["torch", "mock"] = "torch"
-    roles: list[Role] = ["both"]
+    roles: tuple[Role, ...] = ("both",)
     slots: Count = 256
     """Requests accepted at a time, running and waiting."""
     max_running: Count = 64

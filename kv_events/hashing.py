@@ -2,17 +2,17 @@
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 
 from xxhash import xxh3_64_intdigest
 
 from bus.messages.base import pack_u32
 
 
-@cache
+@lru_cache(maxsize=4096)
 def salt_hash(model: str, cache_salt: str = "") -> int:
     """Return the parent of the first block: prompts share blocks only under an equal model and salt."""
-    return xxh3_64_intdigest(f"{len(model)}:{model}{cache_salt}".encode())
+    return xxh3_64_intdigest(f"{len(model)}:{model}{cache_salt}".encode("utf-8", "surrogatepass"))
 
 
 def block_hashes(tokens: Sequence[int], block_size: int, root: int) -> list[int]:

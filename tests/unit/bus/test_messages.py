@@ -1,0 +1,183 @@
+"""The wire contract: golden bytes per message. A change here is a break on the wire."""
+
+import msgspec
+import pytest
+
+from bus.codec import codec, encode
+from bus.messages.base import pack_u32, pack_u64
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.inference import (
+    Accepted,
+    Cancel,
+    Failed,
+    Finished,
+    GenerateJob,
+    RequestUsage,
+    Sampling,
+    StepBatch,
+    Stopping,
+    TokenLogprobs,
+)
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
+
+GOLDEN: list[tuple[msgspec.Struct, str]] = [
+    (
+        GenerateJob(
+            request_id="r1",
+            frontend="f-1",
+            ticket=7,
+            model="m",
+            prompt=pack_u32([1, 2]),
+            stopping=Stopping(max_tokens=4),
+        ),
+        "87a474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a866726f6e74656e64a3662d31a6746963"
+        "6b657407a56d6f64656ca16da670726f6d7074c4080100000002000000a873746f7070696e6781aa6d61785f746f6b656e73"
+        "04",
+    ),
+    (
+        GenerateJob(
+            request_id="r1",
+            attempt=1,
+            frontend="f-1",
+            ticket=8,
+            model="m",
+            prompt=pack_u32([1]),
+            output=pack_u32([9]),
+            sampling=Sampling(temperature=0.5, top_p=0.9, seed=3, top_logprobs=2),
+            stopping=Stopping(max_tokens=4, stop_token_ids=[2]),
+            latency_class="batch",
+            tenant="t",
+            cache_salt="s",
+            submitted_at=1.5,
+            deadline_at=2.5,
+        ),
+        "8fa474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a7617474656d707401a866726f6e74656e"
+        "64a3662d31a67469636b657408a56d6f64656ca16da670726f6d7074c40401000000a66f7574707574c40409000000a87361"
+        "6d706c696e6784ab74656d7065726174757265cb3fe0000000000000a5746f705f70cb3feccccccccccccda47365656403ac"
+        "746f705f6c6f6770726f627302a873746f7070696e6782aa6d61785f746f6b656e7304ae73746f705f746f6b656e5f696473"
+        "9102ad6c6174656e63795f636c617373a56261746368a674656e616e74a174aa63616368655f73616c74a173ac7375626d69"
+        "747465645f6174cb3ff8000000000000ab646561646c696e655f6174cb4004000000000000",
+    ),
+    (
+        StepBatch(
+            "w-1",
+            3,
+            pack_u32([7]),
+            pack_u32([0]),
+            pack_u32([42]),
+            [Accepted(7)],
+            [Finished(7, 1, "stop", 16)],
+            [Failed(8, "engine_busy", "full", True)],
+            [TokenLogprobs(7, 0, -0.5, [42], [-0.5])],
+        ),
+        "99a3772d3103c40407000000c40400000000c4042a00000091910791940701a473746f7010919408ab656e67696e655f6275"
+        "7379a466756c6cc391950700cbbfe0000000000000912a91cbbfe0000000000000",
+    ),
+    (
+        Cancel(frontend="f-1", tickets=pack_u32([7, 8])),
+        "83a474797065a663616e63656ca866726f6e74656e64a3662d31a77469636b657473c4080700000008000000",
+    ),
+    (
+        RequestUsage(
+            request_id="r1",
+            model="m",
+            tenant="t",
+            prompt_tokens=3,
+            output_tokens=4,
+            cached_tokens=1,
+            finish_reason="stop",
+            finished_at=1.5,
+        ),
+        "89a474797065ad726571756573745f7573616765aa726571756573745f6964a27231a56d6f64656ca16da674656e616e74a1"
+        "74ad70726f6d70745f746f6b656e7303ad6f75747075745f746f6b656e7304ad6361636865645f746f6b656e7301ad66696e"
+        "6973685f726561736f6ea473746f70ab66696e69736865645f6174cb3ff8000000000000",
+    ),
+    (
+        KvBatch(
+            "w-1",
+            9,
+            0,
+            [
+                msgspec.Raw(encode(BlocksStored(0, pack_u64([5])))),
+                msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "host"))),
+                msgspec.Raw(encode(BlocksCleared())),
+            ],
+        ),
+        "94a3772d3109009394a673746f72656400c4080500000000000000a664657669636593a772656d6f766564c4080500000000"
+        "000000a4686f737492a7636c6561726564a6646576696365",
+    ),
+    (
+        WorkerCard(
+            worker="w-1",
+            model="m",
+            engine="torch",
+            roles=["both"],
+            slots=8,
+            block_size=16,
+            num_blocks=64,
+            max_model_len=128,
+            host="h",
+            pid=1,
+            version="0.1.0",
+            started_at=1.5,
+        ),
+        "8da474797065ab776f726b65725f63617264a6776f726b6572a3772d31a56d6f64656ca16da6656e67696e65a5746f726368"
+        "a5726f6c657391a4626f7468a5736c6f747308aa626c6f636b5f73697a6510aa6e756d5f626c6f636b7340ad6d61785f6d6f"
+        "64656c5f6c656ecc80a4686f7374a168a370696401a776657273696f6ea5302e312e30aa737461727465645f6174cb3ff800"
+        "0000000000",
+    ),
+    (
+        ModelCard(
+            model="m",
+            max_model_len=128,
+            vocab_size=10,
+            eos_token_ids=[2],
+            files={"tokenizer.json": "ab"},
+            created_at=1.5,
+        ),
+        "87a474797065aa6d6f64656c5f63617264a56d6f64656ca16dad6d61785f6d6f64656c5f6c656ecc80aa766f6361625f7369"
+        "7a650aad656f735f746f6b656e5f6964739102a566696c657381ae746f6b656e697a65722e6a736f6ea26162aa6372656174"
+        "65645f6174cb3ff8000000000000",
+    ),
+    (
+        FrontendCard(frontend="f-1", url="http://127.0.0.1:8000", host="h", pid=1, version="0.1.0", started_at=1.5),
+        "87a474797065ad66726f6e74656e645f63617264a866726f6e74656e64a3662d31a375726cb5687474703a2f2f3132372e30"
+        "2e302e313a38303030a4686f7374a168a370696401a776657273696f6ea5302e312e30aa737461727465645f6174cb3ff800"
+        "0000000000",
+    ),
+    (
+        WorkerLoad(
+            worker="w-1",
+            model="m",
+            running=1,
+            waiting=0,
+            free_blocks=3,
+            num_blocks=4,
+            prefill_tokens=0,
+            step_s=0.25,
+            at=1.5,
+        ),
+        "8aa474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a7776169"
+        "74696e6700ab667265655f626c6f636b7303aa6e756d5f626c6f636b7304ae70726566696c6c5f746f6b656e7300a6737465"
+        "705f73cb3fd0000000000000a26174cb3ff8000000000000",
+    ),
+    (
+        DeadLetter(subject="s", code="malformed", reason="why", payload=b"x", died_at=1.5),
+        "86a474797065ab646561645f6c6574746572a77375626a656374a173a4636f6465a96d616c666f726d6564a6726561736f6e"
+        "a3776879a77061796c6f6164c40178a7646965645f6174cb3ff8000000000000",
+    ),
+]
+
+"""Messages and their bytes in hex."""
+
+
+@pytest.mark.parametrize(("message", "golden"), GOLDEN)
+def test_bytes_are_golden(message: msgspec.Struct, golden: str) -> None:
+    assert encode(message).hex() == golden
+    assert codec(type(message)).decode(bytes.fromhex(golden)) == message
+
+
+def test_events_are_told_apart_by_tag() -> None:
+    batch = codec(KvBatch).decode(bytes.fromhex(GOLDEN[5][1]))
+    events = [codec(KvEvent).decode(bytes(event)) for event in batch.events]  # type: ignore[arg-type]
+    assert events == [BlocksStored(0, pack_u64([5])), BlocksRemoved(pack_u64([5]), "host"), BlocksCleared()]
