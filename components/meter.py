@@ -1,0 +1,66 @@
+"""I/O. A worked example of a component: adds up what each tenant used.
+
+Run it with `busway run components.meter:UsageMeter`; read it with `nats kv get busway_STATE usage.<tenant>`.
+"""
+
+import msgspec
+
+from bus.codec import codec
+from bus.component import Context
+from bus.errors import Conflict, Retryable
+from bus.messages.inference import RequestUsage
+from bus.subjects import slug
+
+
+class TenantUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a tenant used so far. Kept as JSON, for people and other programs to read."""
+
+    tenant: str
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    last_seq: int = 0
+    """Stream position of the last usage that is counted here."""
+
+    def add(self, usage: RequestUsage, stream_seq: int) -> "TenantUsage":
+        """Return the sum; a position that is counted already changes nothing."""
+        if stream_seq <= self.last_seq:
+            return self
+        return TenantUsage(
+            tenant=self.tenant,
+            num_requests=self.num_requests + 1,
+            prompt_tokens=self.prompt_tokens + usage.prompt_tokens,
+            output_tokens=self.output_tokens + usage.output_tokens,
+            cached_tokens=self.cached_tokens + usage.cached_tokens,
+            last_seq=stream_seq,
+        )
+
+
+class UsageMeter:
+    """Counts every usage exactly once, whatever dies when.
+
+    The sum and the position that it reaches to are one value, written in one step, so a usage that is delivered again
+    after a crash finds itself counted. That holds because usages come in order: a component handles one message at a
+    time unless it says otherwise (`in_flight`).
+    """
+
+    subject = "usage.v1.>"
+    durable = "usage-meter"
+
+    async def handle(self, usage: RequestUsage, context: Context) -> None:
+        """Add one usage to its tenant's sum."""
+        bucket = context.bucket()
+        key = f"usage.{slug(usage.tenant)}"
+        entry = await bucket.get(key)
+        if entry is None or entry.value is None:
+            before, revision = TenantUsage(tenant=usage.tenant), 0
+        else:
+            before, revision = codec(TenantUsage).decode_json(entry.value), entry.revision
+        after = before.add(usage, context.stream_seq)
+        if after is before:
+            return
+        try:
+            await bucket.update(key, msgspec.json.encode(after), revision=revision)
+        except Conflict as error:
+            raise Retryable(f"{key} changed meanwhile", delay_s=0.0) from error
