@@ -1,0 +1,207 @@
+"""Pure. The catalogue of subjects: what travels where, between whom, and why.
+
+`busway subjects` prints it, `busway tap` decodes by it, and README.md shows it; tests hold all of these together.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Union
+
+import msgspec
+
+from bus.codec import Codec
+from bus.errors import BadConfig
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.inference import Cancel, GenerateJob, RequestUsage, StepBatch
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
+from bus.subjects import Subjects
+
+CORE = "core"
+"""Carried by core NATS: at most once, kept nowhere."""
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """One family of subjects, or one kind of key in a bucket."""
+
+    pattern: str
+    """Subject or key without the namespace; `{x}` stands for one token."""
+    carrier: str
+    """`core`, `stream NAME` or `bucket NAME`."""
+    sender: str
+    receiver: str
+    messages: tuple[type[msgspec.Struct], ...] = ()
+    """Types that travel here as messages; none where it is plain JSON."""
+    parts: tuple[type[msgspec.Struct], ...] = ()
+    """Types that travel inside these messages, encoded one by one."""
+    purpose: str
+
+    @property
+    def family(self) -> str:
+        """First token of the subject, which is the name of its builder in `Subjects`."""
+        return self.pattern.partition(".")[0]
+
+
+_S = Subjects("x")
+
+
+def _relative(subject: str) -> str:
+    return subject.removeprefix("x.")
+
+
+CHANNELS: tuple[Channel, ...] = (
+    Channel(
+        pattern=_relative(_S.ask("{model}", "{tenant}")),
+        carrier=CORE,
+        sender="any NATS client",
+        receiver="frontend",
+        purpose="requests in JSON, as over HTTP; the answer streams to the reply subject",
+    ),
+    Channel(
+        pattern=_relative(_S.req("{model}", "{class}", "{tenant}")),  # type: ignore[arg-type]
+        carrier="stream REQ",
+        sender="frontend",
+        receiver="router",
+        messages=(GenerateJob,),
+        purpose="requests that wait for a router's choice",
+    ),
+    Channel(
+        pattern=_relative(_S.work("{model}", "{role}", "{worker}", "{class}")),  # type: ignore[arg-type]
+        carrier="stream WORK",
+        sender="frontend, router",
+        receiver="worker",
+        messages=(GenerateJob,),
+        purpose="jobs that workers pull: a lane for each worker, and `any` for the pool",
+    ),
+    Channel(
+        pattern=_relative(_S.out("{frontend}", "{worker}")),
+        carrier=CORE,
+        sender="worker",
+        receiver="frontend",
+        messages=(StepBatch,),
+        purpose="new tokens, one message for each engine step and frontend",
+    ),
+    Channel(
+        pattern=_relative(_S.ctl("{worker}")),
+        carrier=CORE,
+        sender="frontend",
+        receiver="worker",
+        messages=(Cancel,),
+        purpose="commands to one worker",
+    ),
+    Channel(
+        pattern=_relative(_S.kv("{model}", "{worker}")),
+        carrier="stream KV",
+        sender="worker",
+        receiver="router, observers",
+        messages=(KvBatch,),
+        parts=(BlocksStored, BlocksRemoved, BlocksCleared),
+        purpose="which KV blocks a worker stored and removed",
+    ),
+    Channel(
+        pattern=_relative(_S.load("{model}", "{worker}")),
+        carrier=CORE,
+        sender="worker",
+        receiver="frontend, router, planner",
+        messages=(WorkerLoad,),
+        purpose="heartbeat with load, every 250 ms and on change",
+    ),
+    Channel(
+        pattern=_relative(_S.usage("{model}", "{tenant}")),
+        carrier="stream USAGE",
+        sender="frontend",
+        receiver="usage meter, any component",
+        messages=(RequestUsage,),
+        purpose="tokens that each finished request used, kept for 7 days",
+    ),
+    Channel(
+        pattern=_relative(_S.dead("{stream}")),
+        carrier="stream DEAD",
+        sender="any",
+        receiver="people",
+        messages=(DeadLetter,),
+        purpose="messages that could not be handled, with the reason",
+    ),
+    Channel(
+        pattern="worker.{worker}",
+        carrier="bucket REG",
+        sender="worker",
+        receiver="frontend, router, planner",
+        messages=(WorkerCard,),
+        purpose="a worker that lives, and what it can do",
+    ),
+    Channel(
+        pattern="model.{model}",
+        carrier="bucket REG",
+        sender="worker",
+        receiver="frontend",
+        messages=(ModelCard,),
+        purpose="a model that is served, and where its tokenizer is",
+    ),
+    Channel(
+        pattern="frontend.{frontend}",
+        carrier="bucket REG",
+        sender="frontend",
+        receiver="worker, people",
+        messages=(FrontendCard,),
+        purpose="a frontend that lives, and its URL",
+    ),
+)
+
+KEY_VALUE = "$KV."
+"""What the broker puts before the subject of a bucket's key."""
+
+
+def channel_of(subject: str, namespace: str) -> Channel | None:
+    """Return the channel of a subject (of a bucket's key too, as `$KV.{bucket}.{key}`), None for foreign ones."""
+    if subject.startswith(KEY_VALUE):
+        bucket, _, key = subject.removeprefix(KEY_VALUE).partition(".")
+        carrier = f"bucket {bucket.removeprefix(f'{namespace}_')}"
+        return next((c for c in CHANNELS if c.carrier == carrier and c.family == key.partition(".")[0]), None)
+    relative = subject.removeprefix(f"{namespace}.")
+    if relative == subject:
+        return None
+    num_tokens = relative.count(".")
+    for channel in CHANNELS:
+        head = channel.pattern.partition("{")[0]
+        if not _is_key(channel) and relative.startswith(head) and channel.pattern.count(".") == num_tokens:
+            return channel
+    return None
+
+
+@cache
+def channel_codec(messages: tuple[type[msgspec.Struct], ...]) -> Codec[Any]:
+    """Return the decoder of what travels on a channel: of its one type, or of the union of its tagged types."""
+    return Codec[Any](Union[messages])  # noqa: UP007 - the types are known at run time only
+
+
+def find_message(name: str) -> type[msgspec.Struct]:
+    """Return a message type by name, in any case; raise `BadConfig` that lists all."""
+    for message_type in message_types():
+        if message_type.__name__.lower() == name.lower():
+            return message_type
+    raise BadConfig(f"no message type {name!r}; there are {', '.join(t.__name__ for t in message_types())}")
+
+
+def message_types() -> list[type[msgspec.Struct]]:
+    """Return every type that travels, once, in the order of the catalogue."""
+    return list(dict.fromkeys(t for channel in CHANNELS for t in (*channel.messages, *channel.parts)))
+
+
+def schema(message_types: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+    """Return the JSON schema of these types with all that they contain; `bytes` are base64 in JSON."""
+    schemas, components = msgspec.json.schema_components(message_types, ref_template="#/$defs/{name}")
+    return {"anyOf": list(schemas), "$defs": components} if len(schemas) > 1 else {**schemas[0], "$defs": components}
+
+
+def markdown_table() -> str:
+    """Return the table of README.md."""
+    lines = ["| subject or key | carried by | who → who | message | for |", "|---|---|---|---|---|"]
+    for channel in CHANNELS:
+        messages = ", ".join(f"`{t.__name__}`" for t in channel.messages) or "JSON"
+        cells = [f"`{channel.pattern}`", channel.carrier, f"{channel.sender} → {channel.receiver}", messages]
+        lines.append(f"| {' | '.join(cells)} | {channel.purpose} |")
+    return "\n".join(lines)
+
+
+def _is_key(channel: Channel) -> bool:
+    return channel.carrier.startswith("bucket ")
