@@ -4,7 +4,7 @@ Names start with `busway_`, units are seconds and bytes, labels come from closed
 `from bus.metrics import MALFORMED_MESSAGES`.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 REGISTRY = CollectorRegistry(auto_describe=True)
@@ -45,3 +45,36 @@ COMPONENT_SECONDS = Histogram(
     buckets=(0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0, 30.0),
     registry=REGISTRY,
 )
+
+# Worker
+
+WORKER_JOBS = Counter(
+    "busway_worker_jobs",
+    "Jobs that reached this worker, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `accepted`, `repeated` (delivered before), `returned` (no slot), `refused` (owner told), `buried`."""
+
+WORKER_SEQUENCES = Counter(
+    "busway_worker_sequences",
+    "Sequences that left the engine, by how they ended.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: a finish reason, `cancelled`, or `handed_back` (its owner may try another worker)."""
+
+WORKER_TOKENS = Counter("busway_worker_tokens", "Tokens generated.", registry=REGISTRY)
+
+WORKER_STEP_SECONDS = Histogram(
+    "busway_worker_step_seconds",
+    "Duration of an engine step.",
+    buckets=(0.001, 0.004, 0.016, 0.064, 0.256, 1.0),
+    registry=REGISTRY,
+)
+
+WORKER_RUNNING = Gauge("busway_worker_running_sequences", "Sequences that the engine computes.", registry=REGISTRY)
+
+WORKER_WAITING = Gauge("busway_worker_waiting_sequences", "Sequences accepted, not computed yet.", registry=REGISTRY)
+
+WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engine can hand out.", registry=REGISTRY)

@@ -1,0 +1,138 @@
+"""I/O. What comes in: jobs from the lanes, commands on the control subject. Their fate is decided here, at once."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from bus.codec import encode
+from bus.errors import BusUnavailable, EngineBusy, Malformed, Permanent
+from bus.messages.fleet import DeadLetter
+from bus.messages.inference import Finished, GenerateJob
+from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
+from bus.protocol import Bus, Delivery, Incoming, Pull
+from components.engines import EngineSpec
+from components.worker.jobs import make_request, read_cancel, read_job, reason_to_end
+from components.worker.model import Model
+from components.worker.sequences import Sequences
+
+MAX_DELIVER = 20
+"""Deliveries of one job. Going back because slots are taken is ordinary here, so there are more than for poison;
+at the last one the owner is told instead."""
+
+MAX_DEAD_BYTES = 64 * 1024
+
+log = structlog.get_logger()
+_jobs = {outcome: WORKER_JOBS.labels(outcome) for outcome in ("accepted", "repeated", "returned", "refused", "buried")}
+
+
+class Intake:
+    """Takes jobs as slots are free: a job is acked when the engine has it, or when its owner knows why not."""
+
+    def __init__(
+        self, bus: Bus, sequences: Sequences, model: Model, spec: EngineSpec, on_change: Callable[[], None]
+    ) -> None:
+        self._bus = bus
+        self._sequences = sequences
+        self._model = model
+        self._spec = spec
+        self._on_change = on_change
+        self._pulls: Sequence[Pull] = ()
+        self._warned: set[str] = set()
+
+    def open(self, pulls: Sequence[Pull]) -> None:
+        """Start to take jobs from these lanes, numbered by their place."""
+        self._pulls = pulls
+        self.grant()
+
+    def close(self) -> None:
+        """Take no more: what still arrives goes back to the queue."""
+        self._pulls = ()
+
+    def grant(self) -> None:
+        """Let the lanes deliver what there are free slots for."""
+        if self._pulls:
+            for lane, num_messages in self._sequences.slots.top_up():
+                self._pulls[lane].grant(num_messages)
+
+    def on_delivery(self, lane: int, delivery: Delivery) -> None:
+        has_slot = self._sequences.slots.arrive(lane)
+        if not self._pulls:
+            delivery.nak()
+            return
+        try:
+            job = read_job(delivery.payload)
+        except Malformed as error:
+            self._bury(delivery, error)
+        else:
+            outcome = self._decide(delivery, job, has_slot=has_slot)
+            _jobs[outcome].inc()
+        self._on_change()
+
+    def on_control(self, message: Incoming) -> None:
+        try:
+            owner, tickets = read_cancel(message.payload)
+        except Malformed as error:
+            MALFORMED_MESSAGES.labels("ctl").inc()
+            self._warn_once("control.malformed", message.subject, error)
+            return
+        self._sequences.cancel(owner, tickets)
+
+    def _decide(self, delivery: Delivery, job: GenerateJob, *, has_slot: bool) -> str:
+        sequences = self._sequences
+        if sequences.ledger.is_known(job.frontend, job.ticket, time.monotonic()):
+            delivery.ack()
+            return "repeated"
+        try:
+            if not has_slot:
+                raise EngineBusy(f"all {sequences.slots.total} slots are taken", delay_s=_backoff_s(delivery))
+            request = make_request(
+                job, sequences.next_key(), self._model.name, self._spec, self._model.eos_token_ids, time.time()
+            )
+            if reason := reason_to_end(request):
+                sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))
+            else:
+                sequences.accept(job, request)
+        except EngineBusy as error:
+            if delivery.num_delivered < MAX_DELIVER:
+                delivery.nak(error.delay_s)
+                return "returned"
+            sequences.refuse(job, error.code, str(error), is_retryable=True)
+            delivery.ack()
+            return "refused"
+        except Permanent as error:
+            sequences.refuse(job, error.code, str(error), is_retryable=False)
+            delivery.ack()
+            log.info("job.refused", request_id=job.request_id, code=error.code)
+            return "refused"
+        delivery.ack()
+        return "accepted"
+
+    def _bury(self, delivery: Delivery, error: Malformed) -> None:
+        MALFORMED_MESSAGES.labels("work").inc()
+        _jobs["buried"].inc()
+        self._warn_once("job.malformed", delivery.subject, error)
+        letter = DeadLetter(
+            subject=delivery.subject,
+            code=error.code,
+            reason=str(error)[:500],
+            payload=delivery.payload[:MAX_DEAD_BYTES],
+            died_at=time.time(),
+        )
+        try:
+            self._bus.publish(self._bus.subjects.dead("work"), encode(letter))
+        except BusUnavailable:
+            delivery.nak(1.0)
+            return
+        delivery.term(error.code)
+
+    def _warn_once(self, event: str, subject: str, error: Malformed) -> None:
+        """Log the first of its kind: the rest is in the metrics, and the bodies among the dead letters."""
+        if event not in self._warned:
+            self._warned.add(event)
+            log.warning(event, subject=subject, reason=str(error)[:200], note="logged once, counted always")
+
+
+def _backoff_s(delivery: Delivery) -> float:
+    """Return when a surplus job is worth another delivery, in seconds: soon at first, then every second."""
+    return min(1.0, 0.02 * (1 << min(delivery.num_delivered - 1, 10)))

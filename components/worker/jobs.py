@@ -1,0 +1,88 @@
+"""Pure. From the bytes of a job to a request that an engine can take, or to the reason why not; and of a cancel."""
+
+from collections.abc import Sequence
+
+from bus.codec import Codec, codec
+from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
+from bus.messages.base import unpack_u32
+from bus.messages.inference import Cancel, FinishReason, GenerateJob
+from bus.subjects import slug
+from components.engines import EngineRequest, EngineSpec
+
+MAX_CANCELLED = 16_384
+"""Tickets of one cancel message."""
+
+_jobs: Codec[GenerateJob] = codec(GenerateJob)
+_cancels: Codec[Cancel] = codec(Cancel)
+
+
+def read_job(payload: bytes) -> GenerateJob:
+    """Decode a job; raise `Malformed`, also for an owner to whom nothing could be published."""
+    job = _jobs.decode(payload)
+    _check_owner(job.frontend)
+    return job
+
+
+def read_cancel(payload: bytes) -> tuple[str, Sequence[int]]:
+    """Decode a cancel message into owner and tickets; raise `Malformed`, also for more than `MAX_CANCELLED`."""
+    cancel = _cancels.decode(payload)
+    _check_owner(cancel.frontend)
+    tickets = unpack_u32(cancel.tickets)
+    if len(tickets) > MAX_CANCELLED:
+        raise Malformed(f"{len(tickets)} tickets in one message: at most {MAX_CANCELLED}")
+    return cancel.frontend, tickets
+
+
+def make_request(
+    job: GenerateJob, key: int, model: str, spec: EngineSpec, eos_token_ids: frozenset[int], now: float
+) -> EngineRequest:
+    """Return what the engine is to do for `job`, under the worker's number `key`.
+
+    `now` is in unix seconds. Raises `UnknownModel`, `DeadlinePassed`, `PromptTooLong` or `InvalidRequest`: an
+    engine may take it for granted that every token id is inside the vocabulary.
+    """
+    if job.model != model:
+        raise UnknownModel(f"this worker serves {model!r}, not {job.model[:80]!r}")
+    if job.deadline_at is not None and now >= job.deadline_at:
+        raise DeadlinePassed(f"the deadline passed {now - job.deadline_at:.1f} s before a worker took the request")
+    num_tokens = (len(job.prompt) + len(job.output)) // 4
+    if num_tokens >= spec.max_model_len:
+        raise PromptTooLong(
+            f"{num_tokens} tokens leave no room for output: the context holds {spec.max_model_len}", param="prompt"
+        )
+    try:
+        prompt, output = unpack_u32(job.prompt), unpack_u32(job.output)
+    except Malformed as error:
+        raise InvalidRequest(str(error), param="prompt") from error
+    if not prompt:
+        raise InvalidRequest("the prompt holds no token", param="prompt")
+    highest = max(max(prompt), max(output, default=0), max(job.stopping.stop_token_ids, default=0))
+    if highest >= spec.vocab_size:
+        raise InvalidRequest(f"token id {highest} is outside the vocabulary of {spec.vocab_size}", param="prompt")
+    return EngineRequest(
+        key=key,
+        prompt=prompt.tolist(),
+        output=output.tolist(),
+        sampling=job.sampling,
+        stopping=job.stopping,
+        eos_token_ids=eos_token_ids,
+        cache_salt=job.cache_salt,
+    )
+
+
+def reason_to_end(request: EngineRequest) -> FinishReason | None:
+    """Say why the tokens of earlier attempts already complete the request, None if they do not.
+
+    A worker can die between a last token and the word that it was the last.
+    """
+    output, stopping = request.output, request.stopping
+    if output and len(output) >= stopping.min_tokens:
+        is_eos = not stopping.ignore_eos and output[-1] in request.eos_token_ids
+        if is_eos or output[-1] in stopping.stop_token_ids:
+            return "stop"
+    return "length" if len(output) >= stopping.max_tokens else None
+
+
+def _check_owner(frontend: str) -> None:
+    if slug(frontend) != frontend:
+        raise Malformed(f"frontend {frontend[:80]!r} is no subject token")

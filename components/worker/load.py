@@ -1,0 +1,64 @@
+"""I/O. The worker's heartbeat: how busy it is, every 250 ms and soon after a change."""
+
+import time
+
+import anyio
+
+from bus.codec import encode
+from bus.errors import BusUnavailable
+from bus.messages.fleet import WorkerLoad
+from bus.metrics import WORKER_FREE_BLOCKS, WORKER_RUNNING, WORKER_WAITING
+from bus.protocol import Bus
+from components.engines import Engine
+from components.worker.sequences import Sequences
+
+INTERVAL_S = 0.25
+
+MIN_INTERVAL_S = 0.05
+"""Changes that follow each other faster are told together."""
+
+
+class LoadReporter:
+    """Publishes `WorkerLoad`. A bus that is full loses reports, and the next one says all that they said."""
+
+    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, worker: str, model: str, subject: str) -> None:
+        self._bus = bus
+        self._engine = engine
+        self._sequences = sequences
+        self._worker = worker
+        self._model = model
+        self._subject = subject
+        self._changed = anyio.Event()
+
+    def note_change(self) -> None:
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            self._changed = anyio.Event()
+            self._report()
+            with anyio.move_on_after(INTERVAL_S):
+                await self._changed.wait()
+                await anyio.sleep(MIN_INTERVAL_S)
+
+    def _report(self) -> None:
+        load = self._engine.load()
+        WORKER_RUNNING.set(load.running)
+        WORKER_WAITING.set(load.waiting)
+        WORKER_FREE_BLOCKS.set(load.free_blocks)
+        report = WorkerLoad(
+            worker=self._worker,
+            model=self._model,
+            running=load.running,
+            waiting=load.waiting,
+            free_blocks=load.free_blocks,
+            num_blocks=self._engine.spec.num_blocks,
+            prefill_tokens=load.prefill_tokens,
+            step_s=self._sequences.last_step_s,
+            at=time.time(),
+        )
+        try:
+            self._bus.publish(self._subject, encode(report))
+        except BusUnavailable:
+            pass

@@ -1,0 +1,91 @@
+"""Pure. What one frontend is still to be told: columns of tokens, and who was accepted, finished or failed."""
+
+from array import array
+from bisect import bisect_left
+
+from bus.messages.base import pack_u32
+from bus.messages.inference import Accepted, Failed, Finished, StepBatch, TokenLogprobs
+
+MAX_BATCH_ROWS = 2048
+"""Rows of one message: with 20 logprobs each they stay below the 1 MiB that a plain nats-server lets through."""
+
+MAX_ROWS = 65_536
+"""Rows kept while the broker is away; what a frontend would get late beyond that is not worth keeping."""
+
+
+class Outbox:
+    """Collects what steps bring for `frontend` until it goes out, in the order in which it must be read."""
+
+    def __init__(self, frontend: str) -> None:
+        self.frontend = frontend
+        self.tickets: array[int] = array("I")
+        self.offsets: array[int] = array("I")
+        self.tokens: array[int] = array("I")
+        self.accepted: list[Accepted] = []
+        self.finished: list[Finished] = []
+        self.failed: list[Failed] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self._logprob_rows: list[int] = []
+        self.num_sent = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.tickets or self.accepted or self.finished or self.failed)
+
+    @property
+    def is_overfull(self) -> bool:
+        return len(self.tickets) > MAX_ROWS
+
+    def append(self, ticket: int, offset: int, token: int) -> None:
+        """Add one row."""
+        self.tickets.append(ticket)
+        self.offsets.append(offset)
+        self.tokens.append(token)
+
+    def add_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Add the log-probabilities of the row that was appended last."""
+        self.logprobs.append(logprobs)
+        self._logprob_rows.append(len(self.tickets) - 1)
+
+    def next_batch(self, worker: str) -> StepBatch:
+        """Return the next message, of at most `MAX_BATCH_ROWS` rows; it stays here until `mark_sent`."""
+        rows = slice(0, MAX_BATCH_ROWS)
+        is_last = len(self.tickets) <= MAX_BATCH_ROWS
+        return StepBatch(
+            worker=worker,
+            seq=self.num_sent,
+            tickets=pack_u32(self.tickets[rows]),
+            offsets=pack_u32(self.offsets[rows]),
+            tokens=pack_u32(self.tokens[rows]),
+            accepted=self.accepted,
+            finished=self.finished if is_last else [],
+            failed=self.failed if is_last else [],
+            logprobs=self.logprobs[: bisect_left(self._logprob_rows, MAX_BATCH_ROWS)],
+        )
+
+    def mark_sent(self) -> None:
+        """Forget what the last `next_batch` held."""
+        self.num_sent += 1
+        rows = slice(0, MAX_BATCH_ROWS)
+        self.accepted = []
+        if len(self.tickets) <= MAX_BATCH_ROWS:
+            self.finished, self.failed = [], []
+        if self.logprobs:
+            num_sent = bisect_left(self._logprob_rows, MAX_BATCH_ROWS)
+            del self.logprobs[:num_sent]
+            self._logprob_rows = [row - MAX_BATCH_ROWS for row in self._logprob_rows[num_sent:]]
+        del self.tickets[rows], self.offsets[rows], self.tokens[rows]
+
+    def tickets_inside(self) -> set[int]:
+        """Return every ticket of which something waits here."""
+        waiting = set(self.tickets)
+        waiting.update(entry.ticket for entry in self.accepted)
+        waiting.update(entry.ticket for entry in self.finished)
+        return waiting
+
+    def give_up(self, tickets: set[int], code: str, message: str) -> None:
+        """Replace all that waits by one retryable failure for each of `tickets`."""
+        self.failed = [entry for entry in self.failed if entry.ticket not in tickets]
+        self.failed += [Failed(ticket, code, message, True) for ticket in sorted(tickets)]
+        del self.tickets[:], self.offsets[:], self.tokens[:]
+        self.accepted, self.finished, self.logprobs, self._logprob_rows = [], [], [], []

@@ -1,0 +1,213 @@
+"""I/O. The attempts in the engine, from acceptance to their last row: the per-token path of a worker."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import anyio
+import structlog
+
+from bus.messages.inference import Accepted, Failed, Finished, GenerateJob, TokenLogprobs
+from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
+from components.engines import Engine, EngineRequest, Step
+from components.worker.ledger import Attempt, Ledger
+from components.worker.publish import EventPublisher, Publisher
+from components.worker.slots import Slots
+
+TELL_AFTER_S = 0.005
+"""What is not a token (accepted, refused) waits so long for a step to go with: a burst costs one message."""
+
+RETRY_AFTER_S = 0.02
+"""When to try again after the bus took no more."""
+
+log = structlog.get_logger()
+_ended = {reason: WORKER_SEQUENCES.labels(reason) for reason in ("stop", "length", "abort", "cancelled", "handed_back")}
+
+
+class Sequences:
+    """Ties the engine's keys to owners and tickets, and tells the owners.
+
+    All calls are made in the event loop and none waits. `on_change` is called when slots came free, once a step.
+    """
+
+    def __init__(
+        self, engine: Engine, publisher: Publisher, events: EventPublisher, slots: Slots, on_change: Callable[[], None]
+    ) -> None:
+        self.ledger = Ledger()
+        self.slots = slots
+        self.publisher = publisher
+        self.last_step_s = 0.0
+        self._engine = engine
+        self._events = events
+        self._on_change = on_change
+        self._next_key = 0
+        self._is_flush_due = False
+        self._became_idle = anyio.Event()
+
+    def next_key(self) -> int:
+        self._next_key += 1
+        return self._next_key
+
+    def accept(self, job: GenerateJob, request: EngineRequest) -> None:
+        """Put a request into the engine and tell its owner soon; raises what `Engine.submit` raises."""
+        self._engine.submit(request)
+        outbox = self.publisher.outbox(job.frontend)
+        offset = len(request.output)
+        self.ledger.add(
+            Attempt(
+                key=request.key,
+                ticket=job.ticket,
+                outbox=outbox,
+                offset=offset,
+                request_id=job.request_id,
+                num_prompt_tokens=len(request.prompt),
+                first_offset=offset,
+                accepted_at=time.monotonic(),
+            )
+        )
+        self.slots.take()
+        outbox.accepted.append(Accepted(job.ticket))
+        self.flush_soon()
+
+    def on_step(self, step: Step) -> None:
+        """Send the rows of one engine step to their owners."""
+        now = time.monotonic()
+        if step.logprobs:
+            self._append_with_logprobs(step, now)
+        else:
+            live = self.ledger.live
+            for key, token in zip(step.keys, step.tokens, strict=True):
+                attempt = live[key]
+                outbox = attempt.outbox
+                outbox.tickets.append(attempt.ticket)
+                outbox.offsets.append(attempt.offset)
+                outbox.tokens.append(token)
+                attempt.offset += 1
+                if not attempt.first_token_at:
+                    attempt.first_token_at = now
+        for ended in step.ended:
+            attempt = self._end(ended.key, now)
+            attempt.outbox.finished.append(
+                Finished(attempt.ticket, ended.num_tokens, ended.reason, ended.cached_tokens)
+            )
+            _ended[ended.reason].inc()
+            log.info(
+                "sequence.finished",
+                request_id=attempt.request_id,
+                reason=ended.reason,
+                prompt_tokens=attempt.num_prompt_tokens,
+                tokens=attempt.offset - attempt.first_offset,
+                cached_tokens=ended.cached_tokens,
+                queue_s=round((attempt.first_token_at or now) - attempt.accepted_at, 4),
+                duration_s=round(now - attempt.accepted_at, 4),
+            )
+        self.flush()
+        if events := self._engine.take_events():
+            self._events.publish(events)
+        self.last_step_s = step.stats.duration_s
+        WORKER_STEP_SECONDS.observe(step.stats.duration_s)
+        WORKER_TOKENS.inc(len(step.tokens))
+        if step.ended:
+            self._on_change()
+
+    def finish_at_once(self, job: GenerateJob, finished: Finished) -> None:
+        """Tell the owner of a job that earlier attempts completed already."""
+        self.publisher.outbox(job.frontend).finished.append(finished)
+        self.flush_soon()
+
+    def refuse(self, job: GenerateJob, code: str, message: str, *, is_retryable: bool) -> None:
+        """Tell the owner that its job does not start here."""
+        failed = Failed(job.ticket, code, message[:500], is_retryable)
+        self.publisher.outbox(job.frontend).failed.append(failed)
+        self.flush_soon()
+
+    def cancel(self, owner: str, tickets: Iterable[int]) -> None:
+        """Stop working on these tickets of `owner`, untold; those that are not here never start."""
+        now = time.monotonic()
+        for ticket in tickets:
+            attempt = self.ledger.cancel(owner, ticket, now)
+            if attempt is not None:
+                self._abort(attempt, "cancelled")
+        self._on_change()
+
+    def abandon(self, owner: str) -> int:
+        """Stop working for an owner that is gone; return how many attempts that ended."""
+        attempts = self.ledger.of_owner(owner)
+        self.cancel(owner, [attempt.ticket for attempt in attempts])
+        self.publisher.forget(owner)
+        return len(attempts)
+
+    def hand_back(self, code: str, message: str) -> int:
+        """Give every attempt back to its owner for another worker; return how many there were."""
+        now = time.monotonic()
+        attempts = list(self.ledger.live.values())
+        for attempt in attempts:
+            self.ledger.end(attempt.key, now)
+            self._abort(attempt, "handed_back")
+            attempt.outbox.failed.append(Failed(attempt.ticket, code, message, True))
+        self.flush()
+        self._on_change()
+        return len(attempts)
+
+    async def wait_idle(self) -> None:
+        """Wait until no attempt is live."""
+        while self.ledger.live:
+            self._became_idle = anyio.Event()
+            await self._became_idle.wait()
+
+    def flush_soon(self, delay_s: float = TELL_AFTER_S) -> None:
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            asyncio.get_running_loop().call_later(delay_s, self._flush_due)
+
+    def flush(self) -> bool:
+        """Send what waits; what the bus does not take is tried again, and given up when it becomes too much."""
+        if self.publisher.flush():
+            return True
+        for outbox in list(self.publisher.outboxes.values()):
+            if outbox.is_overfull:
+                self._give_up(outbox.frontend)
+        self.flush_soon(RETRY_AFTER_S)
+        return False
+
+    def _flush_due(self) -> None:
+        self._is_flush_due = False
+        self.flush()
+
+    def _give_up(self, owner: str) -> None:
+        outbox = self.publisher.outbox(owner)
+        attempts = self.ledger.of_owner(owner)
+        tickets = outbox.tickets_inside() | {attempt.ticket for attempt in attempts}
+        self.cancel(owner, [attempt.ticket for attempt in attempts])
+        outbox.give_up(tickets, "bus_unavailable", "the worker could not send what it computed")
+        log.warning("sequences.given_up", frontend=owner, num_sequences=len(tickets))
+
+    def _append_with_logprobs(self, step: Step, now: float) -> None:
+        by_row = {entry.row: entry for entry in step.logprobs}
+        for row, (key, token) in enumerate(zip(step.keys, step.tokens, strict=True)):
+            attempt = self.ledger.live[key]
+            outbox = attempt.outbox
+            outbox.append(attempt.ticket, attempt.offset, token)
+            if entry := by_row.get(row):
+                outbox.add_logprobs(
+                    TokenLogprobs(attempt.ticket, attempt.offset, entry.logprob, entry.top_ids, entry.top_logprobs)
+                )
+            attempt.offset += 1
+            attempt.first_token_at = attempt.first_token_at or now
+
+    def _end(self, key: int, now: float) -> Attempt:
+        attempt = self.ledger.end(key, now)
+        if attempt is None:
+            raise RuntimeError(f"the engine ended sequence {key}, which does not live here")
+        self._release()
+        return attempt
+
+    def _abort(self, attempt: Attempt, outcome: str) -> None:
+        self._engine.abort(attempt.key)
+        _ended[outcome].inc()
+        self._release()
+
+    def _release(self) -> None:
+        self.slots.release()
+        if not self.ledger.live:
+            self._became_idle.set()
