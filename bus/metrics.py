@@ -28,6 +28,15 @@ MALFORMED_MESSAGES = Counter(
 )
 """`family` is the second token of the subject (`out`, `work`, ...), `other` where it is none of ours."""
 
+BUS_HANDLER_ERRORS = Counter(
+    "busway_bus_handler_errors",
+    "Exceptions that handlers of messages raised.",
+    ["family"],
+    registry=REGISTRY,
+)
+
+BUS_RECONNECTS = Counter("busway_bus_reconnects", "Connections that replaced a lost one.", registry=REGISTRY)
+
 # Components
 
 COMPONENT_MESSAGES = Counter(

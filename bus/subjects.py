@@ -83,9 +83,18 @@ class Subjects(msgspec.Struct, frozen=True):
         """Messages that could not be handled."""
         return f"{self.namespace}.dead.v1.{stream}"
 
+    def family(self, subject: str) -> str:
+        """Return the family of a subject or filter for logs and metrics: one of `FAMILIES`, or `other`."""
+        tokens = subject.split(".", 2)
+        return tokens[1] if len(tokens) > 1 and tokens[0] == self.namespace and tokens[1] in FAMILIES else "other"
+
     def parse(self, subject: str) -> Address:
         """Take a subject of this namespace apart; raise `Malformed` for any other."""
         parts = subject.split(".")
         if len(parts) < 4 or parts[0] != self.namespace or parts[2] != "v1":
             raise Malformed(f"{subject!r} is no subject of namespace {self.namespace!r}")
         return Address(parts[1], tuple(parts[3:]))
+
+
+FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "load", "usage", "dead"})
+"""The closed set of families, fit for labels."""
