@@ -1,0 +1,1 @@
+"""Measure what a running system costs: CPU per streamed token and per request, process by process."""
