@@ -14,10 +14,13 @@ from bus.errors import BadConfig
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, RequestUsage, StepBatch
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
+from bus.streams import key_prefix
 from bus.subjects import Subjects
 
 CORE = "core"
 """Carried by core NATS: at most once, kept nowhere."""
+RESERVED = "none yet"
+"""The name is taken; nobody sends there so far."""
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +29,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     pattern: str
     """Subject or key without the namespace; `{x}` stands for one token."""
     carrier: str
-    """`core`, `stream NAME` or `bucket NAME`."""
+    """`core`, `stream NAME`, `bucket NAME` or `none yet`."""
     sender: str
     receiver: str
     messages: tuple[type[msgspec.Struct], ...] = ()
@@ -58,7 +61,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.req("{model}", "{class}", "{tenant}")),  # type: ignore[arg-type]
-        carrier="stream REQ",
+        carrier=RESERVED,
         sender="frontend",
         receiver="router",
         messages=(GenerateJob,),
@@ -90,7 +93,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.kv("{model}", "{worker}")),
-        carrier="stream KV",
+        carrier=CORE,
         sender="worker",
         receiver="router, observers",
         messages=(KvBatch,),
@@ -147,23 +150,17 @@ CHANNELS: tuple[Channel, ...] = (
     ),
 )
 
-KEY_VALUE = "$KV."
-"""What the broker puts before the subject of a bucket's key."""
 
-
-def channel_of(subject: str, namespace: str) -> Channel | None:
-    """Return the channel of a subject (of a bucket's key too, as `$KV.{bucket}.{key}`), None for foreign ones."""
-    if subject.startswith(KEY_VALUE):
-        bucket, _, key = subject.removeprefix(KEY_VALUE).partition(".")
-        carrier = f"bucket {bucket.removeprefix(f'{namespace}_')}"
-        return next((c for c in CHANNELS if c.carrier == carrier and c.family == key.partition(".")[0]), None)
-    relative = subject.removeprefix(f"{namespace}.")
-    if relative == subject:
-        return None
-    num_tokens = relative.count(".")
+def channel_of(subject: str, subjects: Subjects) -> Channel | None:
+    """Return the channel of a subject, or of a bucket's key by the key's subject; None for foreign ones."""
     for channel in CHANNELS:
-        head = channel.pattern.partition("{")[0]
-        if not _is_key(channel) and relative.startswith(head) and channel.pattern.count(".") == num_tokens:
+        if channel.carrier.startswith("bucket "):
+            prefix = key_prefix(subjects, channel.carrier.removeprefix("bucket "))
+        else:
+            prefix = f"{subjects.namespace}."
+        head = prefix + channel.pattern.partition("{")[0]
+        num_dots = prefix.count(".") + channel.pattern.count(".")
+        if subject.startswith(head) and subject.count(".") == num_dots:
             return channel
     return None
 
@@ -201,7 +198,3 @@ def markdown_table() -> str:
         cells = [f"`{channel.pattern}`", channel.carrier, f"{channel.sender} → {channel.receiver}", messages]
         lines.append(f"| {' | '.join(cells)} | {channel.purpose} |")
     return "\n".join(lines)
-
-
-def _is_key(channel: Channel) -> bool:
-    return channel.carrier.startswith("bucket ")

@@ -63,7 +63,7 @@ class ComponentRunner:
         self._component = spec.create(settings)
         self._codec = Codec[Any](spec.message_type)
         self._filter = f"{bus.subjects.namespace}.{spec.subject}"
-        self._family = spec.subject.partition(".")[0]
+        self._family = bus.subjects.family(self._filter)
         self._stream = find_stream(spec, streams) if spec.durable else ""
         self._log = structlog.get_logger().bind(component=spec.name)
         self._stopping = anyio.Event()

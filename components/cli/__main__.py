@@ -1,0 +1,5 @@
+"""I/O. `python -m components.cli` is `busway`."""
+
+from components.cli.entry import main
+
+raise SystemExit(main())

@@ -1,0 +1,46 @@
+"""Pure. Which processes make a system, and how each is started."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bus.config import Config
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the system, as it is started and started again."""
+
+    name: str
+    role: str
+    argv: tuple[str, ...]
+
+
+def plan_parts(config: Config, config_file: Path, nats_argv: tuple[str, ...] | None) -> list[Part]:
+    """Return all parts in the order in which they start; they stop in the opposite order of roles."""
+    parts = [Part(name="nats", role="nats", argv=nats_argv)] if nats_argv else []
+    worker = _busway("worker", config_file)
+    parts += [Part(name=f"worker-{number}", role="worker", argv=worker) for number in range(config.up.workers)]
+    for number, port in enumerate(frontend_ports(config)):
+        argv = _busway("frontend", config_file, "--set", f"frontend.port={port}")
+        parts.append(Part(name=f"frontend-{number}", role="frontend", argv=argv))
+    return parts
+
+
+def plan_spare(config: Config, config_file: Path) -> Part | None:
+    """Return the worker that stands by, or None where a fresh start is quick enough.
+
+    Importing torch takes 2 s; a process that has it already serves 0.3 s after another's death.
+    """
+    if config.worker.engine != "torch":
+        return None
+    return Part(name="spare", role="spare", argv=_busway("worker", config_file, "--spare"))
+
+
+def frontend_ports(config: Config) -> list[int]:
+    """Return the port of each frontend: `frontend.port` and those after it."""
+    return [config.frontend.port + number for number in range(config.up.frontends)]
+
+
+def _busway(command: str, config_file: Path, *options: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "components.cli", command, "--config", str(config_file), *options)

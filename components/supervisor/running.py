@@ -1,0 +1,99 @@
+"""I/O. What runs in a state directory: kept by `busway up`, read by every command beside it."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from components.supervisor.errors import CannotStart
+
+
+class RunningProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the running system."""
+
+    name: str
+    role: str
+    """`nats`, `frontend`, `worker`; `spare` is a worker that waits for another's death."""
+    pid: int
+
+
+class RunningSystem(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `up.json`."""
+
+    namespace: str
+    url: str
+    """Of the first frontend, without a path."""
+    nats_url: str
+    pid: int
+    """Of the supervisor."""
+    processes: list[RunningProcess] = []
+
+
+def write_running(state_dir: Path, system: RunningSystem) -> None:
+    """Replace `up.json` in one step."""
+    fresh = state_dir / "up.json.new"
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(system), indent=2) + b"\n")
+    fresh.replace(state_dir / "up.json")
+
+
+def read_running(state_dir: Path) -> RunningSystem | None:
+    """Return what runs in `state_dir`, or None; what a dead supervisor left behind does not count."""
+    if not is_held(state_dir):
+        return None
+    try:
+        return msgspec.json.decode((state_dir / "up.json").read_bytes(), type=RunningSystem)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+@contextmanager
+def hold(state_dir: Path) -> Iterator[None]:
+    """Be the only supervisor of `state_dir`; raise `CannotStart` when there is one.
+
+    The kernel drops the lock with its holder, however that ends, so a lock is never stale.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            _lock(descriptor)
+        except BlockingIOError:
+            running = read_running(state_dir)
+            where = f" at {running.url}, process {running.pid}" if running else ""
+            raise CannotStart(
+                f"a system runs in {state_dir} already{where}",
+                "busway chat, or `busway down` to stop it, or --set state_dir=.busway-2 for another beside it",
+            ) from None
+        yield
+        (state_dir / "up.json").unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def is_held(state_dir: Path) -> bool:
+    """Say whether a supervisor holds `state_dir`."""
+    try:
+        descriptor = os.open(state_dir / "up.lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock; a reader that looks at it just now (`is_held`) is gone a moment later."""
+    for _ in range(5):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+    return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
