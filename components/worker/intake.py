@@ -11,9 +11,7 @@ from bus.messages.fleet import DeadLetter
 from bus.messages.inference import Finished, GenerateJob
 from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
 from bus.protocol import Bus, Delivery, Incoming, Pull
-from components.engines import EngineSpec
-from components.worker.jobs import make_request, read_cancel, read_job, reason_to_end
-from components.worker.model import Model
+from components.worker.jobs import Served, make_request, read_cancel, read_job, reason_to_end
 from components.worker.sequences import Sequences
 
 MAX_DELIVER = 20
@@ -29,13 +27,10 @@ _jobs = {outcome: WORKER_JOBS.labels(outcome) for outcome in ("accepted", "repea
 class Intake:
     """Takes jobs as slots are free: a job is acked when the engine has it, or when its owner knows why not."""
 
-    def __init__(
-        self, bus: Bus, sequences: Sequences, model: Model, spec: EngineSpec, on_change: Callable[[], None]
-    ) -> None:
+    def __init__(self, bus: Bus, sequences: Sequences, served: Served, on_change: Callable[[], None]) -> None:
         self._bus = bus
         self._sequences = sequences
-        self._model = model
-        self._spec = spec
+        self._served = served
         self._on_change = on_change
         self._pulls: Sequence[Pull] = ()
         self._warned: set[str] = set()
@@ -86,9 +81,7 @@ class Intake:
         try:
             if not has_slot:
                 raise EngineBusy(f"all {sequences.slots.total} slots are taken", delay_s=_backoff_s(delivery))
-            request = make_request(
-                job, sequences.next_key(), self._model.name, self._spec, self._model.eos_token_ids, time.time()
-            )
+            request = make_request(job, sequences.next_key(), self._served, time.time())
             if reason := reason_to_end(request):
                 sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))
             else:

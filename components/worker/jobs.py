@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from bus.codec import Codec, codec
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import unpack_u32
 from bus.messages.inference import Cancel, FinishReason, GenerateJob
 from bus.subjects import slug
-from components.engines import EngineRequest, EngineSpec
+from components.engines import EngineRequest
 
 MAX_CANCELLED = 16_384
 """Tickets of one cancel message."""
@@ -33,22 +35,29 @@ def read_cancel(payload: bytes) -> tuple[str, Sequence[int]]:
     return cancel.frontend, tickets
 
 
-def make_request(
-    job: GenerateJob, key: int, model: str, spec: EngineSpec, eos_token_ids: frozenset[int], now: float
-) -> EngineRequest:
+class Served(msgspec.Struct, frozen=True):
+    """What jobs are held against."""
+
+    model: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+def make_request(job: GenerateJob, key: int, served: Served, now: float) -> EngineRequest:
     """Return what the engine is to do for `job`, under the worker's number `key`.
 
     `now` is in unix seconds. Raises `UnknownModel`, `DeadlinePassed`, `PromptTooLong` or `InvalidRequest`: an
     engine may take it for granted that every token id is inside the vocabulary.
     """
-    if job.model != model:
-        raise UnknownModel(f"this worker serves {model!r}, not {job.model[:80]!r}")
+    if job.model != served.model:
+        raise UnknownModel(f"this worker serves {served.model!r}, not {job.model[:80]!r}")
     if job.deadline_at is not None and now >= job.deadline_at:
         raise DeadlinePassed(f"the deadline passed {now - job.deadline_at:.1f} s before a worker took the request")
     num_tokens = (len(job.prompt) + len(job.output)) // 4
-    if num_tokens >= spec.max_model_len:
+    if num_tokens >= served.max_model_len:
         raise PromptTooLong(
-            f"{num_tokens} tokens leave no room for output: the context holds {spec.max_model_len}", param="prompt"
+            f"{num_tokens} tokens leave no room for output: the context holds {served.max_model_len}", param="prompt"
         )
     try:
         prompt, output = unpack_u32(job.prompt), unpack_u32(job.output)
@@ -56,16 +65,16 @@ def make_request(
         raise InvalidRequest(str(error), param="prompt") from error
     if not prompt:
         raise InvalidRequest("the prompt holds no token", param="prompt")
-    highest = max(max(prompt), max(output, default=0), max(job.stopping.stop_token_ids, default=0))
-    if highest >= spec.vocab_size:
-        raise InvalidRequest(f"token id {highest} is outside the vocabulary of {spec.vocab_size}", param="prompt")
+    highest = max(max(ids, default=0) for ids in (prompt, output, job.stopping.stop_token_ids))
+    if highest >= served.vocab_size:
+        raise InvalidRequest(f"token id {highest} is outside the vocabulary of {served.vocab_size}", param="prompt")
     return EngineRequest(
         key=key,
         prompt=prompt.tolist(),
         output=output.tolist(),
         sampling=job.sampling,
         stopping=job.stopping,
-        eos_token_ids=eos_token_ids,
+        eos_token_ids=served.eos_token_ids,
         cache_salt=job.cache_salt,
     )
 

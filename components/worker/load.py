@@ -9,6 +9,7 @@ from bus.errors import BusUnavailable
 from bus.messages.fleet import WorkerLoad
 from bus.metrics import WORKER_FREE_BLOCKS, WORKER_RUNNING, WORKER_WAITING
 from bus.protocol import Bus
+from bus.subjects import slug
 from components.engines import Engine
 from components.worker.sequences import Sequences
 
@@ -21,13 +22,13 @@ MIN_INTERVAL_S = 0.05
 class LoadReporter:
     """Publishes `WorkerLoad`. A bus that is full loses reports, and the next one says all that they said."""
 
-    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, worker: str, model: str, subject: str) -> None:
+    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, worker: str, model: str) -> None:
         self._bus = bus
         self._engine = engine
         self._sequences = sequences
         self._worker = worker
         self._model = model
-        self._subject = subject
+        self._subject = bus.subjects.load(slug(model), worker)
         self._changed = anyio.Event()
 
     def note_change(self) -> None:

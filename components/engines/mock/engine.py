@@ -1,0 +1,157 @@
+"""I/O (of time only). An engine whose steps take as long as a model says and whose tokens an oracle knows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from bus.config import Config, MockConfig
+from bus.errors import BadConfig, PromptTooLong
+from bus.messages.kv import KvEvent
+from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines.mock.oracle import MASK, STRIDE, plain_ids, prompt_seed
+from components.engines.mock.timing import step_seconds
+from components.engines.torch.pool import BlockPool
+from components.engines.torch.scheduler import Plan, Scheduler
+from components.engines.torch.sequence import Sequence
+
+
+class _MockSequence(Sequence):
+    """A sequence that carries the state of its oracle: `mock_token` of the next offset without the multiplication."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, request: EngineRequest, *, model: str, max_model_len: int) -> None:
+        super().__init__(request, model=model, max_model_len=max_model_len)
+        self.state = prompt_seed(request.prompt) + len(request.output) * STRIDE & MASK
+
+
+class MockEngine:
+    """Implements `components.engines.Engine` without computing anything.
+
+    Time passes by `anyio.sleep` alone, so that a clock of the event loop's own choosing drives it. Steps that take no
+    time still let the event loop turn once each.
+    """
+
+    def __init__(self, config: MockConfig, *, model: str, vocab_size: int) -> None:
+        if config.max_batch_tokens < config.max_running:
+            raise BadConfig("mock.max_batch_tokens must be at least mock.max_running: one token for each sequence")
+        self.spec = EngineSpec(
+            name="mock",
+            max_model_len=config.max_model_len,
+            max_running=config.max_running,
+            block_size=config.block_size,
+            num_blocks=config.num_blocks,
+            vocab_size=vocab_size,
+        )
+        self._config = config
+        self._model = model
+        self._ids = plain_ids(vocab_size)
+        self._pool = BlockPool(config.num_blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=config.block_size,
+            max_running=config.max_running,
+            max_batch_tokens=config.max_batch_tokens,
+        )
+        self._is_stepping = False
+        self._aborted: set[int] = set()
+        self._has_work = anyio.Event()
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a sequence; raise `PromptTooLong` if the context or all blocks together cannot hold it."""
+        sequence = _MockSequence(request, model=self._model, max_model_len=self.spec.max_model_len)
+        room = min(self.spec.max_model_len, self.spec.num_blocks * self.spec.block_size)
+        if len(sequence.tokens) >= self.spec.max_model_len or sequence.max_length > room:
+            raise PromptTooLong(f"{sequence.max_length} tokens do not fit: there is room for {room}", param="prompt")
+        self._scheduler.add(sequence)
+        self._has_work.set()
+
+    def abort(self, key: int) -> None:
+        """Forget a sequence in any state; inside a step it is only marked, the plan refers to it."""
+        if self._is_stepping:
+            self._aborted.add(key)
+        else:
+            self._scheduler.abort(key)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            free_blocks=self._pool.num_available,
+            prefill_tokens=self._scheduler.prefill_tokens,
+        )
+
+    def take_events(self) -> list[KvEvent]:
+        return self._pool.take_events()
+
+    async def run(self, on_step: Callable[[Step], None]) -> None:
+        """Step while there is work, until cancelled. A step starts when the one before it ended, not when its
+        outcome was handled: handling takes no simulated time unless it takes longer than the step itself."""
+        free_at = anyio.current_time()
+        while True:
+            if not (self._scheduler.running or self._scheduler.waiting):
+                self._has_work = anyio.Event()
+                await self._has_work.wait()
+                free_at = anyio.current_time()
+            plan = self._scheduler.schedule()
+            stats = self._price(plan)
+            free_at = max(free_at, anyio.current_time() - stats.duration_s) + stats.duration_s
+            self._is_stepping = True
+            await anyio.sleep(max(0.0, free_at - anyio.current_time()))
+            self._is_stepping = False
+            on_step(self._finish(plan, stats))
+
+    def _price(self, plan: Plan) -> StepStats:
+        prefill_tokens = sum(chunk.count for chunk in plan.prefill)
+        kv_tokens = sum([sequence.num_computed for sequence in plan.decode])
+        return StepStats(
+            duration_s=step_seconds(self._config, prefill_tokens, len(plan.decode), kv_tokens),
+            prefill_tokens=prefill_tokens,
+            prefill_requests=len(plan.prefill),
+            decode_requests=len(plan.decode),
+            kv_tokens=kv_tokens,
+            preemptions=plan.num_preempted,
+        )
+
+    def _finish(self, plan: Plan, stats: StepStats) -> Step:
+        sampling = plan.sampling
+        tokens = self._sample(sampling)
+        outcomes = self._scheduler.finish(plan, tokens, frozenset())
+        keys = [sequence.key for sequence in sampling]
+        if self._aborted:
+            for key in self._aborted:
+                self._scheduler.abort(key)
+            rows = [(key, token) for key, token in zip(keys, tokens, strict=True) if key not in self._aborted]
+            keys, tokens = [key for key, _ in rows], [token for _, token in rows]
+            outcomes = [outcome for outcome in outcomes if outcome.sequence.key not in self._aborted]
+            self._aborted.clear()
+        ended = [
+            Ended(outcome.sequence.key, outcome.reason, outcome.sequence.num_output, outcome.sequence.cached_tokens)
+            for outcome in outcomes
+        ]
+        return Step(keys, tokens, ended, [], stats)
+
+    def _sample(self, sampling: list[Sequence]) -> list[int]:
+        first, num_ids = self._ids.start, len(self._ids)
+        tokens = []
+        for sequence in sampling:
+            assert isinstance(sequence, _MockSequence)
+            state = sequence.state
+            token = first + (state >> 33) % num_ids
+            sequence.state = state + STRIDE & MASK
+            if sequence.request.stopping.min_tokens and token in (banned := sequence.banned_ids):
+                token = next(other for other in self._ids if other not in banned)
+            tokens.append(token)
+        return tokens
+
+
+class _ModelConfig(msgspec.Struct):
+    vocab_size: int
+
+
+def load_engine(config: Config, directory: Path, *, model: str) -> MockEngine:
+    """Return an engine with the vocabulary of the model in `directory`, of which it reads config.json alone."""
+    shape = msgspec.json.decode((directory / "config.json").read_bytes(), type=_ModelConfig)
+    return MockEngine(config.mock, model=model, vocab_size=shape.vocab_size)

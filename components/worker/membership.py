@@ -1,0 +1,60 @@
+"""I/O. A worker's place in the registry: its own card, its model's card, and the files that the latter names."""
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bus.config import WorkerConfig
+from bus.messages.fleet import ModelCard, WorkerCard
+from bus.protocol import Bus
+from bus.registry import keep_card
+from bus.subjects import slug
+from bus.version import VERSION
+from components.engines import EngineSpec
+from components.worker.model import Model
+
+CARD_TTL_S = 10
+
+
+@asynccontextmanager
+async def join_pool(bus: Bus, worker: str, model: Model, spec: EngineSpec, config: WorkerConfig) -> AsyncIterator[None]:
+    """Be in the registry while the context is open; a broker that lost its data gets everything again."""
+    files = await _put_files(bus, model)
+
+    async def restore() -> None:
+        await _put_files(bus, model)
+
+    bus.on_reconnect(restore)
+    model_card = ModelCard(
+        model=model.name,
+        max_model_len=spec.max_model_len,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=sorted(model.eos_token_ids),
+        files=files,
+        created_at=time.time(),
+    )
+    worker_card = WorkerCard(
+        worker=worker,
+        model=model.name,
+        engine=spec.name,
+        roles=list(config.roles),
+        slots=config.slots,
+        block_size=spec.block_size,
+        num_blocks=spec.num_blocks,
+        max_model_len=spec.max_model_len,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=VERSION,
+        started_at=time.time(),
+    )
+    async with (
+        keep_card(bus, f"model.{slug(model.name)}", model_card, ttl_s=CARD_TTL_S),
+        keep_card(bus, f"worker.{worker}", worker_card, ttl_s=CARD_TTL_S),
+    ):
+        yield
+
+
+async def _put_files(bus: Bus, model: Model) -> dict[str, str]:
+    return {name: await bus.put_blob(data) for name, data in model.files.items()}

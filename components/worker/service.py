@@ -1,0 +1,183 @@
+"""I/O. The worker process: from a model directory to a place in the pool, and out of it without losing a request."""
+
+import importlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol, cast
+
+import anyio
+import structlog
+
+from bus.config import Config
+from bus.connection import open_bus
+from bus.errors import BusUnavailable, EngineDied
+from bus.lifecycle import serve
+from bus.messages.inference import LATENCY_CLASSES, LatencyClass, Role
+from bus.protocol import Bus, ConsumerSpec
+from bus.registry import new_id
+from bus.subjects import ANY_WORKER, Subjects, slug
+from components.engines import Engine
+from components.worker.intake import MAX_DELIVER, Intake
+from components.worker.jobs import Served
+from components.worker.load import LoadReporter
+from components.worker.membership import join_pool
+from components.worker.model import Model, read_model
+from components.worker.owners import OwnerWatch
+from components.worker.publish import EventPublisher, Publisher
+from components.worker.sequences import Sequences
+from components.worker.slots import Slots
+
+ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
+"""Packages with `load_engine`; only the one that is asked for is imported."""
+
+FAREWELL_S = 2.0
+"""Bound on telling the owners of unfinished sequences."""
+
+log = structlog.get_logger()
+
+
+class _EngineModule(Protocol):
+    def load_engine(self, config: Config, directory: Path, *, model: str) -> Engine: ...
+
+
+async def run_worker(config: Config) -> None:
+    """Load the engine, join the pool, and work until SIGTERM and drained.
+
+    Raises `BadConfig`, `BusUnavailable` or `StreamMismatch` at the start, `EngineDied` later.
+    """
+    started_at = time.monotonic()
+    model = await anyio.to_thread.run_sync(read_model, config.worker)
+    engine = await anyio.to_thread.run_sync(load_engine, config, model)
+    log.info(
+        "engine.loaded",
+        engine=engine.spec.name,
+        model=model.name,
+        num_blocks=engine.spec.num_blocks,
+        duration_s=round(time.monotonic() - started_at, 3),
+    )
+    worker = new_id("w")
+    async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
+        await bus.ensure()
+        await serve(Worker(config, bus, engine, model, worker))
+
+
+def load_engine(config: Config, model: Model) -> Engine:
+    """Import the configured engine and load the model; blocks for as long as that takes."""
+    module = cast(_EngineModule, importlib.import_module(ENGINES[config.worker.engine]))
+    return module.load_engine(config, model.directory, model=model.name)
+
+
+class Worker:
+    """One engine in the pool of one model: a component for `bus.lifecycle.serve`."""
+
+    def __init__(self, config: Config, bus: Bus, engine: Engine, model: Model, worker: str) -> None:
+        self._config = config.worker
+        self._bus = bus
+        self._engine = engine
+        self._model = model
+        self._worker = worker
+        self._lanes: list[tuple[Role, LatencyClass]] = [
+            (role, latency_class) for role in config.worker.roles for latency_class in LATENCY_CLASSES
+        ]
+        spec = engine.spec
+        self._sequences = Sequences(
+            engine,
+            Publisher(bus, worker),
+            EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), worker, time.time_ns()),
+            Slots(config.worker.slots, len(self._lanes)),
+            self._on_change,
+        )
+        served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
+        self._intake = Intake(bus, self._sequences, served, self._on_change)
+        self._reporter = LoadReporter(bus, engine, self._sequences, worker, model.name)
+        self._owners = OwnerWatch(bus, self._sequences)
+        self._stopping = anyio.Event()
+        self._failure: Exception | None = None
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until `stop`, then drain: finish what runs within `grace_s`, hand the rest back to its owners.
+
+        Raises `EngineDied` when the engine stopped by itself, after every owner was told.
+        """
+        async with anyio.create_task_group() as tasks:
+            for work in (self._run_engine, self._reporter.run, self._owners.run):
+                tasks.start_soon(self._guard, work, tasks.cancel_scope)
+            await self._guard(self._serve, tasks.cancel_scope)
+            tasks.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self) -> None:
+        control = self._bus.subscribe(self._bus.subjects.ctl(self._worker), self._intake.on_control)
+        try:
+            async with join_pool(self._bus, self._worker, self._model, self._engine.spec, self._config), self._pull():
+                log.info("worker.started", worker=self._worker, model=self._model.name, slots=self._config.slots)
+                await self._stopping.wait()
+            with anyio.move_on_after(self._config.grace_s):
+                await self._sequences.wait_idle()
+            num_left = self._sequences.hand_back("draining", "the worker is leaving")
+            await self._say_goodbye()
+            log.info("worker.drained", worker=self._worker, num_handed_back=num_left)
+        finally:
+            control.unsubscribe()
+
+    @asynccontextmanager
+    async def _pull(self) -> AsyncIterator[None]:
+        """Take jobs from the lanes that all workers of the pool share, while the context is open."""
+        model = slug(self._model.name)
+        async with AsyncExitStack() as stack:
+            pulls = []
+            for lane, (role, latency_class) in enumerate(self._lanes):
+                consumer = ConsumerSpec(
+                    stream="WORK",
+                    name=f"any-{model}-{role}-{latency_class}",
+                    filter_subject=self._bus.subjects.work(model, role, ANY_WORKER, latency_class),
+                    max_deliver=MAX_DELIVER,
+                )
+                pull = self._bus.pull(consumer, partial(self._intake.on_delivery, lane))
+                pulls.append(await stack.enter_async_context(pull))
+            self._intake.open(pulls)
+            try:
+                yield
+            finally:
+                self._intake.close()
+
+    async def _run_engine(self) -> None:
+        try:
+            await self._engine.run(self._sequences.on_step)
+        except Exception as error:
+            log.error("engine.died", reason=str(error), exc_info=not isinstance(error, EngineDied))
+            self._intake.close()
+            self._sequences.hand_back(EngineDied.code, "the engine of the worker stopped")
+            await self._say_goodbye()
+            raise EngineDied(f"the engine stopped: {error}") from error
+
+    async def _say_goodbye(self) -> None:
+        """Wait until the broker has all that owners are to be told, for `FAREWELL_S` at most."""
+        with anyio.move_on_after(FAREWELL_S, shield=True) as scope:
+            try:
+                while not self._sequences.flush():
+                    await self._bus.flush(timeout_s=FAREWELL_S)
+                await self._bus.flush(timeout_s=FAREWELL_S)
+            except BusUnavailable:
+                scope.cancel()
+        if scope.cancel_called:
+            log.warning("owners.left_untold")
+
+    async def _guard(self, work: Callable[[], Awaitable[None]], scope: anyio.CancelScope) -> None:
+        """Keep what `work` raises for `run` to raise: a task group would wrap it."""
+        try:
+            await work()
+        except Exception as error:
+            self._failure = self._failure or error
+            scope.cancel()
+
+    def _on_change(self) -> None:
+        self._intake.grant()
+        self._reporter.note_change()
