@@ -1,0 +1,136 @@
+"""Pure. The one place where an error becomes an HTTP status and an OpenAI error envelope."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from bus.errors import BuswayError, Permanent, Retryable
+
+
+class TooManyRequests(Retryable):
+    """This frontend holds as many requests as it may."""
+
+    code = "too_many_requests"
+
+
+class ShuttingDown(Retryable):
+    """This frontend finishes what it has and takes nothing new."""
+
+    code = "shutting_down"
+
+
+class NoSuchRoute(Permanent):
+    """Nothing is served under this path."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(Permanent):
+    """The path exists, with other methods."""
+
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(Permanent):
+    """The request body is larger than `frontend.max_body_bytes`."""
+
+    code = "request_too_large"
+
+
+class HeadersTooLarge(Permanent):
+    """The request line and headers are larger than `frontend.max_header_bytes`."""
+
+    code = "headers_too_large"
+
+
+class UnsupportedMediaType(Permanent):
+    """The body is said to be something other than JSON."""
+
+    code = "unsupported_media_type"
+
+
+class BadHttp(Permanent):
+    """The bytes are no HTTP request."""
+
+    code = "bad_http_request"
+
+
+class ClientTooSlow(Permanent):
+    """The client sent its request, or read its answer, too slowly."""
+
+    code = "client_too_slow"
+
+
+class GenerationFailed(BuswayError):
+    """A worker gave the request up for good; `code` is the worker's."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.worker_code = code
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What stands under `error` in an answer."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(NamedTuple):
+    """An error as HTTP says it; `retry_after_s` None sends no Retry-After."""
+
+    status: int
+    error: ErrorBody
+    retry_after_s: int | None
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    error: ErrorBody
+
+
+_INVALID = "invalid_request_error"
+_RATE = "rate_limit_error"
+_SERVER = "server_error"
+
+_ANSWERS: dict[str, tuple[int, str]] = {
+    "malformed": (400, _INVALID),
+    "invalid_request": (400, _INVALID),
+    "context_length_exceeded": (400, _INVALID),
+    "bad_http_request": (400, _INVALID),
+    "model_not_found": (404, _INVALID),
+    "not_found": (404, _INVALID),
+    "method_not_allowed": (405, _INVALID),
+    "client_too_slow": (408, _INVALID),
+    "request_too_large": (413, _INVALID),
+    "unsupported_media_type": (415, _INVALID),
+    "too_many_requests": (429, _RATE),
+    "queue_full": (429, _RATE),
+    "headers_too_large": (431, _INVALID),
+    "no_worker": (503, _SERVER),
+    "no_responder": (503, _SERVER),
+    "bus_unavailable": (503, _SERVER),
+    "engine_busy": (503, _SERVER),
+    "shutting_down": (503, _SERVER),
+    "deadline_passed": (504, _SERVER),
+}
+_WITH_RETRY_AFTER = frozenset({429, 503})
+_SAFE_TO_SHOW = 2_000
+"""Characters of a message that a client is shown."""
+
+
+def answer_for(error: Exception) -> ErrorAnswer:
+    """Translate any error; what is no `BuswayError` is a bug and shows nothing of itself."""
+    if not isinstance(error, BuswayError):
+        return ErrorAnswer(500, ErrorBody("The server failed on this request.", _SERVER, None, "internal_error"), None)
+    code = error.worker_code if isinstance(error, GenerationFailed) else error.code
+    status, kind = _ANSWERS.get(code, (503 if isinstance(error, Retryable) else 500, _SERVER))
+    retry_after_s = max(1, round(getattr(error, "delay_s", 1.0))) if status in _WITH_RETRY_AFTER else None
+    message = str(error)[:_SAFE_TO_SHOW]
+    return ErrorAnswer(status, ErrorBody(message, kind, getattr(error, "param", None), code), retry_after_s)
+
+
+def envelope(body: ErrorBody) -> bytes:
+    """Render `{"error": {...}}`, as OpenAI's clients expect it."""
+    return msgspec.json.encode(_Envelope(body))

@@ -1,0 +1,111 @@
+"""Pure. A model as a frontend uses it: tokenizer, chat template and the text of its tokens, built from its files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from bus.errors import Malformed
+from bus.messages.fleet import ModelCard
+from bus.subjects import slug
+from frontend.template import ChatTemplate
+from frontend.tokenizer import Tokenizer, load_tokenizer
+from frontend.vocabulary import Vocabulary, read_vocabulary
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+WANTED_FILES = frozenset({TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE})
+"""Files of a model card that a frontend fetches."""
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """All that serving a model takes on this side."""
+
+    name: str
+    slug: str
+    created_at: float
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None: the model has none, and serves completions only."""
+    vocabulary: Vocabulary
+
+
+class _NamedTemplate(msgspec.Struct):
+    name: str
+    template: str
+
+
+class _AddedToken(msgspec.Struct):
+    content: str
+
+
+class _TokenizerConfig(msgspec.Struct):
+    chat_template: str | list[_NamedTemplate] | None = None
+    bos_token: str | _AddedToken | None = None
+    eos_token: str | _AddedToken | None = None
+    unk_token: str | _AddedToken | None = None
+    pad_token: str | _AddedToken | None = None
+    sep_token: str | _AddedToken | None = None
+    cls_token: str | _AddedToken | None = None
+    mask_token: str | _AddedToken | None = None
+
+
+_config = msgspec.json.Decoder(_TokenizerConfig)
+
+
+def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
+    """Build a model from the bytes of its files, by name; raise `Malformed`, `InvalidRequest` for files that fail.
+
+    Takes up to a second of CPU for a large vocabulary: call it in a thread.
+    """
+    if TOKENIZER not in files:
+        raise Malformed(f"model {card.model!r} comes without {TOKENIZER}")
+    config = _read_config(files.get(TOKENIZER_CONFIG, b"{}"))
+    source = _template_source(config, files.get(CHAT_TEMPLATE))
+    return ServedModel(
+        name=card.model,
+        slug=slug(card.model),
+        created_at=card.created_at,
+        max_model_len=card.max_model_len,
+        vocab_size=card.vocab_size,
+        eos_token_ids=frozenset(card.eos_token_ids),
+        tokenizer=load_tokenizer(files[TOKENIZER]),
+        template=ChatTemplate(source, _special_tokens(config)) if source else None,
+        vocabulary=read_vocabulary(files[TOKENIZER], card.eos_token_ids),
+    )
+
+
+def _read_config(data: bytes) -> _TokenizerConfig:
+    try:
+        return _config.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"{TOKENIZER_CONFIG}: {error}") from error
+
+
+def _template_source(config: _TokenizerConfig, file: bytes | None) -> str:
+    """Return the template: the file wins; of several named ones in the configuration, `default`."""
+    if file is not None:
+        try:
+            return file.decode()
+        except UnicodeDecodeError as error:
+            raise Malformed(f"{CHAT_TEMPLATE} is not UTF-8: {error}") from error
+    given = config.chat_template
+    if isinstance(given, list):
+        named = {each.name: each.template for each in given}
+        return named.get("default", next(iter(named.values()), ""))
+    return given or ""
+
+
+def _special_tokens(config: _TokenizerConfig) -> dict[str, str]:
+    tokens: dict[str, Any] = {name: getattr(config, name) for name in _SPECIAL_TOKENS}
+    return {
+        name: token.content if isinstance(token, _AddedToken) else token
+        for name, token in tokens.items()
+        if token is not None
+    }

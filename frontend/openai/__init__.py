@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API: what clients send and what they are answered."""

@@ -1,0 +1,320 @@
+"""Pure. The owner's state: which attempt of each request is the live one, and which token comes next.
+
+Acks of the broker are not fenced and workers may come back from the dead, so "each token once" is decided here alone:
+a token counts if its ticket is the live attempt's and its offset is exactly the next one. Everything else is dropped,
+counted, and answered with `Cancel` (unknown tickets) or with another attempt (gaps).
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from bus.errors import BuswayError, Malformed
+from bus.messages.base import pack_u32
+from bus.messages.inference import (
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateJob,
+    LatencyClass,
+    Sampling,
+    StepBatch,
+    Stopping,
+    TokenLogprobs,
+)
+from frontend.errors import TooManyRequests
+
+_TICKETS = 2**32
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for, ready for an engine; the same for every attempt."""
+
+    model: str
+    model_slug: str
+    prompt: bytes
+    """Token ids, packed uint32."""
+    sampling: Sampling
+    stopping: Stopping
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    latency_class: LatencyClass = "standard"
+    tenant: str = "default"
+    cache_salt: str = ""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt) // 4
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that one request took."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+class Output(Protocol):
+    """Where the tokens of one request go. None of its methods waits or raises."""
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Take what belongs to a token that was pushed."""
+
+    def flush(self) -> bool:
+        """Show what was pushed; return True when a stop string is complete and no token is wanted any more."""
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Show the rest and end."""
+
+    def fail(self, error: BuswayError) -> None:
+        """End without success."""
+
+
+class Request:
+    """One request in flight. `now` and `_at` are seconds of one monotonic clock."""
+
+    __slots__ = (
+        "attempt",
+        "cached_tokens",
+        "dispatched_at",
+        "first_token_at",
+        "generation",
+        "is_live",
+        "last_token_at",
+        "num_tokens",
+        "opened_at",
+        "output",
+        "request_id",
+        "suspect_at",
+        "ticket",
+        "tokens",
+        "worker",
+    )
+
+    def __init__(self, request_id: str, generation: Generation, output: Output) -> None:
+        self.request_id = request_id
+        self.generation = generation
+        self.output = output
+        self.tokens = array("I")
+        self.num_tokens = 0
+        self.attempt = 0
+        self.ticket = 0
+        self.worker = ""
+        """Empty until a worker accepts the present attempt."""
+        self.is_live = False
+        self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
+        self.cached_tokens = 0
+
+    def job(self, frontend: str, submitted_at: float) -> GenerateJob:
+        """Return the message for the present attempt; `submitted_at` is in unix seconds."""
+        generation = self.generation
+        return GenerateJob(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            frontend=frontend,
+            ticket=self.ticket,
+            model=generation.model,
+            prompt=generation.prompt,
+            output=pack_u32(self.tokens),
+            sampling=generation.sampling,
+            stopping=generation.stopping,
+            latency_class=generation.latency_class,
+            tenant=generation.tenant,
+            cache_salt=generation.cache_salt,
+            submitted_at=submitted_at,
+        )
+
+    def usage(self) -> Usage:
+        """Return what it took so far."""
+        return Usage(self.generation.num_prompt_tokens, self.num_tokens, self.cached_tokens)
+
+    def ending(self) -> FinishReason | None:
+        """Return why the tokens so far are all there will be (the message that said so may be lost), else None."""
+        stopping = self.generation.stopping
+        if self.num_tokens and self.num_tokens >= stopping.min_tokens:
+            last = self.tokens[-1]
+            if last in stopping.stop_token_ids or (not stopping.ignore_eos and last in self.generation.eos_token_ids):
+                return "stop"
+        return "length" if self.num_tokens >= stopping.max_tokens else None
+
+
+class StepOutcome(msgspec.Struct, gc=False):
+    """What a step batch asks of the owner, beside the tokens that went to their outputs."""
+
+    touched: list[Request]
+    """Got tokens and are to be flushed; a request may be in it several times."""
+    finished: list[tuple[Request, Finished]]
+    failed: list[tuple[Request, Failed]]
+    gaps: dict[int, Request]
+    """By ticket: a token is missing in these, they need another attempt."""
+    unknown: set[int]
+    """Tickets that belong to no live attempt: the worker works for nobody."""
+
+
+class Requests:
+    """All requests of this frontend, by the ticket of their live attempt."""
+
+    def __init__(self, *, max_requests: int, max_attempts: int) -> None:
+        self._max_requests = max_requests
+        self._max_attempts = max_attempts
+        self._by_ticket: dict[int, Request] = {}
+        self._next_ticket = 1
+        self._next_seq: dict[str, int] = {}
+        self.num_duplicates = 0
+        """Tokens dropped because their offset was taken before."""
+        self.num_stale = 0
+        """Tokens dropped because their ticket is nobody's."""
+        self.num_gaps = 0
+        self.gap_counts = [0] * 64
+        """Times between tokens: bucket i counts gaps below 2**i / 4096 seconds. Plain, as it is counted per token."""
+        self.gap_sum_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._by_ticket)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(list(self._by_ticket.values()))
+
+    def open(self, request: Request, now: float) -> None:
+        """Give the request its first ticket; raise `TooManyRequests` when there are `max_requests`."""
+        if len(self._by_ticket) >= self._max_requests:
+            raise TooManyRequests(f"{self._max_requests} requests are in flight here; try again soon.", delay_s=1.0)
+        request.opened_at = now
+        request.is_live = True
+        self._issue(request, now)
+
+    def close(self, request: Request) -> None:
+        """Forget the request; tokens that still come for it are stale. Closing twice is closing once."""
+        if request.is_live:
+            request.is_live = False
+            del self._by_ticket[request.ticket]
+
+    def retry(self, request: Request, now: float) -> bool:
+        """Begin another attempt under a new ticket; False when there were as many as there may be."""
+        if request.attempt + 1 >= self._max_attempts:
+            return False
+        del self._by_ticket[request.ticket]
+        request.attempt += 1
+        request.worker = ""
+        request.suspect_at = 0.0
+        self._issue(request, now)
+        return True
+
+    def _issue(self, request: Request, now: float) -> None:
+        while self._next_ticket in self._by_ticket:
+            self._next_ticket = (self._next_ticket + 1) % _TICKETS
+        request.ticket = self._next_ticket
+        request.dispatched_at = now
+        self._by_ticket[request.ticket] = request
+        self._next_ticket = (self._next_ticket + 1) % _TICKETS
+
+    def take(self, batch: StepBatch, now: float) -> StepOutcome:
+        """Push the tokens of a batch that are next in their sequences; raise `Malformed` if its columns do not fit."""
+        self._follow(batch, now)
+        outcome = StepOutcome([], [], [], {}, set())
+        by_ticket = self._by_ticket
+        for accepted in batch.accepted:
+            request = by_ticket.get(accepted.ticket)
+            if request is None:
+                outcome.unknown.add(accepted.ticket)
+            else:
+                request.worker = batch.worker
+        if batch.tickets:
+            self._take_rows(batch, now, outcome)
+        for logprobs in batch.logprobs:
+            request = by_ticket.get(logprobs.ticket)
+            if request is not None and logprobs.offset < request.num_tokens:
+                request.output.push_logprobs(logprobs)
+        for finished in batch.finished:
+            request = by_ticket.get(finished.ticket)
+            if request is None:
+                continue
+            if finished.num_tokens != request.num_tokens:
+                self.num_gaps += 1
+                outcome.gaps[request.ticket] = request
+                continue
+            request.cached_tokens = max(request.cached_tokens, finished.cached_tokens)
+            outcome.finished.append((request, finished))
+        for failed in batch.failed:
+            request = by_ticket.get(failed.ticket)
+            if request is not None:
+                outcome.failed.append((request, failed))
+        return outcome
+
+    def _take_rows(self, batch: StepBatch, now: float, outcome: StepOutcome) -> None:
+        """Walk the columns: this is what every token costs, so nothing here is called twice for one token."""
+        tickets, offsets, tokens = column(batch.tickets), column(batch.offsets), column(batch.tokens)
+        if not len(tickets) == len(offsets) == len(tokens):
+            raise Malformed(f"columns of {len(tickets)}, {len(offsets)} and {len(tokens)} rows")
+        get = self._by_ticket.get
+        touch = outcome.touched.append
+        counts = self.gap_counts
+        worker = batch.worker
+        for ticket, offset, token in zip(tickets, offsets, tokens, strict=True):
+            request = get(ticket)
+            if request is None:
+                self.num_stale += 1
+                outcome.unknown.add(ticket)
+            elif offset == request.num_tokens:
+                request.num_tokens = offset + 1
+                request.tokens.append(token)
+                if offset:
+                    gap = now - request.last_token_at
+                    counts[int(gap * 4096).bit_length()] += 1
+                    self.gap_sum_s += gap
+                else:
+                    request.first_token_at = now
+                request.last_token_at = now
+                request.worker = worker
+                request.output.push(token)
+                touch(request)
+            elif offset < request.num_tokens:
+                self.num_duplicates += 1
+            elif ticket not in outcome.gaps:
+                self.num_gaps += 1
+                outcome.gaps[ticket] = request
+
+    def _follow(self, batch: StepBatch, now: float) -> None:
+        """Notice missing batches by their numbers: what was in them may have been the end of a request."""
+        if batch.seq != self._next_seq.get(batch.worker, batch.seq):
+            self.suspect(now, batch.worker)
+        self._next_seq[batch.worker] = batch.seq + 1
+
+    def suspect(self, now: float, worker: str = "") -> None:
+        """Messages (of one worker, or of all) may be lost: requests that show no life after `now` are overdue."""
+        for request in self._by_ticket.values():
+            if request.worker and worker in ("", request.worker):
+                request.suspect_at = now
+
+    def overdue(self, now: float, patience_s: float) -> list[Request]:
+        """Return suspected requests that had no token for `patience_s` since."""
+        return [
+            request
+            for request in self._by_ticket.values()
+            if request.suspect_at and request.last_token_at < request.suspect_at < now - patience_s
+        ]
+
+    def unaccepted(self, before: float = float("inf")) -> list[Request]:
+        """Return requests that were dispatched before that time and that no worker accepted."""
+        return [r for r in self._by_ticket.values() if not r.worker and r.dispatched_at < before]
+
+    def running_on(self, workers: Iterable[str]) -> list[Request]:
+        """Return the requests that these workers accepted, and forget the workers' batch numbers."""
+        gone = set(workers)
+        for worker in gone:
+            self._next_seq.pop(worker, None)
+        return [request for request in self._by_ticket.values() if request.worker in gone]
+
+
+def column(data: bytes) -> memoryview:
+    """View packed uint32 as ints, without a copy; raise `Malformed` when the length is no multiple of four."""
+    try:
+        return memoryview(data).cast("I")
+    except TypeError as error:
+        raise Malformed(f"{len(data)} bytes are no column of uint32") from error

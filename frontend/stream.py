@@ -1,0 +1,186 @@
+"""Pure. What happens to every token of a request, between the fence and the client's connection.
+
+Plain text, the common case, pays for a table look-up and a concatenation per token; requests with stop strings or
+log-probabilities take the careful path of `pieces.py`.
+"""
+
+from typing import Protocol
+
+from bus.errors import BuswayError
+from bus.messages.inference import FinishReason, TokenLogprobs
+from frontend.detokenize import Detokenizer
+from frontend.errors import answer_for
+from frontend.openai.answers import WholeAnswer
+from frontend.openai.chunks import Chunks
+from frontend.pieces import Pieces
+from frontend.requests import Usage
+from frontend.vocabulary import Vocabulary, escape
+
+
+class Sink(Protocol):
+    """Where rendered bytes leave: a connection or a subject. Nothing here waits; a sink that lost its client drops."""
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        """Send three parts as one piece."""
+
+    def close(self, last: bytes) -> None:
+        """Send the last piece and end."""
+
+    def fail(self, error: BuswayError, last: bytes) -> None:
+        """End: with `last` when something was sent before, else with `error` alone."""
+
+
+class TextStream:
+    """Streams plain text."""
+
+    __slots__ = ("_chunks", "_detokenizer", "_escaped", "_head", "_next_head", "_sink", "_tail", "_text")
+
+    def __init__(self, vocabulary: Vocabulary, chunks: Chunks, sink: Sink) -> None:
+        self._escaped = vocabulary.escaped
+        self._detokenizer = Detokenizer(vocabulary)
+        self._chunks = chunks
+        self._sink = sink
+        self._head = chunks.opening + chunks.head
+        self._next_head = chunks.head
+        self._tail = chunks.tail
+        self._text = b""
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        try:
+            piece = self._escaped[token]
+        except IndexError:
+            return
+        if piece is None or self._detokenizer.is_partial:
+            piece = escape(self._detokenizer.push(token))
+        self._text += piece
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Drop: they were not asked for."""
+
+    def flush(self) -> bool:
+        """Send what was pushed as one chunk."""
+        if self._text:
+            self._sink.send(self._head, self._text, self._tail)
+            self._head = self._next_head
+            self._text = b""
+        return False
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Send the rest and the closing chunks in one piece."""
+        self._text += escape(self._detokenizer.finish())
+        rest = self._head + self._text + self._tail if self._text else self._opening()
+        self._text = b""
+        self._sink.close(rest + self._chunks.closing(reason, usage))
+
+    def _opening(self) -> bytes:
+        """Return the opening if it was not sent: also an empty answer begins with the role."""
+        return self._chunks.opening if self._head is not self._next_head else b""
+
+    def fail(self, error: BuswayError) -> None:
+        """End with an error."""
+        self._text = b""
+        self._sink.fail(error, self._chunks.broken(answer_for(error).error))
+
+
+class PieceStream:
+    """Streams text that has stop strings or log-probabilities."""
+
+    __slots__ = ("_chunks", "_opening", "_pieces", "_sink")
+
+    def __init__(self, pieces: Pieces, chunks: Chunks, sink: Sink) -> None:
+        self._pieces = pieces
+        self._chunks = chunks
+        self._sink = sink
+        self._opening = chunks.opening
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self._pieces.push(token)
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Take what belongs to a token."""
+        self._pieces.push_logprobs(logprobs)
+
+    def flush(self) -> bool:
+        """Send what may be shown; say whether a stop string is complete."""
+        text, pieces = self._pieces.take()
+        if text or pieces:
+            self._sink.send(self._opening, self._chunks.piece(text, pieces), b"")
+            self._opening = b""
+        return self._pieces.has_stopped
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Send the rest and the closing chunks in one piece."""
+        text, pieces = self._pieces.finish()
+        rest = self._chunks.piece(text, pieces) if text or pieces else b""
+        last = "stop" if self._pieces.has_stopped else reason
+        self._sink.close(self._opening + rest + self._chunks.closing(last, usage))
+
+    def fail(self, error: BuswayError) -> None:
+        """End with an error."""
+        self._sink.fail(error, self._chunks.broken(answer_for(error).error))
+
+
+class TextAnswer:
+    """Collects plain text and answers once."""
+
+    __slots__ = ("_answer", "_sink", "_tokens", "_vocabulary")
+
+    def __init__(self, vocabulary: Vocabulary, answer: WholeAnswer, sink: Sink) -> None:
+        self._vocabulary = vocabulary
+        self._answer = answer
+        self._sink = sink
+        self._tokens: list[int] = []
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Drop: they were not asked for."""
+
+    def flush(self) -> bool:
+        """Show nothing yet."""
+        return False
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Answer with the whole text."""
+        self._sink.close(self._answer.render(self._vocabulary.decode(self._tokens), (), reason, usage))
+
+    def fail(self, error: BuswayError) -> None:
+        """Answer with an error."""
+        self._sink.fail(error, b"")
+
+
+class PieceAnswer:
+    """Collects text that has stop strings or log-probabilities, and answers once."""
+
+    __slots__ = ("_answer", "_pieces", "_sink")
+
+    def __init__(self, pieces: Pieces, answer: WholeAnswer, sink: Sink) -> None:
+        self._pieces = pieces
+        self._answer = answer
+        self._sink = sink
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self._pieces.push(token)
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Take what belongs to a token."""
+        self._pieces.push_logprobs(logprobs)
+
+    def flush(self) -> bool:
+        """Say whether a stop string is complete."""
+        return self._pieces.has_stopped
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Answer with the text before the stop string, or all of it."""
+        text, pieces = self._pieces.finish()
+        last = "stop" if self._pieces.has_stopped else reason
+        self._sink.close(self._answer.render(text, pieces, last, usage))
+
+    def fail(self, error: BuswayError) -> None:
+        """Answer with an error."""
+        self._sink.fail(error, b"")

@@ -1,0 +1,198 @@
+"""Pure. Chat templates: minijinja where it renders as Jinja does, else Jinja's sandbox."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import minijinja
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bus.errors import InvalidRequest
+
+Context = Mapping[str, Any]
+"""Variables of one rendering: plain values, as JSON has them."""
+Render = Callable[[Context], str]
+
+_FUEL = 50_000_000
+"""Instructions that minijinja may execute in one rendering: a bound for templates that loop."""
+_NAME = "chat"
+
+
+class TemplateRefused(Exception):
+    """A template called `raise_exception`: the conversation has a shape that the model does not know."""
+
+
+def _raise_exception(message: str) -> str:
+    raise TemplateRefused(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
+    """Render JSON as Hugging Face's templates expect it: no HTML escapes, `", "` and `": "` between items."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+_FAILURES = (
+    TemplateError,
+    minijinja.TemplateError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+)
+"""What rendering raises when a template meets values that it was not written for."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model wrote, for training; here its body is rendered and nothing more."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return the statements between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def compile_jinja(source: str) -> Render:
+    """Compile for Jinja's sandbox; raise `jinja2.TemplateError`."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    template = environment.from_string(source)
+    return template.render
+
+
+def compile_minijinja(source: str) -> Render:
+    """Compile for minijinja; raise `minijinja.TemplateError`."""
+    environment = minijinja.Environment(
+        templates={_NAME: source},
+        trim_blocks=True,
+        lstrip_blocks=True,
+        debug=False,
+        fuel=_FUEL,
+        filters={"tojson": _tojson},
+        globals={"raise_exception": _raise_exception, "strftime_now": _strftime_now},
+    )
+    environment.undeclared_variables_in_template(_NAME)
+    return lambda context: environment.render_template(_NAME, **context)
+
+
+class ChatTemplate:
+    """Turns a conversation into the prompt text. `special_tokens` are variables such as `bos_token`."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._special_tokens = dict(special_tokens)
+        self.knows_developer = "developer" in source
+        try:
+            jinja = compile_jinja(source)
+        except TemplateError as error:
+            raise InvalidRequest(f"the model's chat template is not valid: {error}") from error
+        fast = self._compile_fast(source, jinja)
+        self.engine = "minijinja" if fast else "jinja2"
+        self._render = fast or jinja
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        extra: Context | None = None,
+    ) -> str:
+        """Return the prompt, open for the assistant's turn; raise `InvalidRequest` if the template refuses."""
+        context = {
+            **self._special_tokens,
+            **(extra or {}),
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        try:
+            return self._render(context)
+        except TemplateRefused as error:
+            raise InvalidRequest(str(error), param="messages") from error
+        except _FAILURES as error:
+            raise InvalidRequest(
+                f"The model's chat template fails on these messages: {error}", param="messages"
+            ) from error
+
+    def _compile_fast(self, source: str, jinja: Render) -> Render | None:
+        """Return the template in minijinja if it compiles and renders every probe as Jinja does."""
+        try:
+            fast = compile_minijinja(source)
+        except minijinja.TemplateError:
+            return None
+        same = all(_outcome(fast, probe) == _outcome(jinja, probe) for probe in _probes(self._special_tokens))
+        return fast if same else None
+
+
+def _outcome(render: Render, context: Context) -> str | None:
+    """Return what a template renders, None when it fails."""
+    try:
+        return render(context)
+    except (TemplateRefused, *_FAILURES):
+        return None
+
+
+_CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Say <what> the 'weather' & \"sky\" are",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1.5, "nullable": True}},
+            "required": ["city"],
+        },
+    },
+}
+_TALK = [
+    {"role": "user", "content": " Hello <b>\n  “world” 'n' \\ it's {{ fine }} \n"},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes.\n"},
+    {"role": "user", "content": ""},
+]
+_SYSTEM = {"role": "system", "content": "Be brief.\n"}
+_TOOL_TALK = [
+    {"role": "user", "content": "Sun?"},
+    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+    {"role": "tool", "content": '{"sky": "clear"}', "tool_call_id": "c1", "name": "weather"},
+]
+
+
+def _probes(special_tokens: Mapping[str, str]) -> list[Context]:
+    """Return conversations of the shapes that templates treat differently."""
+    talks: list[tuple[list[Any], list[Any] | None]] = [
+        ([_TALK[0]], None),
+        ([_SYSTEM, *_TALK], None),
+        (_TALK, [_TOOL]),
+        ([_SYSTEM, *_TALK[:1]], [_TOOL, _TOOL]),
+        (_TOOL_TALK, [_TOOL]),
+        ([_SYSTEM, *_TOOL_TALK, {"role": "assistant", "content": "It is clear.", "reasoning_content": "so"}], None),
+        ([{"role": "developer", "content": "x"}, *_TALK[:2]], None),
+        ([_SYSTEM], None),
+    ]
+    return [
+        {
+            **special_tokens,
+            **extra,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        for messages, tools in talks
+        for extra in ({}, {"enable_thinking": False})
+    ]
