@@ -18,6 +18,10 @@ MAX_DELIVER = 20
 """Deliveries of one job. Going back because slots are taken is ordinary here, so there are more than for poison;
 at the last one the owner is told instead."""
 
+GRANT_SIZE = 32
+"""Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
+knows which lane will have work), and the surplus of a burst goes back to the queue."""
+
 MAX_DEAD_BYTES = 64 * 1024
 
 log = structlog.get_logger()
@@ -27,16 +31,19 @@ _jobs = {outcome: WORKER_JOBS.labels(outcome) for outcome in ("accepted", "repea
 class Intake:
     """Takes jobs as slots are free: a job is acked when the engine has it, or when its owner knows why not."""
 
-    def __init__(self, bus: Bus, sequences: Sequences, served: Served, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, bus: Bus, sequences: Sequences, served: Served, slots: int, on_change: Callable[[], None]
+    ) -> None:
         self._bus = bus
         self._sequences = sequences
         self._served = served
+        self._slots = slots
         self._on_change = on_change
         self._pulls: Sequence[Pull] = ()
         self._warned: set[str] = set()
 
     def open(self, pulls: Sequence[Pull]) -> None:
-        """Start to take jobs from these lanes, numbered by their place."""
+        """Start to take jobs from these lanes."""
         self._pulls = pulls
         self.grant()
 
@@ -45,13 +52,17 @@ class Intake:
         self._pulls = ()
 
     def grant(self) -> None:
-        """Let the lanes deliver what there are free slots for."""
-        if self._pulls:
-            for lane, num_messages in self._sequences.slots.top_up():
-                self._pulls[lane].grant(num_messages)
+        """Let every lane deliver what there are free slots for.
 
-    def on_delivery(self, lane: int, delivery: Delivery) -> None:
-        has_slot = self._sequences.slots.arrive(lane)
+        A delivery takes from its lane's grant and from the free slots alike, so a lane that works alone never
+        delivers more than there is room for.
+        """
+        num_messages = min(self._slots - len(self._sequences.ledger), GRANT_SIZE)
+        for pull in self._pulls:
+            pull.grant(num_messages)
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """Decide over one job; called by the bus."""
         if not self._pulls:
             delivery.nak()
             return
@@ -60,8 +71,7 @@ class Intake:
         except Malformed as error:
             self._bury(delivery, error)
         else:
-            outcome = self._decide(delivery, job, has_slot=has_slot)
-            _jobs[outcome].inc()
+            _jobs[self._decide(delivery, job)].inc()
         self._on_change()
 
     def on_control(self, message: Incoming) -> None:
@@ -73,14 +83,14 @@ class Intake:
             return
         self._sequences.cancel(owner, tickets)
 
-    def _decide(self, delivery: Delivery, job: GenerateJob, *, has_slot: bool) -> str:
+    def _decide(self, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences
         if sequences.ledger.is_known(job.frontend, job.ticket, time.monotonic()):
             delivery.ack()
             return "repeated"
         try:
-            if not has_slot:
-                raise EngineBusy(f"all {sequences.slots.total} slots are taken", delay_s=_backoff_s(delivery))
+            if len(sequences.ledger) >= self._slots:
+                raise EngineBusy(f"all {self._slots} slots are taken", delay_s=_backoff_s(delivery))
             request = make_request(job, sequences.next_key(), self._served, time.time())
             if reason := reason_to_end(request):
                 sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))

@@ -12,7 +12,6 @@ from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
 from components.engines import Engine, EngineRequest, Step
 from components.worker.ledger import Attempt, Ledger
 from components.worker.publish import EventPublisher, Publisher
-from components.worker.slots import Slots
 
 TELL_AFTER_S = 0.005
 """What is not a token (accepted, refused) waits so long for a step to go with: a burst costs one message."""
@@ -27,14 +26,13 @@ _ended = {reason: WORKER_SEQUENCES.labels(reason) for reason in ("stop", "length
 class Sequences:
     """Ties the engine's keys to owners and tickets, and tells the owners.
 
-    All calls are made in the event loop and none waits. `on_change` is called when slots came free, once a step.
+    All calls are made in the event loop and none waits. `on_change` is called when sequences ended, once a step.
     """
 
     def __init__(
-        self, engine: Engine, publisher: Publisher, events: EventPublisher, slots: Slots, on_change: Callable[[], None]
+        self, engine: Engine, publisher: Publisher, events: EventPublisher, on_change: Callable[[], None]
     ) -> None:
         self.ledger = Ledger()
-        self.slots = slots
         self.publisher = publisher
         self.last_step_s = 0.0
         self._engine = engine
@@ -65,7 +63,6 @@ class Sequences:
                 accepted_at=time.monotonic(),
             )
         )
-        self.slots.take()
         outbox.accepted.append(Accepted(job.ticket))
         self.flush_soon()
 
@@ -199,15 +196,14 @@ class Sequences:
         attempt = self.ledger.end(key, now)
         if attempt is None:
             raise RuntimeError(f"the engine ended sequence {key}, which does not live here")
-        self._release()
+        self._note_end()
         return attempt
 
     def _abort(self, attempt: Attempt, outcome: str) -> None:
         self._engine.abort(attempt.key)
         _ended[outcome].inc()
-        self._release()
+        self._note_end()
 
-    def _release(self) -> None:
-        self.slots.release()
+    def _note_end(self) -> None:
         if not self.ledger.live:
             self._became_idle.set()

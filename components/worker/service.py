@@ -4,7 +4,7 @@ import importlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -15,7 +15,7 @@ from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BusUnavailable, EngineDied
 from bus.lifecycle import serve
-from bus.messages.inference import LATENCY_CLASSES, LatencyClass, Role
+from bus.messages.inference import LATENCY_CLASSES
 from bus.protocol import Bus, ConsumerSpec
 from bus.registry import new_id
 from bus.subjects import ANY_WORKER, Subjects, slug
@@ -28,7 +28,6 @@ from components.worker.model import Model, read_model
 from components.worker.owners import OwnerWatch
 from components.worker.publish import EventPublisher, Publisher
 from components.worker.sequences import Sequences
-from components.worker.slots import Slots
 
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
@@ -79,19 +78,15 @@ class Worker:
         self._engine = engine
         self._model = model
         self._worker = worker
-        self._lanes: list[tuple[Role, LatencyClass]] = [
-            (role, latency_class) for role in config.worker.roles for latency_class in LATENCY_CLASSES
-        ]
         spec = engine.spec
         self._sequences = Sequences(
             engine,
             Publisher(bus, worker),
             EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), worker, time.time_ns()),
-            Slots(config.worker.slots, len(self._lanes)),
             self._on_change,
         )
         served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
-        self._intake = Intake(bus, self._sequences, served, self._on_change)
+        self._intake = Intake(bus, self._sequences, served, config.worker.slots, self._on_change)
         self._reporter = LoadReporter(bus, engine, self._sequences, worker, model.name)
         self._owners = OwnerWatch(bus, self._sequences)
         self._stopping = anyio.Event()
@@ -133,15 +128,14 @@ class Worker:
         model = slug(self._model.name)
         async with AsyncExitStack() as stack:
             pulls = []
-            for lane, (role, latency_class) in enumerate(self._lanes):
+            for role, latency_class in product(self._config.roles, LATENCY_CLASSES):
                 consumer = ConsumerSpec(
                     stream="WORK",
                     name=f"any-{model}-{role}-{latency_class}",
                     filter_subject=self._bus.subjects.work(model, role, ANY_WORKER, latency_class),
                     max_deliver=MAX_DELIVER,
                 )
-                pull = self._bus.pull(consumer, partial(self._intake.on_delivery, lane))
-                pulls.append(await stack.enter_async_context(pull))
+                pulls.append(await stack.enter_async_context(self._bus.pull(consumer, self._intake.on_delivery)))
             self._intake.open(pulls)
             try:
                 yield
