@@ -1,0 +1,211 @@
+"""I/O. The bus on NATS: `open_bus` connects, everything a process does there is a method of what it gives."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bus import resources, streams
+from bus.blobs import Blobs
+from bus.bucket import NatsBucket
+from bus.config import BusConfig
+from bus.errors import BadConfig, StreamMismatch
+from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
+from bus.link import Link
+from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
+from bus.queue import StandingPull, consumer_config, to_deliveries
+from bus.streams import Declared
+from bus.subjects import Subjects
+
+log = structlog.get_logger()
+
+RESTORE_TIMEOUT_S = 10.0
+"""Bound of one `on_reconnect` callback."""
+BLOBS = "FILES"
+
+
+def load_declared(subjects: Subjects) -> list[Declared]:
+    """Read what `nats/` declares; raise `BadConfig`."""
+    kinds = (("stream", "streams"), ("bucket", "buckets"), ("objects", "objects"))
+    return [
+        streams.declare(kind, short, text, subjects)
+        for kind, folder in kinds
+        for short, text in resources.read_all("nats", f"{folder}/*.json")
+    ]
+
+
+class NatsBus:
+    """`bus.protocol.Bus` on nats-server; made by `open_bus`."""
+
+    def __init__(self, link: Link, subjects: Subjects, declared: list[Declared], tasks: TaskGroup) -> None:
+        self._link = link
+        self._subjects = subjects
+        self._jetstream = JetStream(link)
+        self._declared = {(entry.kind, entry.short): entry for entry in declared}
+        self._tasks = tasks
+        self._blobs = Blobs(self._jetstream, streams.stream_name(subjects, BLOBS))
+        self._pulls: set[StandingPull] = set()
+        self._restores: list[Callable[[], Awaitable[None]]] = []
+        self._is_ensured = False
+
+    @property
+    def subjects(self) -> Subjects:
+        return self._subjects
+
+    @property
+    def is_connected(self) -> bool:
+        return self._link.is_connected
+
+    @property
+    def max_payload_bytes(self) -> int:
+        return self._link.max_payload_bytes
+
+    @property
+    def server_version(self) -> str:
+        return self._link.server_version
+
+    def publish(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._link.publish(subject, payload, reply=reply, headers=headers)
+
+    def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        return self._link.subscribe(subject, handler, queue)
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
+        return await self._link.request(subject, payload, timeout_s=timeout_s)
+
+    async def flush(self, *, timeout_s: float = 2.0) -> None:
+        await self._link.flush(timeout_s)
+
+    async def append(
+        self, subject: str, payload: bytes, *, msg_id: str = "", ttl_s: int | None = None, timeout_s: float = 1.0
+    ) -> AppendAck:
+        await self._link.wait_ready(timeout_s)
+        return await self._jetstream.append(subject, payload, publish_headers(msg_id=msg_id, ttl_s=ttl_s), timeout_s)
+
+    @asynccontextmanager
+    async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:
+        stream = self._find_declared("stream", consumer.stream)
+        config = consumer_config(consumer, is_memory=stream.is_memory)
+
+        async def create() -> str:
+            return (await self._jetstream.create_consumer(stream.name, consumer.name, config)).name
+
+        pull = StandingPull(self._jetstream, stream.name, create, to_deliveries(self._jetstream, handler))
+        async with self._run_pull(pull):
+            yield pull
+
+    def bucket(self, name: str) -> NatsBucket:
+        stream = self._find_declared("bucket", name)
+        prefix = streams.key_prefix(self._subjects, name)
+        return NatsBucket(self._jetstream, stream.name, prefix, self._run_pull)
+
+    async def put_blob(self, data: bytes) -> str:
+        return await self._blobs.put(data)
+
+    async def get_blob(self, digest: str) -> bytes:
+        return await self._blobs.get(digest)
+
+    async def ensure(self) -> None:
+        await self._ensure()
+        self._is_ensured = True
+
+    def on_reconnect(self, restore: Callable[[], Awaitable[None]]) -> None:
+        self._restores.append(restore)
+
+    async def restore(self, is_new_server: bool) -> None:
+        """Bring back what the broker may have lost; for the link, after each reconnect."""
+        if is_new_server and self._is_ensured:
+            try:
+                await self._ensure()
+            except StreamMismatch as error:
+                log.error("stream.mismatched", reason=str(error))
+        self._link.mark_ready()
+        for pull in self._pulls:
+            pull.reset()
+        for restore in self._restores:
+            try:
+                with anyio.fail_after(RESTORE_TIMEOUT_S):
+                    await restore()
+            except Exception as error:
+                log.error("bus.restore_failed", exc_info=error)
+
+    async def _ensure(self) -> None:
+        for declared in self._declared.values():
+            await self._ensure_one(declared)
+
+    async def _ensure_one(self, declared: Declared) -> None:
+        found = await self._jetstream.find_stream(declared.name)
+        if found is None:
+            error = await self._jetstream.create_stream(declared.settings)
+            if error is None:
+                log.info("stream.created", stream=declared.name)
+                return
+            # Another process may have been faster.
+            found = await self._jetstream.find_stream(declared.name)
+            if found is None:
+                raise to_error(f"{declared.kind} {declared.name}", error)
+        differences = streams.compare(declared, found)
+        if not differences:
+            return
+        if any(difference.is_fixed for difference in differences):
+            raise StreamMismatch(streams.describe_mismatch(declared, differences, "The server cannot change that."))
+        error = await self._jetstream.update_stream({**found, **declared.settings})
+        if error is not None:
+            reason = f"The server says: {error.description} ({error.err_code})."
+            raise StreamMismatch(streams.describe_mismatch(declared, differences, reason))
+        log.info("stream.updated", stream=declared.name, fields=[difference.field for difference in differences])
+
+    def _find_declared(self, kind: str, short: str) -> Declared:
+        try:
+            return self._declared[kind, short]
+        except KeyError:
+            known = ", ".join(name for other, name in self._declared if other == kind)
+            raise BadConfig(f"no {kind} {short!r} is declared in nats/; known: {known}") from None
+
+    @asynccontextmanager
+    async def _run_pull(self, pull: StandingPull) -> AsyncIterator[None]:
+        await self._link.wait_ready(API_TIMEOUT_S)
+        scope = anyio.CancelScope()
+
+        async def keep() -> None:
+            with scope:
+                await pull.keep()
+
+        try:
+            await pull.start()
+            self._pulls.add(pull)
+            self._tasks.start_soon(keep)
+            yield
+        finally:
+            self._pulls.discard(pull)
+            scope.cancel()
+            pull.stop()
+
+
+@asynccontextmanager
+async def open_bus(config: BusConfig, subjects: Subjects, *, name: str) -> AsyncIterator[NatsBus]:
+    """Connect as `name`, stay connected, and close when the context is left: what was published is sent first.
+
+    Raises `BusUnavailable` when no broker answers within `config.connect_timeout_s`, `BadConfig`.
+    """
+    declared = load_declared(subjects)
+    link = Link(config, subjects, name)
+    await link.open()
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        bus = NatsBus(link, subjects, declared, tasks)
+        tasks.start_soon(link.keep, bus.restore)
+        try:
+            yield bus
+        except Exception as error:
+            # Kept, not raised: a task group would wrap it, and callers look for its class.
+            failure = error
+        finally:
+            await link.close()
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

