@@ -1,7 +1,7 @@
 """I/O. Read CPU seconds and memory of processes from /proc (Linux)."""
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -71,26 +71,3 @@ def find_descendants(parents: Mapping[int, int], pid: int) -> list[int]:
         found += level
         level = set(level)
     return found
-
-
-def read_tree(pid: int) -> ProcessUsage:
-    """Return the sum over `pid` and its living descendants; raises ProcessGone if `pid` itself is gone."""
-    return sum_usages(read_usage(pid), _read_living(list_descendants(pid)))
-
-
-def sum_usages(first: ProcessUsage, others: Iterable[ProcessUsage]) -> ProcessUsage:
-    """Return the usage of `first` with that of the others added."""
-    usages = [first, *others]
-    return ProcessUsage(
-        first.pid, first.parent_pid, sum(usage.cpu_s for usage in usages), sum(usage.rss_bytes for usage in usages)
-    )
-
-
-def _read_living(pids: Iterable[int]) -> list[ProcessUsage]:
-    usages = []
-    for pid in pids:
-        try:
-            usages.append(read_usage(pid))
-        except ProcessGone:
-            continue
-    return usages

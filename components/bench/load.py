@@ -1,23 +1,19 @@
 """I/O. A load generator for OpenAI-compatible streams that hardly costs more CPU than wrk: epoll on raw sockets.
 
-`python -m components.bench.load` reads LoadOptions as JSON from stdin and writes a LoadResult to stdout;
-`run_load_process` runs it so. One `recv` a readiness, no task, no JSON: see `responses.py` for what an event costs.
+One `recv` a readiness, no task, no JSON: see `responses.py` for what an event costs. `generator.py` runs it in a
+process of its own; `python -m tests.bench.yardstick` compares it with wrk.
 """
 
 import resource
 import select
 import socket
-import subprocess
-import sys
 import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
-from bus.errors import BadConfig, Fatal
+from bus.errors import BadConfig
 from components.bench.requests import Target, parse_target, render_request
 from components.bench.responses import BadResponse, CutResponse, ResponseReader
 from components.bench.results import LoadOptions, LoadResult, compute_percentiles
@@ -25,8 +21,6 @@ from components.bench.results import LoadOptions, LoadResult, compute_percentile
 RECV_BYTES: Final = 16 * 1024
 PRERENDERED: Final = 8_192
 POLL_S: Final = 0.25
-MAX_RUN_S: Final = 3600.0
-BAD_OPTIONS: Final = 2
 MAX_GAPS: Final = 10_000_000
 
 
@@ -249,24 +243,6 @@ def run_load(options: LoadOptions) -> LoadResult:
     return _Load(options, _resolve(target), _render_all(options, target)).run()
 
 
-def run_load_process(options: LoadOptions) -> LoadResult:
-    """Run the load in a process of its own and wait for it; raises BadConfig for bad options, Fatal if it crashed."""
-    limit_s = (options.duration_s or MAX_RUN_S) + options.timeout_s + 60
-    command = [sys.executable, "-m", "components.bench.load"]
-    try:
-        done = subprocess.run(
-            command, input=msgspec.json.encode(options), capture_output=True, check=False, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Fatal(f"load generator still running after {limit_s:.0f} s") from error
-    text = done.stderr.decode("utf-8", "replace").strip()
-    if done.returncode == BAD_OPTIONS:
-        raise BadConfig(text)
-    if done.returncode:
-        raise Fatal(f"load generator exited with {done.returncode}: {text}")
-    return msgspec.json.decode(done.stdout, type=LoadResult)
-
-
 def _allow_files(count: int) -> None:
     """Raise this process's soft limit of open files to `count`; raises BadConfig where the hard limit forbids it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -298,19 +274,3 @@ def _drain(ready: deque[bytes], options: LoadOptions, target: Target) -> Iterato
     while options.requests is None or index < options.requests:
         yield render_request(options, target, index)
         index += 1
-
-
-def main() -> int:
-    """Read options from stdin, write the result to stdout; bad options: one line on stderr, exit code BAD_OPTIONS."""
-    try:
-        options = msgspec.json.decode(sys.stdin.buffer.read(), type=LoadOptions)
-        result = run_load(options)
-    except (BadConfig, msgspec.ValidationError, msgspec.DecodeError) as error:
-        sys.stderr.write(f"{error}\n")
-        return BAD_OPTIONS
-    sys.stdout.buffer.write(msgspec.json.encode(result))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from bus.errors import NoWorker
-from components.bench.cpu import ProcessUsage, read_usage
-from components.bench.load import run_load_process
+from components.bench.cpu import read_usage
+from components.bench.generator import run_load_process
 from components.bench.report import Process, ProcessSample, Round, Run, render_failures, render_round
 from components.bench.results import LoadOptions, LoadResult
 
@@ -27,19 +27,13 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     endpoint: Literal["chat", "completions"] = "chat"
 
 
-def bench(
-    options: BenchOptions,
-    processes: Sequence[Process],
-    write: Callable[[str], None],
-    read: Callable[[int], ProcessUsage] = read_usage,
-) -> list[Round]:
+def bench(options: BenchOptions, processes: Sequence[Process], write: Callable[[str], None]) -> list[Round]:
     """Load the system, hand progress and one table a concurrency to `write` (whole lines), and return the figures.
 
     CPU per request comes from the run with one token a request, CPU per token from the whole run over its tokens.
     What the processes do besides (heartbeats, other clients) is counted too: bench an otherwise idle system.
-    `read` gives a pid's usage; `read_tree` counts its descendants as well. Waits about
-    `len(streams) * (warmup_s + 2 * duration_s)`. Raises NoWorker if not one request of a run succeeds, ProcessGone if a
-    process ends meanwhile, BadConfig for a URL that cannot be used.
+    Waits about `len(streams) * (warmup_s + 2 * duration_s)`. Raises NoWorker if not one request of a run succeeds,
+    ProcessGone if a process ends meanwhile, BadConfig for a URL that cannot be used.
     """
     rounds = []
     for number, streams in enumerate(options.streams):
@@ -57,18 +51,18 @@ def bench(
         write(f"warming up with {streams} streams for {options.warmup_s:.0f} s")
         _run_checked(msgspec.structs.replace(load, duration_s=options.warmup_s))
         write(f"{streams} streams, {options.max_tokens} tokens a request, {options.duration_s:.0f} s")
-        long = _measure(msgspec.structs.replace(load, seed=load.seed + 1), processes, read)
+        long = _measure(msgspec.structs.replace(load, seed=load.seed + 1), processes)
         write(f"{streams} streams, 1 token a request, {options.duration_s:.0f} s")
-        single = _measure(msgspec.structs.replace(load, seed=load.seed + 2, max_tokens=1), processes, read)
+        single = _measure(msgspec.structs.replace(load, seed=load.seed + 2, max_tokens=1), processes)
         rounds.append(Round(streams=streams, long=long, single=single))
         write("\n" + render_round(rounds[-1]) + "\n")
     return rounds
 
 
-def _measure(options: LoadOptions, processes: Sequence[Process], read: Callable[[int], ProcessUsage]) -> Run:
-    before = [read(process.pid) for process in processes]
+def _measure(options: LoadOptions, processes: Sequence[Process]) -> Run:
+    before = [read_usage(process.pid) for process in processes]
     load = _run_checked(options)
-    after = [read(process.pid) for process in processes]
+    after = [read_usage(process.pid) for process in processes]
     samples = [
         ProcessSample(process=process, cpu_before_s=old.cpu_s, cpu_after_s=new.cpu_s, rss_bytes=new.rss_bytes)
         for process, old, new in zip(processes, before, after, strict=True)

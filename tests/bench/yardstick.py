@@ -19,7 +19,7 @@ from typing import cast
 
 import uvloop
 
-from components.bench.load import run_load_process
+from components.bench.generator import run_load_process
 from components.bench.requests import parse_target, render_prompt
 from components.bench.results import LoadOptions
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.bench.cpu import ProcessGone, ProcessUsage, find_descendants, parse_stat, read_usage, sum_usages
+from components.bench.cpu import ProcessGone, ProcessUsage, find_descendants, parse_stat, read_usage
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -24,11 +24,6 @@ def test_descendants_of_descendants_are_found_nearest_first() -> None:
     assert find_descendants(parents, 2) == [3, 4, 5]
     assert find_descendants(parents, 5) == []
     assert find_descendants(parents, 7) == []
-
-
-def test_usages_add_up_under_the_first_pid() -> None:
-    total = sum_usages(ProcessUsage(1, 0, 1.0, 10), [ProcessUsage(2, 1, 0.5, 5), ProcessUsage(3, 1, 0.25, 1)])
-    assert total == ProcessUsage(1, 0, 1.75, 16)
 
 
 def test_this_process_is_read_and_a_missing_one_named() -> None:
