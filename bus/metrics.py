@@ -4,8 +4,13 @@ Names start with `busway_`, units are seconds and bytes, labels come from closed
 `from bus.metrics import MALFORMED_MESSAGES`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, start_http_server
+
+from bus.errors import BadConfig
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 """Made here, so that nothing outside Busway (the library's own default collectors) gets in."""
@@ -16,6 +21,28 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 def render() -> bytes:
     """Return all metrics in the Prometheus text format, whose media type is `CONTENT_TYPE`."""
     return generate_latest(REGISTRY)
+
+
+@contextmanager
+def expose(port: int | None) -> Iterator[None]:
+    """Serve `/metrics` on the loopback interface while the context is open; None: do not.
+
+    For processes that have no HTTP door of their own. The server is a thread and costs nothing until it is asked.
+    Raises `BadConfig` when the port is taken.
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, "127.0.0.1", REGISTRY)
+    except OSError as error:
+        raise BadConfig(f"metrics cannot be served on port {port}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 # Bus

@@ -11,10 +11,12 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from bus.codec import Codec, encode
 from bus.component import ComponentSpec, Context
+from bus.connection import load_declared
 from bus.errors import BadConfig, BusUnavailable, BuswayError, Fatal, Malformed, Permanent, QueueFull, Retryable
 from bus.messages.fleet import DeadLetter
 from bus.metrics import COMPONENT_MESSAGES, COMPONENT_SECONDS, MALFORMED_MESSAGES
 from bus.protocol import Bus, ConsumerSpec, Delivery, Incoming
+from bus.subjects import Subjects
 
 ACK_WAIT_S = 5.0
 """After a crash, what the dead process held comes back within this time."""
@@ -208,6 +210,19 @@ class ComponentRunner:
         elif error.code not in self._reported:
             self._reported.add(error.code)
             self._log.warning("message.refused", code=error.code, reason=str(error), **facts)
+
+
+def readable_streams(subjects: Subjects) -> dict[str, list[str]]:
+    """Return the declared streams that a component may read, with their subjects: not the work queues.
+
+    What one reads there, no worker gets.
+    """
+    prefix = f"{subjects.namespace}."
+    return {
+        stream.short: [subject.removeprefix(prefix) for subject in stream.settings["subjects"]]
+        for stream in load_declared(subjects)
+        if stream.kind == "stream" and stream.settings["retention"] != "workqueue"
+    }
 
 
 def find_stream(spec: ComponentSpec, streams: Mapping[str, Sequence[str]]) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import anyio
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -21,6 +23,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._started = time.monotonic()
+        self._taken = anyio.Event()
 
     @property
     def pid(self) -> int:
@@ -30,9 +33,24 @@ class Process:
     def lived_s(self) -> float:
         return time.monotonic() - self._started
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
     async def wait(self) -> int:
         """Wait for the end; return the exit code, negative for a signal."""
         return await self._process.wait()
+
+    async def wait_taken_or_ended(self) -> None:
+        """Wait until a spare is woken, or ends without that."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._wait_ended, tasks.cancel_scope)
+            await self._taken.wait()
+            tasks.cancel_scope.cancel()
+
+    async def _wait_ended(self, scope: anyio.CancelScope) -> None:
+        await self._process.wait()
+        scope.cancel()
 
     def terminate(self) -> None:
         """Ask it to drain and end."""
@@ -50,6 +68,7 @@ class Process:
             self._process.stdin.write(f"{log_path}\n".encode())
             self._process.stdin.close()
         self._started = time.monotonic()
+        self._taken.set()
 
 
 async def start_process(

@@ -1,0 +1,35 @@
+"""I/O. What a command does at the terminal, and how it runs what is asynchronous."""
+
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import anyio
+
+from bus.config import Config
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+def say(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def run_async(function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
+    """Run a coroutine function to its end on a fresh loop, uvloop where there is one."""
+    return anyio.run(function, *arguments, backend_options={"use_uvloop": sys.platform != "win32"})
+
+
+def find_broker(config: Config) -> Config:
+    """Return the configuration with the broker and namespace of the system that `busway up` runs here, if one does."""
+    from msgspec.structs import replace
+
+    from components.supervisor.running import read_running
+
+    running = read_running(Path(config.state_dir))
+    if running is None:
+        return config
+    return replace(config, namespace=running.namespace, bus=replace(config.bus, url=running.nats_url))

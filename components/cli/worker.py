@@ -1,0 +1,48 @@
+"""I/O. Run one worker: an inference engine that takes its work from the bus."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from components.cli.options import add_config_options, read_config
+from components.cli.parser import Parser
+from components.cli.terminal import run_async
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("--model", metavar="DIR", help="model directory (config.json, safetensors, tokenizer.json)")
+    parser.add_argument("--engine", choices=["torch", "mock"], help="mock computes nothing: for load tests")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
+    parser.add_argument("--spare", action="store_true", help=argparse.SUPPRESS)
+    add_config_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM."""
+    config = read_config(options, {"worker.model": options.model, "worker.engine": options.engine})
+    from bus.logs import set_up_logs
+    from bus.metrics import expose
+    from components.worker.service import ENGINES, run_worker
+
+    if options.spare:
+        importlib.import_module(ENGINES[config.worker.engine])
+        if not _wait_for_turn():
+            return 0
+    set_up_logs(config.log, "worker")
+    with expose(options.metrics_port):
+        run_async(run_worker, config)
+    return 0
+
+
+def _wait_for_turn() -> bool:
+    """Wait, all imports done, for the supervisor's line with the log file to write to; False: it has gone."""
+    log_path = sys.stdin.readline().strip()
+    if not log_path:
+        return False
+    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return True

@@ -1,0 +1,41 @@
+"""Pure. What a newcomer reads: how to talk to what runs, and how to stop it."""
+
+import shlex
+
+import msgspec
+
+from bus.config import Config
+from bus.version import VERSION
+from components.supervisor.running import RunningSystem
+
+QUESTION = "What is Busway?"
+
+
+def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
+    """Return the lines that are shown once the system serves."""
+    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
+    more = [p.pid for p in system.processes if p.role == "frontend"][1:]
+    urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")
+    return "\n".join(
+        [
+            f"ready in {took_s:.1f} s: {model}",
+            "",
+            f"  URL         {urls}",
+            f"  talk        busway chat          or once: busway chat {shlex.quote(QUESTION)}",
+            f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
+            f"  any client  export OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none",
+            f"  look        busway tap '{system.namespace}.>'   busway doctor   {system.url}/metrics",
+            f"  bus         {system.nats_url}",
+            "  stop        Ctrl-C, or: busway down",
+            "",
+        ]
+    )
+
+
+def start_line(config: Config) -> str:
+    """Return the first line of `busway up`."""
+    worker, up = config.worker, config.up
+    workers = f"{up.workers} worker{'s' if up.workers > 1 else ''} ({worker.engine}, {worker.model})"
+    frontends = f"{up.frontends} frontend{'s' if up.frontends > 1 else ''}"
+    return f"busway {VERSION}: starting {workers} and {frontends}; logs in {config.state_dir}/logs"
