@@ -11,10 +11,8 @@ from bus.errors import BusUnavailable, Conflict
 from bus.jetstream import API_TIMEOUT_S, JetStream, is_end, publish_headers
 from bus.protocol import Entry, Incoming
 from bus.queue import EXPIRES_S, StandingPull
-from bus.replica import Replica, check_key
+from bus.replica import SETTLE_S, Replica, check_key
 
-SETTLE_S = 2.0
-"""How long a key may be missing after its bucket came back before it counts as gone: owners put theirs again."""
 MARKER_TTL_S = 10
 """How long the broker remembers a deletion, for watchers that look away meanwhile."""
 _READ_AHEAD = 256

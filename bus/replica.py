@@ -7,6 +7,8 @@ from bus.protocol import Entry
 
 _KEY = re.compile(r"[-/_=A-Za-z0-9]+(?:\.[-/_=A-Za-z0-9]+)*\Z")
 MAX_KEY_BYTES = 512
+SETTLE_S = 2.0
+"""How long a key may be missing after its bucket came back before it counts as gone: owners put theirs again."""
 
 
 def check_key(key: str) -> str:

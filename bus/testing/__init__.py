@@ -1,0 +1,5 @@
+"""A broker in memory, for tests and simulations: the contract of `bus.protocol.Bus` without a server."""
+
+from bus.testing.broker import MemoryBroker, MemoryBus
+
+__all__ = ["MemoryBroker", "MemoryBus"]
