@@ -9,13 +9,11 @@ from contextlib import asynccontextmanager
 from bus.config import WorkerConfig
 from bus.messages.fleet import ModelCard, WorkerCard
 from bus.protocol import Bus
-from bus.registry import keep_card
+from bus.registry import keep_card, keep_shared_card
 from bus.subjects import slug
 from bus.version import VERSION
 from components.engines import EngineSpec
 from components.worker.model import Model
-
-CARD_TTL_S = 10
 
 
 @asynccontextmanager
@@ -50,8 +48,8 @@ async def join_pool(bus: Bus, worker: str, model: Model, spec: EngineSpec, confi
         started_at=time.time(),
     )
     async with (
-        keep_card(bus, f"model.{slug(model.name)}", model_card, ttl_s=CARD_TTL_S),
-        keep_card(bus, f"worker.{worker}", worker_card, ttl_s=CARD_TTL_S),
+        keep_shared_card(bus, f"model.{slug(model.name)}", model_card),
+        keep_card(bus, f"worker.{worker}", worker_card),
     ):
         yield
 

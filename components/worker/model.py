@@ -9,13 +9,7 @@ from bus.config import WorkerConfig
 from bus.errors import BadConfig
 from components import builtin
 
-FRONTEND_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+FRONTEND_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """Files that go to frontends where they exist; `tokenizer.json` must."""
 
 MAX_FILE_BYTES = 128 * 2**20

@@ -5,7 +5,9 @@ import time
 import anyio
 import structlog
 
-from bus.protocol import Bus, Entry
+from bus.messages.fleet import FrontendCard
+from bus.protocol import Bus
+from bus.registry import watch_cards
 from components.worker.presence import Presence
 from components.worker.sequences import Sequences
 
@@ -24,7 +26,7 @@ class OwnerWatch:
 
     async def run(self) -> None:
         """Watch until cancelled."""
-        async with self._bus.bucket("REG").watch(self._on_entry):
+        async with watch_cards(self._bus, "frontend", FrontendCard, self._on_card):
             while True:
                 await anyio.sleep(LOOK_EVERY_S)
                 if not self._bus.is_connected:
@@ -34,11 +36,8 @@ class OwnerWatch:
                     num_sequences = self._sequences.abandon(owner)
                     log.info("frontend.lost", frontend=owner, num_sequences=num_sequences)
 
-    def _on_entry(self, entry: Entry) -> None:
-        kind, _, frontend = entry.key.partition(".")
-        if kind != "frontend":
-            return
-        if entry.value is None:
+    def _on_card(self, frontend: str, card: FrontendCard | None) -> None:
+        if card is None:
             self._presence.leave(frontend)
         else:
             self._presence.arrive(frontend)
