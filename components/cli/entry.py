@@ -1,9 +1,11 @@
 """I/O. `busway`: finds the command, runs it, and turns every expected failure into one line and a way on."""
 
+import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from bus.version import VERSION
 from components.cli.parser import Parser, UsageError, did_you_mean
@@ -40,7 +42,7 @@ class Command(Protocol):
     def add_arguments(self, parser: Parser) -> None:
         """Declare the options."""
 
-    def run(self, options: object) -> int:
+    def run(self, options: argparse.Namespace) -> int:
         """Do it; return the exit code."""
 
 
@@ -76,11 +78,11 @@ def _dispatch(words: Sequence[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         known = ["--help", "--version"] if kind == "option" else list(COMMANDS)
         raise UsageError(f"unknown {kind} {name}{did_you_mean(name, known)}", "busway --help")
-    command = importlib.import_module(f"components.cli.{name}")
-    parser = Parser(name, command.__doc__.partition(" ")[2] if command.__doc__ else COMMANDS[name])
+    module = importlib.import_module(f"components.cli.{name}")
+    parser = Parser(name, (module.__doc__ or "").removeprefix("I/O. "))
+    command = cast(Command, module)
     command.add_arguments(parser)
-    code: int = command.run(parser.parse(words[1:]))
-    return code
+    return command.run(parser.parse(words[1:]))
 
 
 def help_text() -> str:
@@ -104,18 +106,20 @@ def help_text() -> str:
 
 def _explain(error: Exception) -> int:
     """Print an expected failure as one line and the next command; let a bug be seen as one."""
-    from bus.errors import BadConfig, BusUnavailable, BuswayError, UnknownModel
+    from bus.errors import BadConfig, BusUnavailable, BuswayError
 
+    if not isinstance(error, BuswayError):
+        if not sys.stderr.isatty():  # a log file: nobody can ask again
+            traceback.print_exception(error)
+        kind = type(error).__name__
+        return _fail(
+            f"{kind}: {error} (a bug: nobody expected it)", "the same with --debug, for a traceback", EXIT_FAILED
+        )
     if isinstance(error, BadConfig):
-        return _fail(str(error), "busway config --help", EXIT_USAGE)
+        return _fail(str(error), "busway config", EXIT_USAGE)
     if isinstance(error, BusUnavailable):
-        return _fail(str(error), "busway doctor   (and `busway up`, if nothing runs yet)", EXIT_FAILED)
-    if isinstance(error, UnknownModel):
-        return _fail(str(error), "busway doctor", EXIT_FAILED)
-    if isinstance(error, BuswayError):
-        return _fail(str(error), "busway doctor", EXIT_FAILED)
-    kind = type(error).__name__
-    return _fail(f"{kind}: {error} (not expected: a bug)", "the same command with --debug, for the traceback", 1)
+        return _fail(str(error), "busway doctor, and `busway up` if nothing runs yet", EXIT_FAILED)
+    return _fail(str(error), getattr(error, "hint", "busway doctor"), EXIT_FAILED)
 
 
 def _fail(message: str, hint: str, code: int) -> int:

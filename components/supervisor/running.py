@@ -68,8 +68,10 @@ def hold(state_dir: Path) -> Iterator[None]:
                 f"a system runs in {state_dir} already{where}",
                 "busway chat, or `busway down` to stop it, or --set state_dir=.busway-2 for another beside it",
             ) from None
-        yield
-        (state_dir / "up.json").unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (state_dir / "up.json").unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

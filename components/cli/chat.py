@@ -1,0 +1,76 @@
+"""I/O. Talk to a model over HTTP. Without a message: a conversation, ended with Ctrl-D."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from components.cli.completions import ChatFailed, Figures, Message, choose_model, stream_chat
+from components.cli.options import add_config_options, read_config
+from components.cli.parser import Parser
+from components.supervisor.running import read_running
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("message", nargs="*", help="one question; the answer goes to stdout, its figures to stderr")
+    parser.add_argument("--url", help="frontend (the one that `busway up` runs here)")
+    parser.add_argument("--model", metavar="NAME", help="model to ask (the first that is served)")
+    add_config_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask once, or converse."""
+    config = read_config(options)
+    running = read_running(Path(config.state_dir))
+    url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
+    model = choose_model(url.removesuffix("/").removesuffix("/v1"), options.model)
+    url = url.removesuffix("/").removesuffix("/v1")
+    if options.message:
+        _ask(url, model, [Message("user", " ".join(options.message))])
+    elif sys.stdin.isatty():
+        _converse(url, model)
+    else:
+        _ask(url, model, [Message("user", sys.stdin.read())])
+    return 0
+
+
+def _ask(url: str, model: str, messages: list[Message]) -> str:
+    """Print the answer as it comes, then its figures; return it."""
+    figures = Figures()
+    pieces = []
+    for piece in stream_chat(url, model, messages, figures):
+        print(piece, end="", flush=True)
+        pieces.append(piece)
+    print(flush=True)
+    print(f"[{model}: {figures.summary() or 'no answer'}]", file=sys.stderr)
+    return "".join(pieces)
+
+
+def _converse(url: str, model: str) -> None:
+    try:
+        import readline  # noqa: F401 - importing it gives `input` its history and editing
+    except ImportError:
+        pass
+    print(f"{model} at {url}; /new starts over, Ctrl-D ends, Ctrl-C cuts an answer off\n")
+    history: list[Message] = []
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if text == "/new":
+            history = []
+        elif text:
+            history = _take_turn(url, model, [*history, Message("user", text)])
+
+
+def _take_turn(url: str, model: str, history: list[Message]) -> list[Message]:
+    """Return the conversation with the answer; without the question when there was none."""
+    try:
+        return [*history, Message("assistant", _ask(url, model, history))]
+    except KeyboardInterrupt:
+        print("\n[cut off]", file=sys.stderr)
+    except ChatFailed as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+    return history[:-1]

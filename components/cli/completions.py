@@ -1,0 +1,172 @@
+"""I/O. A client of the chat API, small enough for one command: asks, and yields the answer as it streams."""
+
+import http.client
+import json
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from bus.errors import BusUnavailable, BuswayError, UnknownModel
+from components.cli.address import split_url
+
+MAX_LINE_BYTES = 1024 * 1024
+
+
+class ChatFailed(BuswayError):
+    """The frontend refused the request, or the answer broke off."""
+
+    code = "chat_failed"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of the conversation."""
+
+    role: str
+    content: str
+
+
+class Figures(msgspec.Struct):
+    """How the answer came: filled while it streams."""
+
+    started: float = 0.0
+    first: float = 0.0
+    ended: float = 0.0
+    num_chunks: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def summary(self) -> str:
+        """Return time to first token, tokens and tokens per second; empty without an answer."""
+        if not self.num_chunks:
+            return ""
+        tokens = self.output_tokens or self.num_chunks
+        rate = (tokens - 1) / (self.ended - self.first) if tokens > 1 and self.ended > self.first else 0.0
+        cached = f", {self.cached_tokens} prompt tokens from the cache" if self.cached_tokens else ""
+        return f"first token {(self.first - self.started) * 1000:.0f} ms, {tokens} tokens, {rate:.0f} tokens/s{cached}"
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+
+
+class _Problem(msgspec.Struct):
+    message: str = ""
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Problem | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+def served_models(url: str) -> list[str]:
+    """Return the names of the models that are served; raise `BusUnavailable` when nobody answers."""
+    status, body = _get(url, "/v1/models")
+    if status != 200:
+        raise ChatFailed(f"{url}/v1/models answers {status}: {_problem(body)}")
+    try:
+        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+    except msgspec.MsgspecError as error:
+        raise ChatFailed(f"{url} is no Busway frontend: {error}") from error
+
+
+def choose_model(url: str, name: str | None) -> str:
+    """Return `name` if it is served, or the first model that is; raise `UnknownModel` that lists what there is."""
+    models = served_models(url)
+    if not models:
+        raise UnknownModel(f"{url} serves no model yet: no worker is ready")
+    if name is not None and name not in models:
+        raise UnknownModel(f"model {name!r} not found; served: {', '.join(models)}")
+    return name or models[0]
+
+
+def stream_chat(url: str, model: str, messages: Sequence[Message], figures: Figures) -> Iterator[str]:
+    """Yield the pieces of the answer; raise `ChatFailed` when it is refused or breaks off."""
+    body = {
+        "model": model,
+        "messages": [msgspec.to_builtins(message) for message in messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    connection = http.client.HTTPConnection(*split_url(url), timeout=300)
+    figures.started = time.perf_counter()
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise ChatFailed(f"the frontend answers {response.status}: {_problem(response.read(MAX_LINE_BYTES))}")
+        yield from _pieces(response, figures)
+    except (OSError, http.client.HTTPException) as error:
+        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[str]:
+    """Read server-sent events up to `[DONE]`."""
+    while line := response.readline(MAX_LINE_BYTES):
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            figures.ended = figures.ended or time.perf_counter()
+            return
+        try:
+            chunk = msgspec.json.decode(data, type=_Chunk)
+        except msgspec.MsgspecError as error:
+            raise ChatFailed(f"the answer holds something that is no chunk: {error}") from error
+        if chunk.error is not None:
+            raise ChatFailed(f"the answer broke off: {chunk.error.message}")
+        if chunk.usage is not None:
+            figures.output_tokens = chunk.usage.completion_tokens
+            if chunk.usage.prompt_tokens_details is not None:
+                figures.cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
+        for choice in chunk.choices:
+            if choice.delta.content:
+                figures.ended = time.perf_counter()
+                figures.first = figures.first or figures.ended
+                figures.num_chunks += 1
+                yield choice.delta.content
+    raise ChatFailed("the answer broke off without an end")
+
+
+def _get(url: str, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*split_url(url), timeout=10)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read(MAX_LINE_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def _problem(body: bytes) -> str:
+    try:
+        problem = msgspec.json.decode(body, type=_Chunk).error
+    except msgspec.MsgspecError:
+        problem = None
+    return problem.message if problem else body[:200].decode("utf-8", "replace")

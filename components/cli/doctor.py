@@ -1,0 +1,32 @@
+"""I/O. Check this machine and what runs on it; every fault comes with the command that mends it."""
+
+import argparse
+import sys
+
+from components.cli.options import add_config_options, read_config
+from components.cli.parser import Parser
+from components.cli.terminal import find_broker, run_async, say
+
+EXIT_FAILED = 1
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    add_config_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line a check; exit code 1 when one failed."""
+    from components.cli.checks import Verdict, check_broker, check_machine, check_system
+
+    config = read_config(options)
+    num_failed = 0
+    for check in (check_machine, check_system):
+        for finding in check(config):
+            num_failed += finding.verdict is Verdict.FAIL
+            say(finding.line(sys.stdout.isatty()))
+    for finding in run_async(check_broker, find_broker(config)):
+        num_failed += finding.verdict is Verdict.FAIL
+        say(finding.line(sys.stdout.isatty()))
+    say(f"\n{num_failed} to mend" if num_failed else "\nall well")
+    return EXIT_FAILED if num_failed else 0
