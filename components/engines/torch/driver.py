@@ -1,0 +1,162 @@
+"""I/O. The engine as the worker sees it: steps run in a thread of their own, results arrive in the event loop."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+import msgspec
+from anyio import to_thread
+
+from bus.errors import EngineDied
+from bus.messages.kv import KvEvent
+from components.engines import EngineLoad, EngineRequest, EngineSpec, Step
+from components.engines.torch.engine import TorchEngine, check_request
+from components.engines.torch.rows import without_rows
+
+MAX_UNDELIVERED = 4
+"""Steps that the thread may be ahead of the event loop; it waits when the loop is so far behind."""
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What the thread tells the event loop at a time."""
+
+    taken: list[EngineRequest | int]
+    """The part of the inbox that was applied before the step."""
+    step: Step | None
+    load: EngineLoad
+    events: list[KvEvent]
+
+
+class TorchDriver:
+    """Implements `components.engines.Engine` over a `TorchEngine`.
+
+    Requests and aborts go through an inbox that the thread empties between steps; the worker's slots bound it. Each
+    step comes back by one call into the event loop. With nothing to do the thread sleeps until the inbox wakes it.
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._load = engine.load()
+        self._events: list[KvEvent] = []
+        self._new: dict[int, int] = {}  # key and length of requests that `_load` does not count yet
+        self._aborted: set[int] = set()  # keys that the thread may still report
+        self._inbox: deque[EngineRequest | int] = deque()  # requests, and keys to abort
+        self._wake = threading.Event()
+        self._room = threading.Semaphore(MAX_UNDELIVERED)
+        self._is_stopping = False
+        self._failure: Exception | None = None
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Return the fixed facts of the engine."""
+        return self._engine.spec
+
+    def submit(self, request: EngineRequest) -> None:
+        """Queue a sequence; raise `PromptTooLong` or `InvalidRequest` for what cannot be computed."""
+        check_request(request, self.spec)
+        self._new[request.key] = len(request.prompt) + len(request.output)
+        self._inbox.append(request)
+        self._wake.set()
+
+    def abort(self, key: int) -> None:
+        """Forget a sequence in any state; its blocks are free before the next step."""
+        self._new.pop(key, None)
+        self._aborted.add(key)
+        self._inbox.append(key)
+        self._wake.set()
+
+    def load(self) -> EngineLoad:
+        """Return the load after the last step, with what was submitted since."""
+        return msgspec.structs.replace(
+            self._load,
+            waiting=self._load.waiting + len(self._new),
+            prefill_tokens=self._load.prefill_tokens + sum(self._new.values()),
+        )
+
+    def take_events(self) -> list[KvEvent]:
+        """Return the block events since the last call, in order; to be called after each step."""
+        events, self._events = self._events, []
+        return events
+
+    async def run(self, on_step: Callable[[Step], None]) -> None:
+        """Step while there is work, until cancelled; runs once. Raises `EngineDied` when a step failed.
+
+        A cancel waits for the step that is being computed. What `on_step` raises is raised here.
+        """
+        loop = asyncio.get_running_loop()
+        over = anyio.Event()
+
+        def deliver(report: _Report) -> None:
+            self._room.release()
+            try:
+                self._receive(report, on_step)
+            except Exception as error:  # raised by run, not lost in a callback
+                self._failure = error
+                over.set()
+
+        def work() -> None:
+            try:
+                self._work(lambda report: loop.call_soon_threadsafe(deliver, report))
+            except Exception as error:  # raised by run, not lost in a thread
+                self._failure = EngineDied(f"{type(error).__name__}: {error}")
+                self._failure.__cause__ = error
+                loop.call_soon_threadsafe(over.set)
+
+        thread = threading.Thread(target=work, name="engine", daemon=True)
+        thread.start()
+        try:
+            await over.wait()
+        finally:
+            self._is_stopping = True
+            self._wake.set()
+            self._room.release()
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(thread.join)
+        if self._failure is not None:
+            raise self._failure
+
+    def _receive(self, report: _Report, on_step: Callable[[Step], None]) -> None:
+        """Take a report in the event loop; nothing in it may be of a sequence that was aborted meanwhile."""
+        step = report.step
+        if step is not None and self._aborted:
+            ended = [each for each in step.ended if each.key not in self._aborted]
+            step = msgspec.structs.replace(without_rows(step, self._aborted), ended=ended)
+        for item in report.taken:
+            if isinstance(item, int):
+                self._aborted.discard(item)
+            else:
+                self._new.pop(item.key, None)
+        self._load = report.load
+        self._events += report.events
+        if step is not None:
+            on_step(step)
+
+    def _work(self, send: Callable[[_Report], object]) -> None:
+        """Step in the thread until `run` ends."""
+        while not self._is_stopping:
+            taken = self._take_inbox()
+            if self._engine.has_work:
+                self._room.acquire()
+                self._report(send, taken, self._engine.step())
+            elif taken:
+                self._room.acquire()
+                self._report(send, taken, None)
+            else:
+                self._wake.wait()
+                self._wake.clear()
+
+    def _take_inbox(self) -> list[EngineRequest | int]:
+        taken = []
+        while self._inbox:
+            item = self._inbox.popleft()
+            taken.append(item)
+            if isinstance(item, int):
+                self._engine.abort(item)
+            else:
+                self._engine.add(item)
+        return taken
+
+    def _report(self, send: Callable[[_Report], object], taken: list[EngineRequest | int], step: Step | None) -> None:
+        send(_Report(taken, step, self._engine.load(), self._engine.pool.take_events()))

@@ -1,0 +1,114 @@
+"""Pure. The engine's core: sequences in, one step at a time, tokens out. Not thread-safe, not asynchronous."""
+
+import time
+
+import torch
+
+from bus.errors import EngineDied, InvalidRequest, PromptTooLong
+from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines.torch.batch import build_batch
+from components.engines.torch.cache import KvCache
+from components.engines.torch.network import Network
+from components.engines.torch.pool import BlockPool
+from components.engines.torch.rows import without_rows
+from components.engines.torch.sampler import Sampled, sample
+from components.engines.torch.scheduler import Outcome, Scheduler
+from components.engines.torch.sequence import Sequence
+
+
+class TorchEngine:
+    """Scheduler, network and sampler over one cache."""
+
+    def __init__(
+        self, network: Network, cache: KvCache, *, spec: EngineSpec, max_batch_tokens: int, model: str
+    ) -> None:
+        """`model` goes into block hashes: only engines that serve the same name share blocks."""
+        self.spec = spec
+        self.pool = BlockPool(cache.num_blocks)
+        self.scheduler = Scheduler(
+            self.pool, block_size=spec.block_size, max_running=spec.max_running, max_batch_tokens=max_batch_tokens
+        )
+        self._network = network
+        self._cache = cache
+        self._model = model
+        self._complete: list[Outcome] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Say whether there is anything for `step` to do."""
+        return bool(self.scheduler.running or self.scheduler.waiting or self._complete)
+
+    def load(self) -> EngineLoad:
+        """Return the load between two steps."""
+        return EngineLoad(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            free_blocks=self.pool.num_available,
+            prefill_tokens=self.scheduler.prefill_tokens,
+        )
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a sequence that `check_request` let pass; a moved one that is complete ends in the next step."""
+        sequence = Sequence(request, model=self._model, max_model_len=self.spec.max_model_len)
+        if request.output and (reason := sequence.finish_reason()):
+            self._complete.append(Outcome(sequence, reason))
+        else:
+            self.scheduler.add(sequence)
+
+    def abort(self, key: int) -> None:
+        """Forget a sequence in any state and release its blocks; unknown keys are no error."""
+        self._complete = [outcome for outcome in self._complete if outcome.sequence.key != key]
+        self.scheduler.abort(key)
+
+    @torch.inference_mode()
+    def step(self) -> Step:
+        """Compute one step; there must be work. After an error the engine cannot be used any more.
+
+        A sequence whose logits are not finite ends as aborted, without a token, and what it computed is forgotten:
+        one prompt that overflows must not end the others.
+        """
+        started = time.perf_counter()
+        plan = self.scheduler.schedule()
+        sequences = plan.sampling
+        kv_tokens = sum([sequence.num_computed + 1 for sequence in plan.decode])
+        sampled, outcomes = Sampled([], frozenset(), []), self._complete
+        self._complete = []
+        if plan.decode or plan.prefill:
+            logits = self._network.forward(build_batch(plan, self._cache))
+            sampled = sample(logits, sequences)
+            outcomes = outcomes + self.scheduler.finish(plan, sampled.tokens, sampled.broken)
+        elif not outcomes:
+            raise EngineDied("sequences wait, but none can be admitted to an idle engine")
+        stats = StepStats(
+            duration_s=time.perf_counter() - started,
+            prefill_tokens=sum([chunk.count for chunk in plan.prefill]),
+            prefill_requests=len(plan.prefill),
+            decode_requests=len(plan.decode),
+            kv_tokens=kv_tokens,
+            preemptions=plan.num_preempted,
+        )
+        keys = [sequence.key for sequence in sequences]
+        step = Step(keys, sampled.tokens, [_ended(outcome) for outcome in outcomes], sampled.logprobs, stats)
+        if not sampled.broken:
+            return step
+        for row in sampled.broken:
+            self._cache.scrub(self.pool.discard(sequences[row].blocks))
+        return without_rows(step, {keys[row] for row in sampled.broken})
+
+
+def check_request(request: EngineRequest, spec: EngineSpec) -> None:
+    """Raise `PromptTooLong` or `InvalidRequest` for what the engine could not compute."""
+    length = len(request.prompt) + len(request.output)
+    if length > spec.max_model_len or len(request.prompt) >= spec.max_model_len:
+        raise PromptTooLong(f"{length} tokens leave no room in a context of {spec.max_model_len}", param="prompt")
+    if not request.prompt:
+        raise InvalidRequest("the prompt is empty", param="prompt")
+    named = {"prompt": request.prompt, "output": request.output, "logit_bias": request.sampling.logit_bias}
+    for param, ids in named.items():
+        if ids and not 0 <= min(ids) <= max(ids) < spec.vocab_size:
+            raise InvalidRequest(f"{param} names tokens outside 0 to {spec.vocab_size - 1}", param=param)
+
+
+def _ended(outcome: Outcome) -> Ended:
+    sequence = outcome.sequence
+    return Ended(sequence.key, outcome.reason, sequence.num_output, sequence.cached_tokens)
