@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, start_http_server
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from bus.errors import BadConfig
 
@@ -114,3 +116,91 @@ WORKER_RUNNING = Gauge("busway_worker_running_sequences", "Sequences that the en
 WORKER_WAITING = Gauge("busway_worker_waiting_sequences", "Sequences accepted, not computed yet.", registry=REGISTRY)
 
 WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engine can hand out.", registry=REGISTRY)
+
+# Frontend
+
+FRONTEND_REQUESTS = Counter(
+    "busway_frontend_requests",
+    "Requests that were answered, by endpoint and HTTP status.",
+    ["endpoint", "status"],
+    registry=REGISTRY,
+)
+"""`endpoint`: a route of ours, `ask` (NATS) or `other`; `status`: as in HTTP, 499 where the client went away."""
+
+FRONTEND_IN_FLIGHT = Gauge("busway_frontend_requests_in_flight", "Generations in flight.", registry=REGISTRY)
+
+FRONTEND_GENERATIONS = Counter(
+    "busway_frontend_generations",
+    "Generations that ended, by how.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: a finish reason, `cancelled` or `failed`."""
+
+FRONTEND_TOKENS = Counter("busway_frontend_tokens", "Tokens of ended generations.", ["kind"], registry=REGISTRY)
+"""`kind`: `prompt`, `cached` (part of `prompt`), `output`."""
+
+FRONTEND_RETRIES = Counter(
+    "busway_frontend_retries",
+    "Attempts after the first one of a request, by what ended the attempt before.",
+    ["reason"],
+    registry=REGISTRY,
+)
+"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `aborted`."""
+
+FRONTEND_DROPPED_TOKENS = Counter(
+    "busway_frontend_dropped_tokens",
+    "Tokens that were not the next of a live attempt.",
+    ["reason"],
+    registry=REGISTRY,
+)
+"""`reason`: `duplicate` (offset taken before), `stale` (nobody's ticket)."""
+
+FRONTEND_CANCELS = Counter("busway_frontend_cancels", "Tickets that a worker was told to drop.", registry=REGISTRY)
+
+FRONTEND_USAGE_LOST = Counter("busway_frontend_usage_lost", "Usage records that were not stored.", registry=REGISTRY)
+
+FRONTEND_TTFT_SECONDS = Histogram(
+    "busway_frontend_time_to_first_token_seconds",
+    "Time from a request to its first token.",
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+    registry=REGISTRY,
+)
+
+FRONTEND_DURATION_SECONDS = Histogram(
+    "busway_frontend_generation_seconds",
+    "Time from a request to its last token.",
+    buckets=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+    registry=REGISTRY,
+)
+
+
+class DoublingHistogram(Collector):
+    """A histogram for what happens per token: whoever observes adds to two plain fields, at a tenth of the cost.
+
+    `counts[i]` are values below `2**i / SCALE`, that is: `counts[int(value * SCALE).bit_length()] += 1`.
+    """
+
+    SCALE = 4096
+    NUM_SHOWN = 18
+    """Buckets that are shown one by one: up to 32 s."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self.counts = [0] * 64
+        self.sum = 0.0
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Return the buckets as Prometheus counts them, each with all below it."""
+        total = 0
+        buckets = []
+        for power, count in enumerate(self.counts[: self.NUM_SHOWN]):
+            total += count
+            buckets.append((repr(2**power / self.SCALE), float(total)))
+        buckets.append(("+Inf", float(sum(self.counts))))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self.sum)
+
+
+FRONTEND_ITL = DoublingHistogram("busway_frontend_inter_token_seconds", "Time between two tokens of a request.")
+REGISTRY.register(FRONTEND_ITL)

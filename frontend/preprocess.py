@@ -19,8 +19,16 @@ _any = msgspec.json.Decoder()
 _NO_CHOICE = msgspec.Raw(b'"none"')
 
 
-def prepare_chat(body: ChatBody, model: ServedModel, *, default_max_tokens: int, seed: int) -> Generation:
-    """Render the conversation and return the generation; `seed` serves when the client gives none.
+class Defaults(msgspec.Struct, frozen=True):
+    """What holds where the client says nothing."""
+
+    max_tokens: int
+    """Bound of the output, where the context leaves as much."""
+    seed: int
+
+
+def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Generation:
+    """Render the conversation and return the generation.
 
     Raises `InvalidRequest` that names the field, `PromptTooLong`. Takes time in proportion to the prompt.
     """
@@ -36,10 +44,10 @@ def prepare_chat(body: ChatBody, model: ServedModel, *, default_max_tokens: int,
     if top is None and body.top_logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     wanted = body.max_completion_tokens or body.max_tokens
-    return _generation(body, model, prompt, wanted, top, default_max_tokens, seed, "messages")
+    return _generation(body, model, prompt, defaults, wanted_tokens=wanted, top_logprobs=top, prompt_field="messages")
 
 
-def prepare_completion(body: CompletionBody, model: ServedModel, *, default_max_tokens: int, seed: int) -> Generation:
+def prepare_completion(body: CompletionBody, model: ServedModel, defaults: Defaults) -> Generation:
     """Tokenize the prompt, or take its ids, and return the generation; as `prepare_chat`."""
     if body.echo:
         raise InvalidRequest("'echo' is not served yet.", param="echo")
@@ -55,22 +63,30 @@ def prepare_completion(body: CompletionBody, model: ServedModel, *, default_max_
     else:
         _check_ids(given, model, "prompt")
         prompt = pack_u32(given)
-    return _generation(body, model, prompt, body.max_tokens, body.logprobs, default_max_tokens, seed, "prompt")
+    return _generation(
+        body,
+        model,
+        prompt,
+        defaults,
+        wanted_tokens=body.max_tokens,
+        top_logprobs=body.logprobs,
+        prompt_field="prompt",
+    )
 
 
 def _generation(
     body: SamplingBody,
     model: ServedModel,
     prompt: bytes,
+    defaults: Defaults,
+    *,
     wanted_tokens: int | None,
     top_logprobs: int | None,
-    default_max_tokens: int,
-    seed: int,
     prompt_field: str,
 ) -> Generation:
     if body.n is not None and body.n > 1:
         raise InvalidRequest("'n' above 1 is not served yet; send several requests.", param="n")
-    max_tokens = _output_bound(len(prompt) // 4, wanted_tokens, model.max_model_len, default_max_tokens, prompt_field)
+    max_tokens = _output_bound(len(prompt) // 4, wanted_tokens, model.max_model_len, defaults.max_tokens, prompt_field)
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise InvalidRequest(
@@ -92,7 +108,7 @@ def _generation(
             frequency_penalty=_or(body.frequency_penalty, 0.0),
             repetition_penalty=_or(body.repetition_penalty, 1.0),
             logit_bias=body.logit_bias or {},
-            seed=seed if body.seed is None else body.seed % 2**63,
+            seed=defaults.seed if body.seed is None else body.seed % 2**63,
             top_logprobs=top_logprobs,
         ),
         stopping=Stopping(

@@ -24,6 +24,7 @@ from bus.messages.inference import (
     Stopping,
     TokenLogprobs,
 )
+from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 
 _TICKETS = 2**32
@@ -160,7 +161,8 @@ class StepOutcome(msgspec.Struct, gc=False):
 class Requests:
     """All requests of this frontend, by the ticket of their live attempt."""
 
-    def __init__(self, *, max_requests: int, max_attempts: int) -> None:
+    def __init__(self, *, max_requests: int, max_attempts: int, gaps: DoublingHistogram) -> None:
+        """`gaps` counts the times between tokens."""
         self._max_requests = max_requests
         self._max_attempts = max_attempts
         self._by_ticket: dict[int, Request] = {}
@@ -171,9 +173,7 @@ class Requests:
         self.num_stale = 0
         """Tokens dropped because their ticket is nobody's."""
         self.num_gaps = 0
-        self.gap_counts = [0] * 64
-        """Times between tokens: bucket i counts gaps below 2**i / 4096 seconds. Plain, as it is counted per token."""
-        self.gap_sum_s = 0.0
+        self._gaps = gaps
 
     def __len__(self) -> int:
         return len(self._by_ticket)
@@ -254,7 +254,8 @@ class Requests:
             raise Malformed(f"columns of {len(tickets)}, {len(offsets)} and {len(tokens)} rows")
         get = self._by_ticket.get
         touch = outcome.touched.append
-        counts = self.gap_counts
+        gaps = self._gaps
+        counts, scale = gaps.counts, gaps.SCALE
         worker = batch.worker
         for ticket, offset, token in zip(tickets, offsets, tokens, strict=True):
             request = get(ticket)
@@ -266,8 +267,8 @@ class Requests:
                 request.tokens.append(token)
                 if offset:
                     gap = now - request.last_token_at
-                    counts[int(gap * 4096).bit_length()] += 1
-                    self.gap_sum_s += gap
+                    counts[int(gap * scale).bit_length()] += 1
+                    gaps.sum += gap
                 else:
                     request.first_token_at = now
                 request.last_token_at = now

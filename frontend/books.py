@@ -1,0 +1,78 @@
+"""I/O. What is written down when a request ends: one log line, the metrics, its usage."""
+
+import time
+
+import structlog
+
+from bus import metrics
+from bus.errors import BuswayError
+from bus.messages.inference import FinishReason, RequestUsage
+from frontend.requests import Request
+from frontend.usage import UsagePublisher
+
+_outcomes = {
+    outcome: metrics.FRONTEND_GENERATIONS.labels(outcome=outcome)
+    for outcome in ("stop", "length", "abort", "cancelled", "failed")
+}
+_prompt_tokens = metrics.FRONTEND_TOKENS.labels(kind="prompt")
+_cached_tokens = metrics.FRONTEND_TOKENS.labels(kind="cached")
+_output_tokens = metrics.FRONTEND_TOKENS.labels(kind="output")
+
+log = structlog.get_logger()
+
+
+class Books:
+    """Writes each request down once."""
+
+    def __init__(self, publisher: UsagePublisher) -> None:
+        self._publisher = publisher
+
+    def finished(self, request: Request, reason: FinishReason, now: float) -> None:
+        """The request ended by itself."""
+        self._write(request, reason, now)
+
+    def cancelled(self, request: Request, now: float) -> None:
+        """The client wanted no more."""
+        self._write(request, "cancelled", now)
+
+    def failed(self, request: Request, error: BuswayError, now: float) -> None:
+        """The request was given up."""
+        self._write(request, "failed", now, code=error.code)
+
+    def _write(self, request: Request, outcome: str, now: float, **details: str) -> None:
+        usage = request.usage()
+        duration_s = now - request.opened_at
+        ttft_s = None
+        _outcomes[outcome].inc()
+        _prompt_tokens.inc(usage.prompt_tokens)
+        _cached_tokens.inc(usage.cached_tokens)
+        _output_tokens.inc(usage.output_tokens)
+        metrics.FRONTEND_DURATION_SECONDS.observe(duration_s)
+        if request.num_tokens:
+            ttft_s = round(request.first_token_at - request.opened_at, 4)
+            metrics.FRONTEND_TTFT_SECONDS.observe(ttft_s)
+        log.info(
+            "request.finished",
+            request_id=request.request_id,
+            model=request.generation.model,
+            finish_reason=outcome,
+            tokens_in=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            tokens_out=usage.output_tokens,
+            ttft_s=ttft_s,
+            duration_s=round(duration_s, 4),
+            attempts=request.attempt + 1,
+            **details,
+        )
+        self._publisher.publish(
+            RequestUsage(
+                request_id=request.request_id,
+                model=request.generation.model,
+                tenant=request.generation.tenant,
+                prompt_tokens=usage.prompt_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cached_tokens,
+                finish_reason=outcome,
+                finished_at=time.time(),
+            )
+        )

@@ -1,0 +1,235 @@
+"""I/O. Between the owner's state and the bus: jobs go out, step batches come in, lost attempts are made again."""
+
+import time
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bus import metrics
+from bus.codec import encode
+from bus.config import FrontendConfig
+from bus.errors import BusUnavailable, BuswayError, InvalidRequest, Malformed, NoWorker, Retryable
+from bus.messages.fleet import WorkerCard, WorkerLoad
+from bus.messages.inference import FinishReason, StepBatch
+from bus.protocol import Bus, Incoming
+from bus.registry import watch_cards
+from bus.subjects import ANY_WORKER
+from bus.typed import subscribe_typed
+from frontend.books import Books
+from frontend.cancels import Cancels
+from frontend.errors import GenerationFailed, ShuttingDown
+from frontend.fleet import Fleet
+from frontend.requests import Request, Requests
+
+TICK_S = 0.25
+STALL_S = 1.0
+"""A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
+FIRST_RETRY_S = 0.05
+MAX_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Owns the requests of this frontend. All of it runs in the event loop; only `submit` and `run` wait."""
+
+    def __init__(
+        self, bus: Bus, frontend: str, config: FrontendConfig, *, fleet: Fleet, books: Books, tasks: TaskGroup
+    ) -> None:
+        """`tasks` runs the attempts after the first ones."""
+        self._bus = bus
+        self._frontend = frontend
+        self._config = config
+        self._fleet = fleet
+        self._books = books
+        self._tasks = tasks
+        self._cancels = Cancels(bus, frontend)
+        self._num_shown = (0, 0)
+        self.requests = Requests(
+            max_requests=config.max_requests, max_attempts=config.max_attempts, gaps=metrics.FRONTEND_ITL
+        )
+        self.is_draining = False
+
+    async def run(self) -> None:
+        """Listen to workers until cancelled."""
+        subjects = self._bus.subjects
+        outs = subscribe_typed(self._bus, subjects.out(self._frontend, "*"), StepBatch, self._on_batch)
+        loads = subscribe_typed(self._bus, subjects.load("*", "*"), WorkerLoad, self._on_load)
+        self._bus.on_reconnect(self._on_reconnect)
+        try:
+            async with watch_cards(self._bus, "worker", WorkerCard, self._on_worker):
+                await self._tick_forever()
+        finally:
+            outs.unsubscribe()
+            loads.unsubscribe()
+
+    async def submit(self, request: Request) -> None:
+        """Publish the first attempt and return when the broker has it; raise what the client is to be told.
+
+        When the caller is cancelled, it must `cancel` the request.
+        """
+        if self.is_draining:
+            raise ShuttingDown("This frontend is shutting down.", delay_s=1.0)
+        if not self._bus.is_connected:
+            raise BusUnavailable("The message bus is not reachable at present.", delay_s=1.0)
+        self.requests.open(request, time.monotonic())
+        metrics.FRONTEND_IN_FLIGHT.set(len(self.requests))
+        ticket = request.ticket
+        try:
+            await self._append(request)
+        except BuswayError as error:
+            # After a reconnect, another attempt may be on its way already.
+            if request.is_live and request.ticket == ticket:
+                self._close(request)
+                raise
+            log.debug("request.append_failed", request_id=request.request_id, reason=str(error))
+
+    def cancel(self, request: Request) -> None:
+        """The client wants no more: free the worker's slot. Cancelling what has ended does nothing."""
+        if request.is_live:
+            now = time.monotonic()
+            self._cancels.tell(request.worker, (request.ticket,), now)
+            self._close(request)
+            self._books.cancelled(request, now)
+
+    async def _append(self, request: Request) -> None:
+        generation = request.generation
+        payload = encode(request.job(self._frontend, time.time()))
+        if len(payload) > self._bus.max_payload_bytes:
+            raise InvalidRequest(f"The request takes {len(payload)} bytes on the bus, more than it carries.")
+        subject = self._bus.subjects.work(generation.model_slug, "both", ANY_WORKER, generation.latency_class)
+        await self._bus.append(
+            subject,
+            payload,
+            msg_id=f"{request.request_id}:{request.attempt}",
+            ttl_s=max(1, round(self._config.accept_timeout_s)),
+        )
+
+    def _on_batch(self, batch: StepBatch, incoming: Incoming) -> None:
+        """Take a step of a worker: the path of every token."""
+        worker = batch.worker
+        if not incoming.subject.endswith(f".{worker}"):
+            metrics.MALFORMED_MESSAGES.labels(family="out").inc()
+            return
+        now = time.monotonic()
+        self._fleet.hear(worker, now)
+        try:
+            outcome = self.requests.take(batch, now)
+        except Malformed:
+            metrics.MALFORMED_MESSAGES.labels(family="out").inc()
+            return
+        for request, finished in outcome.finished:
+            if finished.reason == "abort":
+                self._retry(request, "aborted", now)
+            else:
+                self._finish(request, finished.reason)
+        for request in outcome.touched:
+            if request.output.flush() and request.is_live:
+                self._cancels.tell(worker, (request.ticket,), now)
+                self._finish(request, "stop")
+        for request in outcome.gaps.values():
+            self._retry(request, "gap", now)
+        for request, failed in outcome.failed:
+            if failed.is_retryable:
+                self._retry(request, "failed", now, delay_s=FIRST_RETRY_S * 2**request.attempt)
+            else:
+                self._fail(request, GenerationFailed(failed.message, code=failed.code))
+        if outcome.unknown:
+            self._cancels.tell(worker, outcome.unknown, now)
+
+    def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
+        if incoming.subject.endswith(f".{load.worker}"):
+            self._fleet.hear(load.worker, time.monotonic())
+
+    def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
+        if card is None:
+            self._fleet.leave(worker)
+        else:
+            self._fleet.arrive(worker, card, time.monotonic())
+
+    async def _on_reconnect(self) -> None:
+        """What was in flight when the connection broke may be lost, in both directions."""
+        now = time.monotonic()
+        self._fleet.excuse_silence(now)
+        self.requests.suspect(now)
+        for request in self.requests.unaccepted():
+            self._retry(request, "broker_lost", now)
+
+    async def _tick_forever(self) -> None:
+        ticked_at = time.monotonic()
+        while True:
+            await anyio.sleep(TICK_S)
+            now = time.monotonic()
+            if now - ticked_at > STALL_S or not self._bus.is_connected:
+                self._fleet.excuse_silence(now)
+            ticked_at = now
+            self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        dead = self._fleet.bury_silent(now)
+        if dead:
+            lost = self.requests.running_on(dead)
+            log.warning("worker.lost", workers=dead, num_requests=len(lost))
+            for request in lost:
+                self._retry(request, "worker_lost", now)
+        for request in self.requests.overdue(now, self._config.worker_timeout_s):
+            self._retry(request, "silent", now)
+        for request in self.requests.unaccepted(before=now - self._config.accept_timeout_s):
+            self._fail(request, NoWorker(f"No worker took the request within {self._config.accept_timeout_s:g} s."))
+        self._show_drops()
+
+    def _retry(self, request: Request, reason: str, now: float, *, delay_s: float = 0.0) -> None:
+        """Make another attempt from the tokens that are there, unless they are all there will be."""
+        if not request.is_live:
+            return
+        self._cancels.tell(request.worker, (request.ticket,), now)
+        ending = request.ending()
+        if ending is not None:
+            self._finish(request, ending)
+        elif self.requests.retry(request, now):
+            metrics.FRONTEND_RETRIES.labels(reason=reason).inc()
+            log.info("request.retried", request_id=request.request_id, attempt=request.attempt, reason=reason)
+            self._tasks.start_soon(self._dispatch_again, request, request.ticket, delay_s)
+        else:
+            message = f"The request failed {request.attempt + 1} times, the last time because of: {reason}."
+            self._fail(request, GenerationFailed(message, code="attempts_exhausted"))
+
+    async def _dispatch_again(self, request: Request, ticket: int, delay_s: float) -> None:
+        """Publish an attempt after the first; while the broker refuses, until nobody would accept it in time."""
+        await anyio.sleep(delay_s)
+        pause_s = FIRST_RETRY_S
+        while request.is_live and request.ticket == ticket:
+            try:
+                await self._append(request)
+                return
+            except Retryable:
+                # `_tick` gives up after `accept_timeout_s`.
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_RETRY_S)
+            except BuswayError as error:
+                if request.ticket == ticket:
+                    self._fail(request, error)
+                return
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        if request.is_live:
+            self._close(request)
+            self._books.finished(request, reason, time.monotonic())
+            request.output.finish(reason, request.usage())
+
+    def _fail(self, request: Request, error: BuswayError) -> None:
+        if request.is_live:
+            self._close(request)
+            self._books.failed(request, error, time.monotonic())
+            request.output.fail(error)
+
+    def _close(self, request: Request) -> None:
+        self.requests.close(request)
+        metrics.FRONTEND_IN_FLIGHT.set(len(self.requests))
+
+    def _show_drops(self) -> None:
+        drops = (self.requests.num_duplicates, self.requests.num_stale)
+        metrics.FRONTEND_DROPPED_TOKENS.labels(reason="duplicate").inc(drops[0] - self._num_shown[0])
+        metrics.FRONTEND_DROPPED_TOKENS.labels(reason="stale").inc(drops[1] - self._num_shown[1])
+        self._num_shown = drops

@@ -1,0 +1,207 @@
+"""I/O. The seam with uvicorn: its HTTP protocol, with a short cut from a request to the connection's transport.
+
+A token must not cost a task, a queue or an ASGI `send`; so a stream writes to the transport itself, and tells uvicorn
+when the response is complete. What this relies on in uvicorn 0.54 (pinned in pyproject.toml) is held by
+`tests/integration/frontend/test_connection.py`: `_start_asgi_task`, the cycle's `response_started`,
+`response_complete`, `chunked_encoding`, `default_headers`, `keep_alive`, `message_event` and `on_response`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from bus.errors import BuswayError
+from frontend.errors import BadHttp, ClientTooSlow, HeadersTooLarge, answer_for, envelope
+
+EXTENSION = "busway.exchange"
+
+
+class Exchange:
+    """One request and its response, with direct access to the connection below."""
+
+    __slots__ = ("_cycle", "_limit_bytes", "_protocol", "_transport", "is_chunked", "on_lost")
+
+    def __init__(self, protocol: "StreamingProtocol", cycle: RequestResponseCycle, limit_bytes: int) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._limit_bytes = limit_bytes
+        self.is_chunked = cycle.scope["http_version"] == "1.1"
+        self.on_lost: Callable[[], None] | None = None
+        """Called at most once, when the client is gone before the response is complete."""
+
+    @property
+    def is_lost(self) -> bool:
+        """The client is gone."""
+        return self._cycle.disconnected or self._transport.is_closing()
+
+    def start(self, status: int, headers: bytes) -> None:
+        """Begin a response whose length is not known; `headers` are whole lines."""
+        cycle = self._cycle
+        lines = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        if self.is_chunked:
+            lines += b"transfer-encoding: chunked\r\n"
+        else:
+            cycle.keep_alive = False
+        if not cycle.keep_alive:
+            lines += b"connection: close\r\n"
+        cycle.response_started = True
+        cycle.chunked_encoding = self.is_chunked
+        cycle.waiting_for_100_continue = False
+        self._transport.write(b"%b%b%b\r\n" % (STATUS_LINE[status], headers, lines))
+
+    def write(self, data: bytes) -> None:
+        """Write bytes of the response as they go over the wire; a client that does not read is cut off."""
+        if self._protocol.is_write_paused and self._transport.get_write_buffer_size() > self._limit_bytes:
+            self.abort()
+        else:
+            self._transport.write(data)
+
+    def finish(self) -> None:
+        """Say that the response is complete: the connection may serve its next request."""
+        cycle = self._cycle
+        if cycle.response_complete or self.is_lost:
+            return
+        self.on_lost = None
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._transport.close()
+        cycle.on_response()
+
+    def abort(self) -> None:
+        """Cut the connection, unsent bytes included; `on_lost` follows."""
+        self._transport.abort()
+        self.lose()
+
+    def lose(self) -> None:
+        """Tell the owner of the response that the client is gone."""
+        lost, self.on_lost = self.on_lost, None
+        if lost is not None:
+            lost()
+
+
+class HttpLimits(msgspec.Struct, frozen=True):
+    """What one client may take of a connection."""
+
+    header_bytes: int
+    """Request line and headers together."""
+    slow_client_bytes: int
+    """Unsent bytes after which a client that does not read is cut off."""
+    num_headers: int = 128
+    request_s: float = 30.0
+    """Time for a request to arrive, body included."""
+
+
+class StreamingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds on what a client sends, JSON errors, and an `Exchange` in every scope."""
+
+    def __init__(self, *args: Any, limits: HttpLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_write_paused = False
+        self._limits = limits
+        self._exchange: Exchange | None = None
+        self._num_header_bytes = 0
+        self._is_in_headers = True
+        self._refusal: BuswayError | None = None
+        self._arrival_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._arm_arrival_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm_arrival_timer()
+        super().connection_lost(exc)
+        if self._exchange is not None:
+            self._exchange.lose()
+            self._exchange = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._is_in_headers:
+            self._num_header_bytes += len(data)
+        super().data_received(data)
+        # A header that never ends is told to nobody before it does: only the bytes count.
+        if self._is_in_headers and self._num_header_bytes > self._limits.header_bytes:
+            self._refuse(self._too_many_headers())
+
+    def on_message_begin(self) -> None:
+        if self._arrival_timer is None:
+            self._arm_arrival_timer()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        self._num_header_bytes = 0
+        num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if num_bytes > self._limits.header_bytes or len(self.headers) > self._limits.num_headers:
+            self._refuse(self._too_many_headers())
+            raise self._too_many_headers()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._disarm_arrival_timer()
+        self._is_in_headers = True
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, as uvicorn asks for it, in the envelope that all errors have."""
+        self._refuse(BadHttp(msg))
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one whose client has not even read its last answer is cut."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._exchange = Exchange(self, cycle, self._limits.slow_client_bytes)
+        cast("dict[str, Any]", cycle.scope)["extensions"] = {EXTENSION: self._exchange}
+        super()._start_asgi_task(cycle, app)
+
+    def _refuse(self, error: BuswayError) -> None:
+        """Answer outside of any request and close; inside a response that has begun only closing is left."""
+        if self._refusal is not None:
+            return
+        self._refusal = error
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()
+            return
+        answer = answer_for(error)
+        body = envelope(answer.error)
+        head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (STATUS_LINE[answer.status], len(body)) + body)
+        self.transport.close()
+
+    def _too_many_headers(self) -> BuswayError:
+        limits = self._limits
+        return HeadersTooLarge(
+            f"The request line and headers may take {limits.header_bytes} bytes, and be {limits.num_headers}."
+        )
+
+    def _arm_arrival_timer(self) -> None:
+        self._arrival_timer = self.loop.call_later(self._limits.request_s, self._give_up_waiting)
+
+    def _disarm_arrival_timer(self) -> None:
+        if self._arrival_timer is not None:
+            self._arrival_timer.cancel()
+            self._arrival_timer = None
+
+    def _give_up_waiting(self) -> None:
+        self._arrival_timer = None
+        self._refuse(ClientTooSlow(f"The request did not arrive within {self._limits.request_s:g} s."))

@@ -1,0 +1,76 @@
+"""I/O. Where the output of a request goes: server-sent events, one HTTP body, or messages on a NATS subject."""
+
+import anyio
+
+from bus.errors import BuswayError
+from frontend.doors.connection import Exchange
+
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class EventSink:
+    """Server-sent events, written to the transport; the response begins with the first of them.
+
+    Up to then an error can still be an HTTP status: it is kept in `error` for the handler that waits for `done`.
+    """
+
+    __slots__ = ("_exchange", "_has_begun", "_headers", "done", "error")
+
+    def __init__(self, exchange: Exchange, headers: bytes) -> None:
+        self._exchange = exchange
+        self._headers = headers
+        self._has_begun = False
+        self.done = anyio.Event()
+        self.error: BuswayError | None = None
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        """Write one event, given in three parts."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._exchange.start(200, self._headers)
+        if self._exchange.is_chunked:
+            size = len(head) + len(text) + len(tail)
+            self._exchange.write(b"%x\r\n%b%b%b\r\n" % (size, head, text, tail))
+        else:
+            self._exchange.write(head + text + tail)
+
+    def close(self, last: bytes) -> None:
+        """Write the last events and complete the response."""
+        self.send(last, b"", b"")
+        if self._exchange.is_chunked:
+            self._exchange.write(_LAST_CHUNK)
+        self._exchange.finish()
+        self.done.set()
+
+    def fail(self, error: BuswayError, last: bytes) -> None:
+        """End with the error: as an event where the response has begun, else as the handler's answer."""
+        if self._has_begun:
+            self.close(last)
+        else:
+            self.error = error
+            self.done.set()
+
+
+class BodySink:
+    """One body, kept in `body` (or `error`) for the handler that waits for `done`."""
+
+    __slots__ = ("body", "done", "error")
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.done = anyio.Event()
+        self.error: BuswayError | None = None
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        """Add a part of the body."""
+        self.body += head + text + tail
+
+    def close(self, last: bytes) -> None:
+        """Add the last part."""
+        self.body += last
+        self.done.set()
+
+    def fail(self, error: BuswayError, last: bytes) -> None:
+        """End with the error instead of a body."""
+        self.error = error
+        self.done.set()
