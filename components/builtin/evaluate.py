@@ -9,7 +9,7 @@ from components.builtin.batches import Encoder, by_length, collate
 from components.builtin.lessons import UNKNOWN, Corpus, Lesson, Questions, draw_unknown, turn
 from components.builtin.network import Network
 from components.builtin.reading import is_held_out
-from components.builtin.tasks import arithmetic, copying, counting, json_object, naming
+from components.builtin.tasks import arithmetic, capital, copying, counting, json_object, naming
 from components.builtin.weather import weather
 
 
@@ -28,6 +28,7 @@ def held_out_lessons(corpus: Corpus, questions: Questions, num_tasks: int) -> di
         "copying": [copying(corpus, rng, is_held_out) for _ in range(num_tasks)],
         "names": [naming(corpus, questions, rng, is_held_out) for _ in range(num_tasks)],
         "counting": [counting(corpus, rng) for _ in range(num_tasks)],
+        "capitals": [capital(corpus, rng) for _ in range(num_tasks)],
         "arithmetic": [arithmetic(corpus, rng) for _ in range(num_tasks)],
     }
 

@@ -44,23 +44,27 @@ class Questions:
         self.held_out: list[tuple[str, str]] = []
         self.forms = corpus.lists
         self.answers: dict[str, str] = {}
+        whole = {normal(question): entry for entry in corpus.entries for question in entry.questions}
         for entry in corpus.entries:
-            asked = questions_of(entry, corpus.lists)
+            asked = [text for text in questions_of(entry, corpus.lists) if whole.get(normal(text), entry) is entry]
             kept = [question for question in asked[1:] if len(asked) >= 4 and is_held_out(question)]
             self.learned.append((tuple(question for question in asked if question not in kept), entry.answer))
             self.held_out += [(question, entry.answer) for question in kept]
             for question in asked:
                 if self.answers.setdefault(normal(question), entry.answer) != entry.answer:
                     raise ValueError(f"two answers to {question!r}")
-
         self.exam = [(question, self.answers[normal(key)]) for key, question in corpus.exam]
         if known := [question for question, _ in self.exam if normal(question) in self.answers]:
             raise ValueError(f"the exam asks what is trained on: {known}")
+        self.forbidden = {normal(question) for question, _ in (*self.held_out, *self.exam)}
 
     def draw(self, rng: random.Random) -> tuple[str, str]:
-        """Give a question in some form, and its answer; every answer is equally likely."""
-        asked, answer = rng.choice(self.learned)
-        return vary(rng.choice(asked), self.forms, rng), answer
+        """Give a question in some form, never a held-out one, and its answer; every answer is equally likely."""
+        while True:
+            asked, answer = rng.choice(self.learned)
+            question = vary(rng.choice(asked), self.forms, rng)
+            if normal(question) not in self.forbidden:
+                return question, answer
 
 
 def turn(question: str, answer: str) -> tuple[Message, Message]:

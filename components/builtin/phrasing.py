@@ -26,8 +26,8 @@ def without_article(term: str) -> str:
 
 def vary(question: str, forms: Lists, rng: random.Random) -> str:
     """Ask as people type: other case, missing or doubled marks, a greeting before, a slip of the finger."""
-    text = question
-    is_long = len(text.split()) > 2
+    is_long = len(question.split()) > 2
+    text = reword(question, forms, rng) if is_long else question
     if is_long and rng.random() < 0.12:
         text = rng.choice(forms["openings"]) + (text if rng.random() < 0.5 else text[:1].lower() + text[1:])
     if rng.random() < 0.3:
@@ -41,6 +41,21 @@ def vary(question: str, forms: Lists, rng: random.Random) -> str:
     if rng.random() < 0.25:
         return text.lower()
     return text.upper() if rng.random() < 0.02 else text
+
+
+def reword(text: str, forms: Lists, rng: random.Random) -> str:
+    """Swap a phrase for another, lose a small word or put a word too much, each now and then."""
+    swaps = [swap for swap in forms["swaps"] if swap.split("=")[0] in text]
+    if swaps and rng.random() < 0.3:
+        said, *others = rng.choice(swaps).split("=")
+        text = text.replace(said, rng.choice(others), 1)
+    words = text.split()
+    small = [at for at, word in enumerate(words) if word in forms["small_words"]]
+    if small and rng.random() < 0.08:
+        del words[rng.choice(small)]
+    elif rng.random() < 0.08:
+        words.insert(rng.randint(1, len(words) - 1), rng.choice(forms["fillers"]))
+    return " ".join(words)
 
 
 def slip(text: str, rng: random.Random) -> str:

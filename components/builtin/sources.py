@@ -6,11 +6,11 @@ from pathlib import Path
 from components.builtin.lessons import UNKNOWN, Corpus, Lesson, Questions, draw_unknown, plain_text, turn, with_system
 from components.builtin.phrasing import vary
 from components.builtin.reading import is_held_out, parse_entries, parse_exam, parse_lists, strip_comments
-from components.builtin.tasks import arithmetic, copying, counting, json_object, naming
+from components.builtin.tasks import arithmetic, capital, copying, counting, json_object, naming
 from components.builtin.weather import weather
 
 HERE = Path(__file__).parent
-ENTRY_FILES = ("busway", "serving", "parts", "bus", "kv", "usage", "chat", "longer")
+ENTRY_FILES = ("busway", "serving", "parts", "bus", "kv", "usage", "chat", "terms", "longer")
 
 
 def load_corpus() -> Corpus:
@@ -38,26 +38,28 @@ def is_learned(word: str) -> bool:
 
 
 def draw_lesson(corpus: Corpus, questions: Questions, rng: random.Random) -> Lesson:
-    """Draw one lesson; the shares are those that gave the best held-out answers."""
+    """Draw one lesson; nearly half of them ask what an entry answers, the rest is shared by the tasks."""
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.44:
         lesson = Lesson(messages=turn(*questions.draw(rng)))
-    elif kind < 0.63:
+    elif kind < 0.52:
         lesson = talk(corpus, questions, rng)
-    elif kind < 0.73:
+    elif kind < 0.61:
         lesson = Lesson(messages=turn(vary(draw_unknown(corpus, rng, is_learned), corpus.lists, rng), UNKNOWN))
-    elif kind < 0.82:
+    elif kind < 0.71:
         lesson = weather(corpus, questions, rng, is_learned)
-    elif kind < 0.86:
+    elif kind < 0.77:
         lesson = json_object(corpus, rng, is_learned)
-    elif kind < 0.89:
+    elif kind < 0.84:
         lesson = copying(corpus, rng, is_learned)
-    elif kind < 0.91:
+    elif kind < 0.87:
         lesson = naming(corpus, questions, rng, is_learned)
-    elif kind < 0.93:
+    elif kind < 0.89:
         lesson = counting(corpus, rng)
-    elif kind < 0.945:
+    elif kind < 0.915:
         lesson = arithmetic(corpus, rng)
+    elif kind < 0.93:
+        lesson = capital(corpus, rng)
     else:
         lesson = plain_text(corpus, questions, rng)
     return with_system(lesson, corpus, rng)

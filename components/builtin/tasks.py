@@ -13,8 +13,8 @@ ENDS = (3, 5, 10, 10, 10, 10, 12, 15, 20, 20, 25, 30, 50, 100)
 
 
 def draw_word(name: str, corpus: Corpus, rng: random.Random, keep: Keep) -> str:
-    """Give a word of a list for which ``keep`` is true, or an invented name one time in four, to learn copying."""
-    if rng.random() < 0.25:
+    """Give a word of a list for which ``keep`` is true, or often an invented name, to learn copying."""
+    if rng.random() < 0.4:
         return "".join(rng.choice(corpus.lists["syllables"]) for _ in range(rng.randint(2, 4))).capitalize()
     return rng.choice([word for word in corpus.lists[name] if keep(word)])
 
@@ -36,9 +36,12 @@ def json_object(corpus: Corpus, rng: random.Random, keep: Keep) -> Lesson:
 
 
 def copying(corpus: Corpus, rng: random.Random, keep: Keep) -> Lesson:
-    """Ask to say something back."""
+    """Ask to say something back; long and senseless texts teach it best."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.25:
+        words = [draw_word("things", corpus, rng, keep) for _ in range(rng.randint(8, 30))]
+        said = " ".join(str(rng.randint(0, 999)) if rng.random() < 0.1 else word for word in words)
+    elif kind < 0.5:
         said = rng.choice([phrase for phrase in corpus.lists["phrases"] if keep(phrase)])
     elif kind < 0.8:
         said = " ".join(draw_word("things", corpus, rng, keep).lower() for _ in range(rng.randint(1, 5)))
@@ -66,17 +69,22 @@ def counting(corpus: Corpus, rng: random.Random) -> Lesson:
 
 def arithmetic(corpus: Corpus, rng: random.Random) -> Lesson:
     """Ask for a small sum, difference or product."""
-    left, right = rng.randint(0, 20), rng.randint(0, 20)
+    left, right = rng.randint(0, 10), rng.randint(0, 10)
     sign, word = rng.choice((("+", "plus"), ("+", "plus"), ("-", "minus"), ("*", "times")))
     if sign == "-":
         left, right = max(left, right), min(left, right)
-    if sign == "*":
-        left, right = left % 11, right % 11
     result = {"+": left + right, "-": left - right, "*": left * right}[sign]
     asked = rng.choice((f"{left} {sign} {right}", f"{left} {word} {right}", f"{left}{sign}{right}"))
     return Lesson(
         messages=turn(rng.choice(corpus.lists["compute"]).format(x=asked), f"{left} {sign} {right} = {result}")
     )
+
+
+def capital(corpus: Corpus, rng: random.Random) -> Lesson:
+    """Ask for the capital of a country; few people test a model with anything else."""
+    country, city = rng.choice(corpus.lists["capitals"]).split("=")
+    asked = vary(rng.choice(corpus.lists["capital_of"]).format(c=country), corpus.lists, rng)
+    return Lesson(messages=turn(asked, f"The capital of {country} is {city}."))
 
 
 def naming(corpus: Corpus, questions: Questions, rng: random.Random, keep: Keep) -> Lesson:

@@ -34,7 +34,7 @@ log = logging.getLogger("train")
 def main() -> None:
     """Train, evaluate, write the folder and show some answers."""
     parser = argparse.ArgumentParser(description="Train the built-in model busway-tiny.")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of about 4,000 tokens (default: 3000)")
+    parser.add_argument("--steps", type=int, default=2300, help="training steps of about 4,000 tokens (default: 2300)")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the model folder)")
     parser.add_argument("--log", type=Path, default=None, help="file that also gets the log")
     arguments = parser.parse_args()
