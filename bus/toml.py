@@ -29,7 +29,7 @@ def _section(lines: list[str], tree: Mapping[str, Any], path: tuple[str, ...], c
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quote(key)
 
 
 def _value(value: Any) -> str:
@@ -38,4 +38,9 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
+    return _quote(value)
+
+
+def _quote(value: str | float | bool) -> str:
+    """Write as JSON does; DEL is the one character that JSON leaves as it is and TOML wants escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -15,6 +15,7 @@ LATENCY_CLASSES: tuple[LatencyClass, ...] = ("interactive", "standard", "batch")
 
 Ticket = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
+NumTokens = Annotated[int, Meta(ge=0, le=2**40)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 
 
@@ -143,9 +144,9 @@ class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):
     request_id: str
     model: str
     tenant: str
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
+    prompt_tokens: NumTokens
+    output_tokens: NumTokens
+    cached_tokens: NumTokens = 0
     finish_reason: str
     finished_at: float
     """Unix seconds."""
