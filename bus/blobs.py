@@ -40,6 +40,13 @@ class _Meta(msgspec.Struct, frozen=True):
 _meta = msgspec.json.Decoder(_Meta)
 
 
+def check_digest(digest: str) -> str:
+    """Return a blob's name; raise `Malformed` when it is none."""
+    if not _DIGEST.match(digest):
+        raise Malformed(f"{digest[:80]!r} is no SHA-256 in hex")
+    return digest
+
+
 class Blobs:
     """The object store `bucket`, whose stream is `OBJ_{bucket}`."""
 
@@ -80,8 +87,7 @@ class Blobs:
 
     async def get(self, digest: str) -> bytes:
         """Fetch and check; raise `BusUnavailable` when it is not there or not whole."""
-        if not _DIGEST.match(digest):
-            raise Malformed(f"{digest[:80]!r} is no SHA-256 in hex")
+        check_digest(digest)
         await self._jetstream.link.wait_ready(API_TIMEOUT_S)
         meta = await self._find(digest)
         if meta is None:

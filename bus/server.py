@@ -23,6 +23,9 @@ MIN_VERSION = (2, 11)
 """Messages with a TTL of their own and markers of expired keys came with 2.11."""
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
+MEMORY_BYTES = 4 * 2**30
+FILE_BYTES = 20 * 2**30
+"""What all streams of the server together may reserve; nothing is taken before it is used."""
 
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*\Z')
@@ -89,10 +92,13 @@ def render(template: str, values: Mapping[str, str | int]) -> str:
         raise BadConfig(f"nats/server.conf: {error}") from error
 
 
-def prepare(state_dir: str, *, port: int = 0, name: str = "busway") -> ServerFiles:
+def prepare(
+    state_dir: str, *, port: int = 0, memory_bytes: int = MEMORY_BYTES, file_bytes: int = FILE_BYTES
+) -> ServerFiles:
     """Write the configuration below `state_dir` and return how to run the server; ports that are taken are replaced.
 
-    The store survives restarts of the server: prepare once, run the command as often as needed.
+    The bounds are those of all streams together. The store survives restarts of the server: prepare once, run the
+    command as often as needed.
     """
     binary = find_binary()
     check_version(binary)
@@ -101,11 +107,13 @@ def prepare(state_dir: str, *, port: int = 0, name: str = "busway") -> ServerFil
     port = free_port(port)
     monitor_port = free_port()
     values: dict[str, str | int] = {
-        "name": name,
+        "name": "busway",
         "host": HOST,
         "port": port,
         "monitor_port": monitor_port,
         "store_dir": str(root / "store"),
+        "memory_bytes": memory_bytes,
+        "file_bytes": file_bytes,
     }
     config_path = root / "server.conf"
     config_path.write_text(render(resources.read_text("nats", "server.conf"), values), encoding="utf-8")

@@ -1,9 +1,88 @@
-"""What every test shares."""
+"""What every test shares: the event loop, a nats-server for all, one of its own for those that break it."""
 
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
 import pytest
+
+from bus.server import Server, prepare, run_server, wait_answering
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     """Run asynchronous tests as the processes run."""
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of one nats-server for the whole run: tests keep apart by `namespace`, and must not break it."""
+    # Every namespace reserves the bounds of all its streams.
+    files = prepare(str(tmp_path_factory.mktemp("nats-server")), memory_bytes=2**50, file_bytes=2**50)
+    with subprocess.Popen(files.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            anyio.run(wait_answering, files.port)
+            yield files.url
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"t{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def own_server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A nats-server of the test's own, to kill and start again."""
+    async with run_server(str(tmp_path)) as server:
+        yield server
+
+
+class Collector:
+    """A handler that keeps what it gets, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._changed = anyio.Event()
+
+    def __call__(self, item: Any) -> None:
+        self.items.append(item)
+        self._changed.set()
+
+    async def until(self, is_met: Callable[[list[Any]], bool], timeout_s: float = 5.0) -> list[Any]:
+        """Wait until the collected items meet a condition; fail after `timeout_s`."""
+        with anyio.move_on_after(timeout_s):
+            while not is_met(self.items):
+                self._changed = anyio.Event()
+                await self._changed.wait()
+        assert is_met(self.items), f"after {timeout_s} s: {self.items}"
+        return self.items
+
+    async def wait(self, count: int, timeout_s: float = 5.0) -> list[Any]:
+        """Wait for so many items."""
+        return await self.until(lambda items: len(items) >= count, timeout_s)
+
+
+@pytest.fixture
+def collect() -> type[Collector]:
+    """The class of handlers that keep what they get."""
+    return Collector
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """Wait for a condition that nobody signals; fail after a deadline."""
+
+    async def wait(is_met: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        with anyio.move_on_after(timeout_s):
+            while not is_met():  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        assert is_met(), f"not so after {timeout_s} s"
+
+    return wait

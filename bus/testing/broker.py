@@ -11,6 +11,7 @@ import anyio.lowlevel
 import structlog
 
 from bus import wire
+from bus.blobs import check_digest
 from bus.connection import load_declared
 from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder
 from bus.metrics import BUS_HANDLER_ERRORS
@@ -180,13 +181,16 @@ class MemoryPull:
         self._spec = spec
         self._handler = handler
         self._is_open = True
+        self._outstanding = 0
         self._puller = Puller(self._deliver)
         self._consumer = stream.find_consumer(spec)
         self._consumer.join(self._puller)
 
     def grant(self, num_messages: int) -> None:
-        if num_messages > self._puller.credit:
-            self._puller.credit = num_messages
+        missing = num_messages - self._outstanding
+        if missing > 0:
+            self._outstanding = num_messages
+            self._puller.credit += missing
             if self._bus.broker.is_up:
                 self._consumer.pump()
 
@@ -206,6 +210,7 @@ class MemoryPull:
 
     def _receive(self, delivery: MemoryDelivery) -> None:
         if self._is_open:
+            self._outstanding -= 1
             self._handler(delivery)
 
 
@@ -340,6 +345,7 @@ class MemoryBus:
         return digest
 
     async def get_blob(self, digest: str) -> bytes:
+        check_digest(digest)
         await self._need_broker("get_blob", 1.0)
         if digest not in self.broker.blobs:
             raise BusUnavailable(f"blob {digest} is not there")
