@@ -92,7 +92,7 @@ class Intake:
             if len(sequences.ledger) >= self._slots:
                 raise EngineBusy(f"all {self._slots} slots are taken", delay_s=_backoff_s(delivery))
             request = make_request(job, sequences.next_key(), self._served, time.time())
-            if reason := reason_to_end(request):
+            if reason := reason_to_end(request, self._served.max_model_len):
                 sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))
             else:
                 sequences.accept(job, request)

@@ -55,7 +55,7 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
     if job.deadline_at is not None and now >= job.deadline_at:
         raise DeadlinePassed(f"the deadline passed {now - job.deadline_at:.1f} s before a worker took the request")
     num_tokens = (len(job.prompt) + len(job.output)) // 4
-    if num_tokens >= served.max_model_len:
+    if len(job.prompt) // 4 >= served.max_model_len or num_tokens > served.max_model_len:
         raise PromptTooLong(
             f"{num_tokens} tokens leave no room for output: the context holds {served.max_model_len}", param="prompt"
         )
@@ -79,7 +79,7 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
     )
 
 
-def reason_to_end(request: EngineRequest) -> FinishReason | None:
+def reason_to_end(request: EngineRequest, max_model_len: int) -> FinishReason | None:
     """Say why the tokens of earlier attempts already complete the request, None if they do not.
 
     A worker can die between a last token and the word that it was the last.
@@ -89,7 +89,8 @@ def reason_to_end(request: EngineRequest) -> FinishReason | None:
         is_eos = not stopping.ignore_eos and output[-1] in request.eos_token_ids
         if is_eos or output[-1] in stopping.stop_token_ids:
             return "stop"
-    return "length" if len(output) >= stopping.max_tokens else None
+    is_full = len(request.prompt) + len(output) >= max_model_len
+    return "length" if is_full or len(output) >= stopping.max_tokens else None
 
 
 def _check_owner(frontend: str) -> None:

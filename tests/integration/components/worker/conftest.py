@@ -21,6 +21,7 @@ from bus.protocol import Bus, Incoming
 from bus.registry import new_id
 from bus.server import run_server
 from bus.subjects import ANY_WORKER, Subjects
+from bus.testing import MemoryBroker
 from components.engines import Engine
 from components.engines.mock.engine import MockEngine
 from components.engines.mock.oracle import mock_token, prompt_seed
@@ -171,8 +172,6 @@ class Stage:
 
 @asynccontextmanager
 async def _memory(_: Path) -> AsyncIterator[tuple[Connect, None]]:
-    from bus.testing import MemoryBroker
-
     yield MemoryBroker().connect, None
 
 
@@ -193,7 +192,7 @@ async def open_stage(kind: str, state_dir: Path) -> AsyncIterator[Stage]:
         assert stage.owner.wrong == []
 
 
-@pytest.fixture(params=["nats"])
+@pytest.fixture(params=["memory", "nats"])
 async def stage(request: pytest.FixtureRequest, tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Stage]:
     async with open_stage(request.param, tmp_path) as opened:
         yield opened

@@ -44,7 +44,7 @@ def test_a_job_becomes_a_request() -> None:
         (changed(output=pack_u32([2**32 - 1])), InvalidRequest),
         (changed(stopping=Stopping(max_tokens=1, stop_token_ids=[100])), InvalidRequest),
         (changed(prompt=pack_u32([1] * 32)), PromptTooLong),
-        (changed(prompt=pack_u32([1] * 20), output=pack_u32([1] * 12)), PromptTooLong),
+        (changed(prompt=pack_u32([1] * 20), output=pack_u32([1] * 13)), PromptTooLong),
     ],
 )
 def test_a_job_that_cannot_run_says_why(job: GenerateJob, error: type[Exception]) -> None:
@@ -85,10 +85,12 @@ def test_a_cancel_is_bounded() -> None:
         ([8, 9], Stopping(max_tokens=9, stop_token_ids=[9]), "stop"),
         ([8, 2], Stopping(max_tokens=9, min_tokens=3), None),
         ([2, 8], Stopping(max_tokens=9), None),
+        ([8] * 28, Stopping(max_tokens=99), None),
+        ([8] * 29, Stopping(max_tokens=99), "length"),
     ],
 )
 def test_tokens_that_already_complete_a_request_end_it(
     output: list[int], stopping: Stopping, reason: str | None
 ) -> None:
     request = make_request(changed(output=pack_u32(output), stopping=stopping), 1, SERVED, now=0.0)
-    assert reason_to_end(request) == reason
+    assert reason_to_end(request, SERVED.max_model_len) == reason
