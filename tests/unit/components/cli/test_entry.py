@@ -1,0 +1,86 @@
+"""Every mistake on the command line is answered with what was meant."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.cli.entry import COMMANDS, help_text, main
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_help_fits_a_screen() -> None:
+    lines = help_text().splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 90
+    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_that_fits_a_screen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: busway {name}")
+    assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["tpa"], "unknown command tpa; did you mean tap?"),
+        (["worke"], "unknown command worke; did you mean worker?"),
+        (["xyzzy"], "unknown command xyzzy"),
+        (["--versoin"], "unknown option --versoin; did you mean --version?"),
+        (["up", "--prot", "1"], "unknown option --prot; did you mean --port?"),
+        (["up", "--worker=3"], "unknown option --worker; did you mean --workers?"),
+        (["up", "--port", "many"], "--port: invalid int value: 'many'"),
+        (["up", "--engine", "torhc"], "--engine: invalid choice: 'torhc'"),
+        (["up", "nonsense"], "unexpected argument 'nonsense'"),
+        (["up", "--port"], "--port: expected one argument"),
+        (["worker", "--set", "worker.slot=1"], "unknown configuration key 'worker.slot'; did you mean 'slots'?"),
+        (["worker", "--set", "worker.slots=-1"], "worker.slots"),
+        (["worker", "--set", "slots"], "write key=value"),
+        (["worker", "--config", "nowhere.toml"], "cannot read nowhere.toml"),
+        (["run", "components.meter:UsageMetre"], "did you mean UsageMeter?"),
+        (["subjects", "--schema", "StepBach"], "no message type 'StepBach'"),
+        (["config", "worker.slot"], "no key worker.slot; did you mean worker.slots?"),
+        (["tap", "busway."], "did the shell take the `>`?"),
+        (["tap", "a", "b"], "the shell has put file names"),
+        (["tap", "busway..x"], "no subject"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_way_on(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: ")
+    assert says in first
+    assert second.startswith("  try: busway")
+
+
+def test_version_and_help_import_nothing_that_is_slow() -> None:
+    code = (
+        "import sys; from components.cli import main; main(['--version']); main(['--help']);"
+        "slow = ('nats', 'uvicorn', 'torch', 'msgspec', 'anyio', 'structlog', 'uvloop');"
+        "print(*(name for name in slow if name in sys.modules))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("busway 0.")
+    assert output.splitlines()[-1] == ""
+
+
+def test_nothing_runs_is_told_with_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["chat", "hello", "--url", "http://127.0.0.1:9"]) == 1
+    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert main(["bench"]) == 1
+    assert "busway up --engine mock" in capsys.readouterr().err
+    assert main(["down"]) == 0
+    assert "nothing runs" in capsys.readouterr().out

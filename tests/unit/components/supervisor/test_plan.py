@@ -1,0 +1,61 @@
+"""The parts of a system follow from its configuration."""
+
+from pathlib import Path
+
+from bus.config import Config, FrontendConfig, UpConfig, WorkerConfig
+from components.supervisor.banner import ready_banner, start_line
+from components.supervisor.plan import frontend_ports, plan_parts, plan_spare
+from components.supervisor.running import RunningProcess, RunningSystem
+
+FILE = Path("/state/config.toml")
+CONFIG = Config(up=UpConfig(workers=2, frontends=2), frontend=FrontendConfig(port=9000))
+
+
+def test_parts_start_with_the_broker_and_have_names_of_their_own() -> None:
+    parts = plan_parts(CONFIG, FILE, ("nats-server", "-c", "x"))
+    assert [(part.name, part.role) for part in parts] == [
+        ("nats", "nats"),
+        ("worker-0", "worker"),
+        ("worker-1", "worker"),
+        ("frontend-0", "frontend"),
+        ("frontend-1", "frontend"),
+    ]
+    assert parts[0].argv == ("nats-server", "-c", "x")
+    assert all(str(FILE) in part.argv for part in parts[1:])
+
+
+def test_frontends_listen_on_ports_in_a_row() -> None:
+    assert frontend_ports(CONFIG) == [9000, 9001]
+    argv = plan_parts(CONFIG, FILE, None)[-1].argv
+    assert argv[-2:] == ("--set", "frontend.port=9001")
+
+
+def test_a_broker_elsewhere_is_not_started() -> None:
+    assert all(part.role != "nats" for part in plan_parts(CONFIG, FILE, None))
+
+
+def test_only_a_slow_start_gets_a_spare() -> None:
+    spare = plan_spare(CONFIG, FILE)
+    assert spare is not None
+    assert spare.argv[-1] == "--spare"
+    assert plan_spare(Config(worker=WorkerConfig(engine="mock")), FILE) is None
+
+
+def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
+    processes = [RunningProcess(name=f"frontend-{n}", role="frontend", pid=n) for n in (1, 2)]
+    system = RunningSystem(
+        namespace="fleet", url="http://127.0.0.1:9000", nats_url="nats://127.0.0.1:4222", pid=3, processes=processes
+    )
+    banner = ready_banner(system, "it's-a-model", 1.25)
+    for text in (
+        "http://127.0.0.1:9000/v1   (and 1 more",
+        "OPENAI_BASE_URL=http://127.0.0.1:9000/v1",
+        "busway chat",
+        "busway tap 'fleet.>'",
+        "Ctrl-C",
+        "1.2 s",
+        """'{"model":"it'"'"'s-a-model",""",
+    ):
+        assert text in banner
+    assert start_line(CONFIG).startswith("busway ")
+    assert "2 workers (torch, builtin) and 2 frontends" in start_line(CONFIG)
