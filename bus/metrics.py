@@ -92,7 +92,8 @@ WORKER_JOBS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-"""`outcome`: `accepted`, `repeated` (delivered before), `returned` (no slot), `refused` (owner told), `buried`."""
+"""`outcome`: `accepted`, `repeated` (came before, or was cancelled), `returned` (no slot), `refused` (owner told),
+`buried`."""
 
 WORKER_SEQUENCES = Counter(
     "busway_worker_sequences",

@@ -9,6 +9,9 @@ from bus.messages.inference import Accepted, Failed, Finished, StepBatch, TokenL
 MAX_BATCH_ROWS = 2048
 """Rows of one message: with 20 logprobs each they stay below the 1 MiB that a plain nats-server lets through."""
 
+MAX_BATCH_ENDS = 512
+"""Entries of one message that say how an attempt went, of each kind."""
+
 MAX_ROWS = 65_536
 """Rows kept while the broker is away; what a frontend would get late beyond that is not worth keeping."""
 
@@ -48,18 +51,18 @@ class Outbox:
         self._logprob_rows.append(len(self.tickets) - 1)
 
     def next_batch(self, worker: str) -> StepBatch:
-        """Return the next message, of at most `MAX_BATCH_ROWS` rows; it stays here until `mark_sent`."""
+        """Return the next message; what it holds stays here until `mark_sent`. Ends come when all rows are out."""
         rows = slice(0, MAX_BATCH_ROWS)
-        is_last = len(self.tickets) <= MAX_BATCH_ROWS
+        ends = slice(0, MAX_BATCH_ENDS if len(self.tickets) <= MAX_BATCH_ROWS else 0)
         return StepBatch(
             worker=worker,
             seq=self.num_sent,
             tickets=pack_u32(self.tickets[rows]),
             offsets=pack_u32(self.offsets[rows]),
             tokens=pack_u32(self.tokens[rows]),
-            accepted=self.accepted,
-            finished=self.finished if is_last else [],
-            failed=self.failed if is_last else [],
+            accepted=self.accepted[:MAX_BATCH_ENDS],
+            finished=self.finished[ends],
+            failed=self.failed[ends],
             logprobs=self.logprobs[: bisect_left(self._logprob_rows, MAX_BATCH_ROWS)],
         )
 
@@ -67,9 +70,8 @@ class Outbox:
         """Forget what the last `next_batch` held."""
         self.num_sent += 1
         rows = slice(0, MAX_BATCH_ROWS)
-        self.accepted = []
-        if len(self.tickets) <= MAX_BATCH_ROWS:
-            self.finished, self.failed = [], []
+        ends = slice(0, MAX_BATCH_ENDS if len(self.tickets) <= MAX_BATCH_ROWS else 0)
+        del self.accepted[:MAX_BATCH_ENDS], self.finished[ends], self.failed[ends]
         if self.logprobs:
             num_sent = bisect_left(self._logprob_rows, MAX_BATCH_ROWS)
             del self.logprobs[:num_sent]

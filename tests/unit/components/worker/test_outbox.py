@@ -2,7 +2,7 @@
 
 from bus.messages.base import unpack_u32
 from bus.messages.inference import Accepted, Failed, Finished, TokenLogprobs
-from components.worker.outbox import MAX_BATCH_ROWS, MAX_ROWS, Outbox
+from components.worker.outbox import MAX_BATCH_ENDS, MAX_BATCH_ROWS, MAX_ROWS, Outbox
 
 
 def test_a_batch_holds_what_waits_and_leaves_when_sent() -> None:
@@ -62,3 +62,16 @@ def test_giving_up_tells_every_ticket_once() -> None:
     assert [entry.ticket for entry in batch.failed] == [9, 0, 1, 2, 3, 5, 8]
     assert not batch.tickets
     assert not batch.finished
+
+
+def test_many_ends_go_out_in_parts() -> None:
+    outbox = Outbox("f-1")
+    for ticket in range(2 * MAX_BATCH_ENDS + 1):
+        outbox.failed.append(Failed(ticket, "draining", "", True))
+    told: list[int] = []
+    while not outbox.is_empty:
+        batch = outbox.next_batch("w-1")
+        assert len(batch.failed) <= MAX_BATCH_ENDS
+        told += [entry.ticket for entry in batch.failed]
+        outbox.mark_sent()
+    assert told == list(range(2 * MAX_BATCH_ENDS + 1))
