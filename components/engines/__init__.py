@@ -54,7 +54,12 @@ class StepStats(msgspec.Struct, frozen=True, gc=False):
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """The outcome of one engine step: row i is token `tokens[i]` of sequence `keys[i]`, rows in order."""
+    """The outcome of one engine step: row i is token `tokens[i]` of sequence `keys[i]`, rows in order.
+
+    The token that ends a sequence, a stop token included, is a row like any other and counts as output; `ended` tells
+    the reason. A sequence that the engine had to give up (its values were not finite) ends with "abort" and no row. A
+    continued sequence that was complete when it came ends with its reason and no row.
+    """
 
     keys: list[int]
     tokens: list[int]

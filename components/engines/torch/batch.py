@@ -25,7 +25,7 @@ class DecodeGroup(NamedTuple):
     blocks: Tensor
     """Rows of `KvCache.k_blocks`, `(b * n,)`: n blocks of each sequence, padded with block 0."""
     bias: Tensor
-    """0 where a position is in the context, else -inf, `(b, 1, 1, n * block_size)`."""
+    """0 where a position is in the context, else -inf, `(b, n * block_size)`."""
 
 
 class PrefillSpan(NamedTuple):
@@ -109,7 +109,7 @@ def _decode_group(sequences: list[Sequence], first: int, last: int, cache: KvCac
         row[: len(sequence.blocks)] = sequence.blocks
     context = _indices([sequence.num_computed + 1 for sequence in group], cache)
     bias = _bias(context, table.shape[1], cache)
-    return DecodeGroup(first, last, _block_rows(table, cache), bias[:, None, None])
+    return DecodeGroup(first, last, _block_rows(table, cache), bias)
 
 
 def _prefill_span(chunk: Chunk, first: int, cache: KvCache) -> PrefillSpan:

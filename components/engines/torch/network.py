@@ -83,4 +83,4 @@ class Network:
         return qk[:, : self._num_heads], qk[:, self._num_heads :].flatten(1), qkv[:, qk_size:]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight.shape, weight, self._eps)
+        return rms_norm(x, weight.shape, eps=self._eps) * weight

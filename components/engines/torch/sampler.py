@@ -11,9 +11,8 @@ from components.engines.torch.adjust import adjust
 from components.engines.torch.features import ADJUSTED, LOGPROBS, RANDOM, TRUNCATED
 from components.engines.torch.randomness import uniforms
 from components.engines.torch.sequence import Sequence
+from components.engines.torch.truncation import least_weights
 
-WINDOW = 256
-"""Likeliest tokens among which a truncated choice is nearly always made: sorting a whole vocabulary is slow."""
 MIN_TEMPERATURE = 1e-6
 
 
@@ -56,7 +55,7 @@ def _choose(logits: Tensor, sequences: Items[Sequence], features: int) -> Choice
     """Choose for rows that all have the same features."""
     logits = adjust(logits, sequences) if features & ADJUSTED else logits.float()
     if features & TRUNCATED:
-        return _choose_truncated(logits, sequences, WINDOW)
+        return _choose_truncated(logits, sequences)
     return _choose_random(logits, sequences) if features & RANDOM else _choose_likeliest(logits)
 
 
@@ -71,33 +70,12 @@ def _choose_random(logits: Tensor, sequences: Items[Sequence]) -> Choice:
     return Choice(_invert(cumulative, sequences), cumulative[:, -1])
 
 
-def _choose_truncated(logits: Tensor, sequences: Items[Sequence], window: int) -> Choice:
-    """Choose among what min-p, then top-k, then top-p leave (vLLM's order).
-
-    Looks at the `window` likeliest tokens, then again at all of them for the rows that may keep more.
-    """
-    vocab = logits.shape[1]
-    window = min(window, vocab)
-    sampling = [sequence.request.sampling for sequence in sequences]
-    top_k = torch.tensor([each.top_k or vocab for each in sampling], device=logits.device)[:, None]
-    top_p = torch.tensor([each.top_p for each in sampling], device=logits.device)[:, None]
-    min_p = torch.tensor([each.min_p for each in sampling], device=logits.device)[:, None]
+def _choose_truncated(logits: Tensor, sequences: Items[Sequence]) -> Choice:
     weights = _weights(logits, sequences)
-    weights.masked_fill_(weights < min_p, 0.0)  # the likeliest token weighs 1
-    total = weights.sum(-1, keepdim=True)
-    kept, ids = weights.topk(window)
-    kept.masked_fill_(torch.arange(window, device=logits.device) >= top_k, 0.0)
-    cumulative = kept.cumsum(-1)
-    mass = top_p * torch.where(top_k <= window, cumulative[:, -1:], total)
-    is_beyond = cumulative - kept >= mass
-    is_beyond[:, 0] = False
-    kept.masked_fill_(is_beyond, 0.0)
-    tokens = ids.gather(1, _invert(kept.cumsum(-1), sequences)[:, None])[:, 0]
-    is_open = (kept[:, -1] > 0.0) & (top_k[:, 0] > window)
-    if bool(is_open.any()):
-        rows = is_open.nonzero()[:, 0]
-        tokens[rows] = _choose_truncated(logits[rows], [sequences[row] for row in rows.tolist()], vocab).tokens
-    return Choice(tokens, total[:, 0])
+    total = weights.sum(-1)
+    weights.masked_fill_(weights < least_weights(weights, [each.request.sampling for each in sequences]), 0.0)
+    cumulative = weights.cumsum(-1)
+    return Choice(_invert(cumulative, sequences), total)
 
 
 def _weights(logits: Tensor, sequences: Items[Sequence]) -> Tensor:
