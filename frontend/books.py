@@ -7,6 +7,7 @@ import structlog
 from bus import metrics
 from bus.errors import BuswayError
 from bus.messages.inference import FinishReason, RequestUsage
+from frontend.errors import answer_for
 from frontend.requests import Request
 from frontend.usage import UsagePublisher
 
@@ -37,7 +38,7 @@ class Books:
 
     def failed(self, request: Request, error: BuswayError, now: float) -> None:
         """The request was given up."""
-        self._write(request, "failed", now, code=error.code)
+        self._write(request, "failed", now, code=answer_for(error).error.code)
 
     def _write(self, request: Request, outcome: str, now: float, **details: str) -> None:
         usage = request.usage()

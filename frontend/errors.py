@@ -30,6 +30,10 @@ class MethodNotAllowed(Permanent):
 
     code = "method_not_allowed"
 
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
 
 class BodyTooLarge(Permanent):
     """The request body is larger than `frontend.max_body_bytes`."""

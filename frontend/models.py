@@ -56,13 +56,13 @@ class Models:
         for model in self._models.values():
             if model.name == name:
                 return self._check_served(model)
-        raise UnknownModel(self._unknown(name))
+        raise UnknownModel(self.describe_unknown(name))
 
     def find_slug(self, slug: str) -> ServedModel:
         """Return the model whose subject token is `slug`; raise as `find`."""
         model = self._models.get(slug)
         if model is None:
-            raise UnknownModel(self._unknown(slug))
+            raise UnknownModel(self.describe_unknown(slug))
         return self._check_served(model)
 
     def listed(self) -> list[ServedModel]:
@@ -94,7 +94,8 @@ class Models:
             raise NoWorker(f"No worker serves model {model.name!r} at present; try again soon.", delay_s=1.0)
         return model
 
-    def _unknown(self, name: str) -> str:
+    def describe_unknown(self, name: str) -> str:
+        """Say that there is no such model, and which there are."""
         names = [model.name for model in self.listed()]
         return f"The model {name[:100]!r} does not exist. {_suggest(name[:100], names)}"
 

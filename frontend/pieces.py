@@ -24,10 +24,10 @@ class TokenPiece(msgspec.Struct, frozen=True):
 class Pieces:
     """Collects tokens; `take` hands out the text that may be shown by now, and the tokens that begin in it."""
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], *, num_tokens: int = 0) -> None:
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(vocabulary)
         self._stops = StopFinder(stops) if stops else None
-        self._num_tokens = num_tokens
+        self._num_tokens = 0
         self._logprobs: dict[int, TokenLogprobs] = {}
         self._waiting: deque[tuple[int, int, int]] = deque()
         """Offset, token and start of tokens that were not handed out."""

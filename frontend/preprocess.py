@@ -20,11 +20,12 @@ _NO_CHOICE = msgspec.Raw(b'"none"')
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What holds where the client says nothing."""
+    """What holds where the body says nothing."""
 
     max_tokens: int
     """Bound of the output, where the context leaves as much."""
     seed: int
+    tenant: str
 
 
 def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Generation:
@@ -118,6 +119,7 @@ def _generation(
             ignore_eos=bool(body.ignore_eos),
         ),
         eos_token_ids=model.eos_token_ids,
+        tenant=defaults.tenant,
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
     )
 

@@ -49,6 +49,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def num_prompt_tokens(self) -> int:
         return len(self.prompt) // 4
 
+    @property
+    def needs_pieces(self) -> bool:
+        """Whether its output cannot take the path of plain text."""
+        return bool(self.stop_strings) or self.sampling.top_logprobs is not None
+
 
 class Usage(msgspec.Struct, frozen=True):
     """Tokens that one request took."""

@@ -4,16 +4,16 @@ Plain text, the common case, pays for a table look-up and a concatenation per to
 log-probabilities take the careful path of `pieces.py`.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from bus.errors import BuswayError
 from bus.messages.inference import FinishReason, TokenLogprobs
 from frontend.detokenize import Detokenizer
 from frontend.errors import answer_for
-from frontend.openai.answers import WholeAnswer
 from frontend.openai.chunks import Chunks
-from frontend.pieces import Pieces
-from frontend.requests import Usage
+from frontend.pieces import Pieces, TokenPiece
+from frontend.requests import Generation, Output, Usage
 from frontend.vocabulary import Vocabulary, escape
 
 
@@ -28,6 +28,13 @@ class Sink(Protocol):
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End: with `last` when something was sent before, else with `error` alone."""
+
+
+class Answer(Protocol):
+    """How a whole answer is written."""
+
+    def render(self, text: str, pieces: Sequence[TokenPiece], reason: FinishReason, usage: Usage) -> bytes:
+        """Render it; `pieces` are there if log-probabilities were asked for."""
 
 
 class TextStream:
@@ -67,15 +74,13 @@ class TextStream:
         return False
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
-        """Send the rest and the closing chunks in one piece."""
+        """Send the rest and the closing chunks."""
         self._text += escape(self._detokenizer.finish())
-        rest = self._head + self._text + self._tail if self._text else self._opening()
-        self._text = b""
-        self._sink.close(rest + self._chunks.closing(reason, usage))
-
-    def _opening(self) -> bytes:
-        """Return the opening if it was not sent: also an empty answer begins with the role."""
-        return self._chunks.opening if self._head is not self._next_head else b""
+        if not self._text and self._head != self._next_head:
+            # Also an empty answer begins with the role.
+            self._sink.send(self._chunks.opening, b"", b"")
+        self.flush()
+        self._sink.close(self._chunks.closing(reason, usage))
 
     def fail(self, error: BuswayError) -> None:
         """End with an error."""
@@ -111,11 +116,12 @@ class PieceStream:
         return self._pieces.has_stopped
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
-        """Send the rest and the closing chunks in one piece."""
+        """Send the rest and the closing chunks."""
         text, pieces = self._pieces.finish()
         rest = self._chunks.piece(text, pieces) if text or pieces else b""
-        last = "stop" if self._pieces.has_stopped else reason
-        self._sink.close(self._opening + rest + self._chunks.closing(last, usage))
+        if self._opening or rest:
+            self._sink.send(self._opening, rest, b"")
+        self._sink.close(self._chunks.closing("stop" if self._pieces.has_stopped else reason, usage))
 
     def fail(self, error: BuswayError) -> None:
         """End with an error."""
@@ -127,7 +133,7 @@ class TextAnswer:
 
     __slots__ = ("_answer", "_sink", "_tokens", "_vocabulary")
 
-    def __init__(self, vocabulary: Vocabulary, answer: WholeAnswer, sink: Sink) -> None:
+    def __init__(self, vocabulary: Vocabulary, answer: Answer, sink: Sink) -> None:
         self._vocabulary = vocabulary
         self._answer = answer
         self._sink = sink
@@ -158,7 +164,7 @@ class PieceAnswer:
 
     __slots__ = ("_answer", "_pieces", "_sink")
 
-    def __init__(self, pieces: Pieces, answer: WholeAnswer, sink: Sink) -> None:
+    def __init__(self, pieces: Pieces, answer: Answer, sink: Sink) -> None:
         self._pieces = pieces
         self._answer = answer
         self._sink = sink
@@ -184,3 +190,17 @@ class PieceAnswer:
     def fail(self, error: BuswayError) -> None:
         """Answer with an error."""
         self._sink.fail(error, b"")
+
+
+def stream_to(sink: Sink, chunks: Chunks, generation: Generation, vocabulary: Vocabulary) -> Output:
+    """Return the cheapest output that streams this generation."""
+    if generation.needs_pieces:
+        return PieceStream(Pieces(vocabulary, generation.stop_strings), chunks, sink)
+    return TextStream(vocabulary, chunks, sink)
+
+
+def answer_to(sink: Sink, answer: Answer, generation: Generation, vocabulary: Vocabulary) -> Output:
+    """Return the cheapest output that answers this generation in one piece."""
+    if generation.needs_pieces:
+        return PieceAnswer(Pieces(vocabulary, generation.stop_strings), answer, sink)
+    return TextAnswer(vocabulary, answer, sink)

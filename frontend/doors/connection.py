@@ -39,6 +39,11 @@ class Exchange:
         """The client is gone."""
         return self._cycle.disconnected or self._transport.is_closing()
 
+    @property
+    def is_finished(self) -> bool:
+        """The response is complete."""
+        return self._cycle.response_complete
+
     def start(self, status: int, headers: bytes) -> None:
         """Begin a response whose length is not known; `headers` are whole lines."""
         cycle = self._cycle

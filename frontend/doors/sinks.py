@@ -2,7 +2,8 @@
 
 import anyio
 
-from bus.errors import BuswayError
+from bus.errors import BusUnavailable, BuswayError
+from bus.protocol import Bus
 from frontend.doors.connection import Exchange
 
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -72,5 +73,39 @@ class BodySink:
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End with the error instead of a body."""
+        self.error = error
+        self.done.set()
+
+
+class SubjectSink:
+    """Messages on a NATS subject. A bus that takes no more ends the answer: `done` is set, the rest is dropped."""
+
+    __slots__ = ("_bus", "_is_broken", "done", "error", "subject")
+
+    def __init__(self, bus: Bus, subject: str) -> None:
+        self._bus = bus
+        self._is_broken = False
+        self.subject = subject
+        self.done = anyio.Event()
+        self.error: BuswayError | None = None
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        """Publish one message, given in three parts."""
+        if self._is_broken:
+            return
+        try:
+            self._bus.publish(self.subject, head + text + tail)
+        except BusUnavailable as error:
+            self._is_broken = True
+            self.error = error
+            self.done.set()
+
+    def close(self, last: bytes) -> None:
+        """Publish the last message."""
+        self.send(last, b"", b"")
+        self.done.set()
+
+    def fail(self, error: BuswayError, last: bytes) -> None:
+        """Leave the error to who waits for `done`: it is published with its headers."""
         self.error = error
         self.done.set()

@@ -1,0 +1,94 @@
+"""I/O. One HTTP request on its way through a handler: its body within bounds, its headers, its answer."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from frontend.doors.connection import EXTENSION, Exchange
+from frontend.errors import BodyTooLarge, UnsupportedMediaType
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Headers = tuple[tuple[bytes, bytes], ...]
+
+JSON: Headers = ((b"content-type", b"application/json"),)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+_NOT_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]+")
+_MAX_IGNORED = 1000
+"""Characters of the header that names ignored parameters."""
+
+
+class Call(NamedTuple):
+    """One HTTP request."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    request_id: str
+    """Ours: 128 random bits."""
+    exchange: Exchange
+
+    @property
+    def shown_id(self) -> bytes:
+        """What `x-request-id` says: the client's own id if it sent a usable one, else ours."""
+        given = self.find_header(b"x-request-id")
+        return given if _REQUEST_ID.match(given) else self.request_id.encode()
+
+    def find_header(self, name: bytes) -> bytes:
+        """Return the first value of a header, empty when it is not there."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value)
+        return b""
+
+    async def read_json(self, limit_bytes: int) -> bytes:
+        """Read the body.
+
+        Raises `UnsupportedMediaType` for what is said to be no JSON, `BodyTooLarge` before more than `limit_bytes`
+        are read. How long the body may take is the connection's business.
+        """
+        kind = self.find_header(b"content-type").split(b";")[0].strip().lower()
+        if kind and kind != b"application/json" and not kind.endswith(b"+json"):
+            shown = kind.decode("latin-1")[:80]
+            raise UnsupportedMediaType(
+                f"The body is {shown}; send JSON with the header content-type: application/json."
+            )
+        length = self.find_header(b"content-length")
+        if length.isdigit() and int(length) > limit_bytes:
+            raise BodyTooLarge(f"The body has {int(length)} bytes; at most {limit_bytes} are taken.")
+        body: bytes = b""
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                return body
+            body += bytes(message["body"])
+            if len(body) > limit_bytes:
+                raise BodyTooLarge(f"The body has more than the {limit_bytes} bytes that are taken.")
+            if not message["more_body"]:
+                return body
+
+
+class Reply(NamedTuple):
+    """An answer in one piece."""
+
+    body: bytes
+    status: int = 200
+    headers: Headers = JSON
+
+
+def make_call(scope: Scope, receive: Receive, send: Send, request_id: str) -> Call:
+    """Bundle what ASGI gives with the connection that our protocol puts into the scope."""
+    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION])
+
+
+def ignored_header(names: Iterable[str]) -> Headers:
+    """Return the header that names parameters nobody looked at; what is no plain name is cut down to one."""
+    shown = ",".join(_NOT_IN_HEADER.sub("_", name[:64]) for name in names)[:_MAX_IGNORED]
+    return ((b"x-busway-ignored-params", shown.encode()),) if shown else ()
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Render headers as they go over the wire."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)

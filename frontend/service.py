@@ -1,0 +1,180 @@
+"""I/O. The frontend process: bus, registry card, doors, and how it starts and stops."""
+
+import functools
+import gc
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import anyio
+import structlog
+import uvicorn
+
+from bus.config import Config, FrontendConfig
+from bus.connection import open_bus
+from bus.errors import BadConfig
+from bus.lifecycle import serve
+from bus.messages.fleet import FrontendCard
+from bus.protocol import Bus
+from bus.registry import keep_card, new_id
+from bus.subjects import Subjects
+from bus.version import VERSION
+from frontend.books import Books
+from frontend.dispatch import Dispatcher
+from frontend.doors.connection import HttpLimits, StreamingProtocol
+from frontend.doors.generate import Generate
+from frontend.doors.http import HttpDoor
+from frontend.doors.nats import NatsDoor
+from frontend.fleet import Fleet
+from frontend.intake import Intake
+from frontend.models import Models
+from frontend.usage import UsagePublisher
+
+BACKLOG = 2048
+GRACE_S = 30
+"""Time that responses have to end after the first signal."""
+USAGE_GRACE_S = 2.0
+KEEP_ALIVE_S = 75
+"""Longer than proxies (60 s) and clients keep an idle connection: they close it, not we under their request."""
+
+log = structlog.get_logger()
+
+
+async def run_frontend(config: Config) -> None:
+    """Serve until a signal says stop; raise `BadConfig` for a port that is taken, `BusUnavailable` without a broker."""
+    frontend = new_id("f")
+    with listen(config.frontend.host, config.frontend.port) as listener:
+        async with open_bus(config.bus, Subjects(config.namespace), name=frontend) as bus:
+            await bus.ensure()
+            await serve(Frontend(bus, frontend, config.frontend, listener))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: `bus.lifecycle` has them."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections, then say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+
+class Frontend:
+    """One frontend on a bus that is open and a socket that listens."""
+
+    def __init__(self, bus: Bus, frontend: str, config: FrontendConfig, listener: socket.socket) -> None:
+        self._bus = bus
+        self._frontend = frontend
+        self._config = config
+        self._listener = listener
+        self._stopping = anyio.Event()
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def stop(self) -> None:
+        """Take nothing new, finish what there is."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until stopped and drained, and at most `GRACE_S` after being stopped."""
+        usage = UsagePublisher(self._bus)
+        async with (
+            keep_card(self._bus, f"frontend.{self._frontend}", self._card()),
+            anyio.create_task_group() as publishing,
+        ):
+            publishing.start_soon(usage.run)
+            async with anyio.create_task_group() as tasks:
+                fleet = Fleet(self._config.worker_timeout_s)
+                models = Models(self._bus, fleet)
+                dispatcher = Dispatcher(
+                    self._bus, self._frontend, self._config, fleet=fleet, books=Books(usage), tasks=tasks
+                )
+                tasks.start_soon(dispatcher.run)
+                tasks.start_soon(models.run)
+                await self._open_doors(Intake(self._config, models, dispatcher))
+                tasks.cancel_scope.cancel()
+            usage.close()
+            publishing.cancel_scope.deadline = anyio.current_time() + USAGE_GRACE_S
+
+    async def _open_doors(self, intake: Intake) -> None:
+        http = HttpDoor(intake.models, Generate(intake))
+        server = _Server(self._server_config(http), self._on_started)
+        async with anyio.create_task_group() as doors:
+            doors.start_soon(NatsDoor(self._bus, intake).run, self._stopping)
+            doors.start_soon(self._drain_when_stopped, intake, http, server)
+            await server.serve([self._listener])
+            doors.cancel_scope.deadline = anyio.current_time() + GRACE_S
+
+    async def _drain_when_stopped(self, intake: Intake, http: HttpDoor, server: uvicorn.Server) -> None:
+        await self._stopping.wait()
+        log.info("frontend.draining", num_requests=len(intake.dispatcher.requests))
+        intake.dispatcher.is_draining = True
+        http.is_draining = True
+        server.should_exit = True
+
+    def _server_config(self, app: HttpDoor) -> uvicorn.Config:
+        limits = HttpLimits(
+            header_bytes=self._config.max_header_bytes, slow_client_bytes=self._config.slow_client_bytes
+        )
+        return uvicorn.Config(
+            cast("Any", app),
+            http=cast("Any", functools.partial(StreamingProtocol, limits=limits)),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+
+    def _on_started(self) -> None:
+        # What is alive now stays alive: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        log.info("frontend.started", url=self.url, frontend=self._frontend)
+
+    def _card(self) -> FrontendCard:
+        return FrontendCard(
+            frontend=self._frontend,
+            url=self.url,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=VERSION,
+            started_at=time.time(),
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and listen; raise `BadConfig` when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise BadConfig(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. "
+            f"Another process may have the port: choose another one with --set frontend.port=8001."
+        ) from error
+    listener.setblocking(False)
+    return listener
