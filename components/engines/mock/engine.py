@@ -1,4 +1,4 @@
-"""I/O (of time only). An engine whose steps take as long as a model says and whose tokens an oracle knows."""
+"""I/O (waiting only). An engine whose steps take as long as a model says and whose tokens an oracle knows."""
 
 from collections.abc import Callable
 from pathlib import Path
