@@ -332,13 +332,11 @@ class Link:
             log.warning("bus.disconnected", url=self.where, reason=_reason(error))
             self._ended.set()
 
-    def message_was_malformed(self, sid: int, reply: bytes, error: Exception) -> None:
-        subject, _ = self._filters.get(sid, ("", ""))
-        family = self._subjects.family(subject)
+    def message_was_malformed(self, sid: int, subject: bytes, reply: bytes, error: Exception) -> None:
+        family = self._subjects.family(subject.decode("utf-8", "replace"))
         MALFORMED_MESSAGES.labels(family=family).inc()
-        kind = type(error).__name__
-        if self._is_first(family, kind):
-            log.warning("message.malformed", family=family, filter=subject, reason=str(error)[:200])
+        if self._is_first(family, type(error).__name__):
+            log.warning("message.malformed", family=family, subject=repr(subject[:80]), reason=str(error)[:200])
         if reply.startswith(b"$JS.ACK."):
             self._terminate(reply)
         if (hook := self._on_malformed.get(sid)) is not None:

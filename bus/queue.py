@@ -166,7 +166,7 @@ class StandingPull:
         self.stop()
         self._inbox = self._jetstream.link.new_inbox()
         self._subscription = self._jetstream.link.subscribe(
-            f"{self._inbox}.*", self._on_message, on_malformed=self._count
+            f"{self._inbox}.*", self._on_message, on_malformed=self._on_malformed
         )
         self._heard_at = self._began_at = self._now()
         self._ask()
@@ -194,7 +194,8 @@ class StandingPull:
         self._heard_at = self._now()
         status = incoming.headers.get(wire.STATUS) if incoming.headers else None
         if status is None:
-            self._count()
+            self._requested = max(0, self._requested - 1)
+            self._credit = max(0, self._credit - 1)
             try:
                 self._receive(incoming)
             finally:
@@ -204,9 +205,10 @@ class StandingPull:
         elif self._on_idle is not None:
             self._on_idle()
 
-    def _count(self) -> None:
+    def _on_malformed(self) -> None:
+        """One of the requested messages never reaches the owner: ask for another one."""
         self._requested = max(0, self._requested - 1)
-        self._credit = max(0, self._credit - 1)
+        self._ask()
 
     def _on_status(self, status: str, headers: Mapping[str, str]) -> None:
         pending = headers.get("Nats-Pending-Messages", "")

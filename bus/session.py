@@ -37,7 +37,7 @@ class SessionOwner(Protocol):
     def session_ended(self, session: "Session", error: Exception) -> None:
         """The connection is gone; called once."""
 
-    def message_was_malformed(self, sid: int, reply: bytes, error: Exception) -> None:
+    def message_was_malformed(self, sid: int, subject: bytes, reply: bytes, error: Exception) -> None:
         """A message could not be read; it was dropped."""
 
     def handler_failed(self, subject: str, error: Exception) -> None:
@@ -194,7 +194,7 @@ class Session(Client):
                 wire.parse_headers(headers) if headers else None,
             )
         except (Malformed, UnicodeDecodeError) as error:
-            self._owner.message_was_malformed(sid, reply, error)
+            self._owner.message_was_malformed(sid, subject, reply, error)
             return
         try:
             handler(incoming)
