@@ -48,10 +48,10 @@ class Books:
         _prompt_tokens.inc(usage.prompt_tokens)
         _cached_tokens.inc(usage.cached_tokens)
         _output_tokens.inc(usage.output_tokens)
-        metrics.FRONTEND_DURATION_SECONDS.observe(duration_s)
+        metrics.FRONTEND_DURATION.observe(duration_s)
         if request.num_tokens:
             ttft_s = round(request.first_token_at - request.opened_at, 4)
-            metrics.FRONTEND_TTFT_SECONDS.observe(ttft_s)
+            metrics.FRONTEND_TTFT.observe(ttft_s)
         log.info(
             "request.finished",
             request_id=request.request_id,

@@ -49,6 +49,7 @@ class Dispatcher:
         self.requests = Requests(
             max_requests=config.max_requests, max_attempts=config.max_attempts, gaps=metrics.FRONTEND_ITL
         )
+        metrics.FRONTEND_IN_FLIGHT.set_function(lambda: len(self.requests))
         self.is_draining = False
 
     async def run(self) -> None:
@@ -74,14 +75,13 @@ class Dispatcher:
         if not self._bus.is_connected:
             raise BusUnavailable("The message bus is not reachable at present.", delay_s=1.0)
         self.requests.open(request, time.monotonic())
-        metrics.FRONTEND_IN_FLIGHT.set(len(self.requests))
         ticket = request.ticket
         try:
             await self._append(request)
         except BuswayError as error:
             # After a reconnect, another attempt may be on its way already.
             if request.is_live and request.ticket == ticket:
-                self._close(request)
+                self.requests.close(request)
                 raise
             log.debug("request.append_failed", request_id=request.request_id, reason=str(error))
 
@@ -90,7 +90,7 @@ class Dispatcher:
         if request.is_live:
             now = time.monotonic()
             self._cancels.tell(request.worker, (request.ticket,), now)
-            self._close(request)
+            self.requests.close(request)
             self._books.cancelled(request, now)
 
     async def _append(self, request: Request) -> None:
@@ -214,19 +214,15 @@ class Dispatcher:
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.is_live:
-            self._close(request)
+            self.requests.close(request)
             self._books.finished(request, reason, time.monotonic())
             request.output.finish(reason, request.usage())
 
     def _fail(self, request: Request, error: BuswayError) -> None:
         if request.is_live:
-            self._close(request)
+            self.requests.close(request)
             self._books.failed(request, error, time.monotonic())
             request.output.fail(error)
-
-    def _close(self, request: Request) -> None:
-        self.requests.close(request)
-        metrics.FRONTEND_IN_FLIGHT.set(len(self.requests))
 
     def _show_drops(self) -> None:
         drops = (self.requests.num_duplicates, self.requests.num_stale)

@@ -1,10 +1,10 @@
 """I/O. What both doors do with a request: prepare it, hand it to the dispatcher, wait for its end."""
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-import anyio
 import anyio.to_thread
 
 from bus.config import FrontendConfig
@@ -27,7 +27,7 @@ class WaitedSink(Protocol):
     """A sink that somebody waits for."""
 
     @property
-    def done(self) -> anyio.Event: ...
+    def done(self) -> asyncio.Event: ...
     @property
     def error(self) -> BuswayError | None: ...
 

@@ -23,8 +23,8 @@ class Sink(Protocol):
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Send three parts as one piece."""
 
-    def close(self, last: bytes) -> None:
-        """Send the last piece and end."""
+    def close(self, rest: bytes, last: bytes) -> None:
+        """Send two last pieces, the first of which may be empty, and end."""
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End: with `last` when something was sent before, else with `error` alone."""
@@ -75,12 +75,11 @@ class TextStream:
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Send the rest and the closing chunks."""
-        self._text += escape(self._detokenizer.finish())
-        if not self._text and self._head != self._next_head:
-            # Also an empty answer begins with the role.
-            self._sink.send(self._chunks.opening, b"", b"")
-        self.flush()
-        self._sink.close(self._chunks.closing(reason, usage))
+        text = self._text + escape(self._detokenizer.finish())
+        self._text = b""
+        # Also an empty answer begins with the role.
+        rest = self._head + text + self._tail if text else self._head.removesuffix(self._next_head)
+        self._sink.close(rest, self._chunks.closing(reason, usage))
 
     def fail(self, error: BuswayError) -> None:
         """End with an error."""
@@ -119,9 +118,8 @@ class PieceStream:
         """Send the rest and the closing chunks."""
         text, pieces = self._pieces.finish()
         rest = self._chunks.piece(text, pieces) if text or pieces else b""
-        if self._opening or rest:
-            self._sink.send(self._opening, rest, b"")
-        self._sink.close(self._chunks.closing("stop" if self._pieces.has_stopped else reason, usage))
+        last = self._chunks.closing("stop" if self._pieces.has_stopped else reason, usage)
+        self._sink.close(self._opening + rest, last)
 
     def fail(self, error: BuswayError) -> None:
         """End with an error."""
@@ -152,7 +150,7 @@ class TextAnswer:
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Answer with the whole text."""
-        self._sink.close(self._answer.render(self._vocabulary.decode(self._tokens), (), reason, usage))
+        self._sink.close(b"", self._answer.render(self._vocabulary.decode(self._tokens), (), reason, usage))
 
     def fail(self, error: BuswayError) -> None:
         """Answer with an error."""
@@ -185,7 +183,7 @@ class PieceAnswer:
         """Answer with the text before the stop string, or all of it."""
         text, pieces = self._pieces.finish()
         last = "stop" if self._pieces.has_stopped else reason
-        self._sink.close(self._answer.render(text, pieces, last, usage))
+        self._sink.close(b"", self._answer.render(text, pieces, last, usage))
 
     def fail(self, error: BuswayError) -> None:
         """Answer with an error."""

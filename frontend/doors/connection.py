@@ -44,20 +44,29 @@ class Exchange:
         """The response is complete."""
         return self._cycle.response_complete
 
-    def start(self, status: int, headers: bytes) -> None:
-        """Begin a response whose length is not known; `headers` are whole lines."""
-        cycle = self._cycle
-        lines = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+    def begin(self, status: int, headers: bytes) -> bytes:
+        """Begin a response of unknown length and return its head, to be written; `headers` are whole lines."""
         if self.is_chunked:
-            lines += b"transfer-encoding: chunked\r\n"
+            headers += b"transfer-encoding: chunked\r\n"
         else:
-            cycle.keep_alive = False
-        if not cycle.keep_alive:
-            lines += b"connection: close\r\n"
+            self._cycle.keep_alive = False
+        return self._head(status, headers)
+
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
+        """Write a whole response at once."""
+        head = self._head(status, b"%bcontent-length: %d\r\n" % (headers, len(body)))
+        self._transport.write(head if self._cycle.scope["method"] == "HEAD" else head + body)
+        self.finish()
+
+    def _head(self, status: int, headers: bytes) -> bytes:
+        cycle = self._cycle
         cycle.response_started = True
         cycle.chunked_encoding = self.is_chunked
         cycle.waiting_for_100_continue = False
-        self._transport.write(b"%b%b%b\r\n" % (STATUS_LINE[status], headers, lines))
+        lines = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        if not cycle.keep_alive:
+            lines += b"connection: close\r\n"
+        return b"%b%b%b\r\n" % (STATUS_LINE[status], headers, lines)
 
     def write(self, data: bytes) -> None:
         """Write bytes of the response as they go over the wire; a client that does not read is cut off."""
@@ -143,9 +152,12 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
+        # What arrived may hold a part of the body too: it is counted exactly only where it could be too much.
+        is_long = self._num_header_bytes > self._limits.header_bytes
         self._num_header_bytes = 0
-        num_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if num_bytes > self._limits.header_bytes or len(self.headers) > self._limits.num_headers:
+        if len(self.headers) > self._limits.num_headers or (
+            is_long and self._header_size() > self._limits.header_bytes
+        ):
             self._refuse(self._too_many_headers())
             raise self._too_many_headers()
         super().on_headers_complete()
@@ -192,6 +204,9 @@ class StreamingProtocol(HttpToolsProtocol):
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (STATUS_LINE[answer.status], len(body)) + body)
         self.transport.close()
+
+    def _header_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _too_many_headers(self) -> BuswayError:
         limits = self._limits

@@ -9,7 +9,7 @@ import structlog
 
 from bus.errors import UnknownModel
 from bus.metrics import CONTENT_TYPE, FRONTEND_REQUESTS, render
-from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, make_call
+from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call
 from frontend.doors.generate import Generate
 from frontend.errors import BodyTooLarge, MethodNotAllowed, NoSuchRoute, answer_for, envelope
 from frontend.model import ServedModel
@@ -57,13 +57,16 @@ class HttpDoor:
                 log.error("request.crashed", request_id=call.request_id, endpoint=endpoint, exc_info=error)
             if not call.exchange.is_lost:
                 status = reply.status
-                await _send(call, reply, linger_s=LINGER_S if isinstance(error, BodyTooLarge) else 0.0)
+                if isinstance(error, BodyTooLarge):
+                    await _send_and_linger(call, reply)
+                else:
+                    _send(call, reply)
         else:
             if call.exchange.is_finished:
                 status = 200
             elif reply is not None and not call.exchange.is_lost:
                 status = reply.status
-                await _send(call, reply)
+                _send(call, reply)
         FRONTEND_REQUESTS.labels(endpoint=endpoint, status=str(status)).inc()
 
     def _find_route(self, path: str, method: str) -> tuple[str, Handler]:
@@ -115,19 +118,20 @@ def _error_reply(error: Exception) -> Reply:
         headers += ((b"retry-after", str(answer.retry_after_s).encode()),)
     if isinstance(error, MethodNotAllowed):
         headers += ((b"allow", error.allow.encode()),)
-    if isinstance(error, BodyTooLarge):
-        headers += ((b"connection", b"close"),)
     return Reply(envelope(answer.error), answer.status, headers)
 
 
-async def _send(call: Call, reply: Reply, *, linger_s: float = 0.0) -> None:
-    """Send the reply; with `linger_s`, read what the client still sends for so long before the connection closes."""
+def _send(call: Call, reply: Reply) -> None:
+    call.exchange.respond(reply.status, header_lines((*reply.headers, (b"x-request-id", call.shown_id))), reply.body)
+
+
+async def _send_and_linger(call: Call, reply: Reply) -> None:
+    """Send the reply, and read for a while what the client still sends before the connection closes."""
     length = (b"content-length", str(len(reply.body)).encode())
-    headers = [*reply.headers, length, (b"x-request-id", call.shown_id)]
+    headers = [*reply.headers, length, (b"connection", b"close"), (b"x-request-id", call.shown_id)]
     await call.send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await call.send({"type": "http.response.body", "body": reply.body, "more_body": linger_s > 0})
-    if linger_s:
-        with anyio.move_on_after(linger_s):
-            while (message := await call.receive())["type"] == "http.request" and message["more_body"]:
-                pass
-        await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+    await call.send({"type": "http.response.body", "body": reply.body, "more_body": True})
+    with anyio.move_on_after(LINGER_S):
+        while (message := await call.receive())["type"] == "http.request" and message["more_body"]:
+            pass
+    await call.send({"type": "http.response.body", "body": b"", "more_body": False})

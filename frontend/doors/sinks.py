@@ -1,12 +1,10 @@
 """I/O. Where the output of a request goes: server-sent events, one HTTP body, or messages on a NATS subject."""
 
-import anyio
+import asyncio
 
 from bus.errors import BusUnavailable, BuswayError
 from bus.protocol import Bus
 from frontend.doors.connection import Exchange
-
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class EventSink:
@@ -21,32 +19,34 @@ class EventSink:
         self._exchange = exchange
         self._headers = headers
         self._has_begun = False
-        self.done = anyio.Event()
+        self.done = asyncio.Event()
         self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Write one event, given in three parts."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._exchange.start(200, self._headers)
         if self._exchange.is_chunked:
-            size = len(head) + len(text) + len(tail)
-            self._exchange.write(b"%x\r\n%b%b%b\r\n" % (size, head, text, tail))
+            data = b"%x\r\n%b%b%b\r\n" % (len(head) + len(text) + len(tail), head, text, tail)
         else:
-            self._exchange.write(head + text + tail)
+            data = head + text + tail
+        self._exchange.write(data if self._has_begun else self._begin() + data)
 
-    def close(self, last: bytes) -> None:
+    def close(self, rest: bytes, last: bytes) -> None:
         """Write the last events and complete the response."""
-        self.send(last, b"", b"")
+        data = rest + last
         if self._exchange.is_chunked:
-            self._exchange.write(_LAST_CHUNK)
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+        self._exchange.write(data if self._has_begun else self._begin() + data)
         self._exchange.finish()
         self.done.set()
+
+    def _begin(self) -> bytes:
+        self._has_begun = True
+        return self._exchange.begin(200, self._headers)
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End with the error: as an event where the response has begun, else as the handler's answer."""
         if self._has_begun:
-            self.close(last)
+            self.close(b"", last)
         else:
             self.error = error
             self.done.set()
@@ -59,16 +59,16 @@ class BodySink:
 
     def __init__(self) -> None:
         self.body = b""
-        self.done = anyio.Event()
+        self.done = asyncio.Event()
         self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Add a part of the body."""
         self.body += head + text + tail
 
-    def close(self, last: bytes) -> None:
-        """Add the last part."""
-        self.body += last
+    def close(self, rest: bytes, last: bytes) -> None:
+        """Add the last parts."""
+        self.body += rest + last
         self.done.set()
 
     def fail(self, error: BuswayError, last: bytes) -> None:
@@ -86,7 +86,7 @@ class SubjectSink:
         self._bus = bus
         self._is_broken = False
         self.subject = subject
-        self.done = anyio.Event()
+        self.done = asyncio.Event()
         self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
@@ -100,8 +100,10 @@ class SubjectSink:
             self.error = error
             self.done.set()
 
-    def close(self, last: bytes) -> None:
-        """Publish the last message."""
+    def close(self, rest: bytes, last: bytes) -> None:
+        """Publish the last messages."""
+        if rest:
+            self.send(rest, b"", b"")
         self.send(last, b"", b"")
         self.done.set()
 
