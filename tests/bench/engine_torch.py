@@ -72,7 +72,7 @@ def write_model(directory: Path) -> None:
 
 
 def step_seconds(
-    engine: TorchEngine, count: int, context: int, sampling: Sampling, steps: int, seed: int = 0
+    engine: TorchEngine, count: int, context: int, sampling: Sampling, steps: int, *, seed: int = 0
 ) -> tuple[float, float]:
     """Return CPU seconds of the step that prefills `count` prompts, and the best of `steps` decode steps."""
     rng = Random(count * context + seed)
@@ -105,7 +105,7 @@ def main() -> None:
         _, decode = step_seconds(engine, count, context, GREEDY, options.steps)
         print(f"decode {count:3} x {context:5}: {decode * 1e3:7.2f} ms {count / decode:8.0f} tokens/s")
     for count, length in ((1, 1000), (32, 64)):
-        prefill = min(step_seconds(engine, count, length, GREEDY, 1, seed)[0] for seed in range(3))
+        prefill = min(step_seconds(engine, count, length, GREEDY, 1, seed=seed)[0] for seed in range(3))
         print(f"prefill {count:2} x {length:5}: {prefill * 1e3:7.2f} ms {count * length / prefill:8.0f} tokens/s")
     for name, sampling in CHOICES.items():
         _, decode = step_seconds(engine, 32, 127, sampling, options.steps)

@@ -37,7 +37,7 @@ def least_weights(weights: Tensor, limits: Sequence[Sampling], window: int = WIN
     goes_on &= num_kept == window
     least = torch.maximum(least, likeliest.gather(1, num_kept - 1).masked_fill(goes_on, 0.0))
 
-    rows = (goes_on & (top_p < 1.0))[:, 0].nonzero()[:, 0]
+    rows = (goes_on & ((top_p < 1.0) | (top_k < vocab)))[:, 0].nonzero()[:, 0]
     if len(rows):
         least[rows] = least_weights(weights[rows], [limits[row] for row in rows.tolist()], vocab)
     return least
