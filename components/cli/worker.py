@@ -21,16 +21,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM."""
-    config = read_config(options, {"worker.model": options.model, "worker.engine": options.engine})
+    import structlog
+
     from bus.logs import set_up_logs
     from bus.metrics import expose
     from components.worker.service import ENGINES, run_worker
 
+    config = read_config(options, {"worker.model": options.model, "worker.engine": options.engine})
+    set_up_logs(config.log, "worker")
     if options.spare:
-        importlib.import_module(ENGINES[config.worker.engine])
+        importlib.import_module(f"{ENGINES[config.worker.engine]}.load")
+        structlog.get_logger().info("spare.waiting")
         if not _wait_for_turn():
             return 0
-    set_up_logs(config.log, "worker")
     with expose(options.metrics_port):
         run_async(run_worker, config)
     return 0
