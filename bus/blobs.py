@@ -10,7 +10,7 @@ import msgspec
 
 from bus import wire
 from bus.errors import BusUnavailable, Conflict, Malformed
-from bus.jetstream import API_TIMEOUT_S, JetStream, is_end, publish_headers
+from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers
 from bus.protocol import Incoming
 
 CHUNK_BYTES = 128 * 1024
@@ -110,7 +110,7 @@ class Blobs:
 
     async def _find(self, digest: str) -> _Meta | None:
         incoming = await self._direct(f".{self._name(digest)}", b"")
-        if is_end(incoming.headers, "404"):
+        if (incoming.headers or {}).get(wire.STATUS) == "404":
             return None
         try:
             meta = _meta.decode(incoming.payload)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bus import wire
 from bus.errors import BusUnavailable, Conflict
-from bus.jetstream import API_TIMEOUT_S, JetStream, is_end, publish_headers
+from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers
 from bus.protocol import Entry, Incoming
 from bus.queue import EXPIRES_S, StandingPull
 from bus.replica import SETTLE_S, Replica, check_key
@@ -84,11 +84,11 @@ class NatsBucket:
         await self._jetstream.link.wait_ready(API_TIMEOUT_S)
         subject = f"$JS.API.DIRECT.GET.{self._stream}.{self._prefix}{check_key(key)}"
         incoming = await self._jetstream.link.request(subject, b"", timeout_s=API_TIMEOUT_S)
-        if is_end(incoming.headers, "404"):
-            return None
         headers = incoming.headers or {}
         revision = headers.get("Nats-Sequence", "")
         if not revision.isdigit():
+            if headers.get(wire.STATUS) == "404":
+                return None
             raise BusUnavailable(f"{subject}: {headers.get(wire.STATUS, '')} {headers.get(wire.DESCRIPTION, '')}")
         return Entry(key, None if is_deletion(incoming) else incoming.payload, int(revision))
 
@@ -108,7 +108,6 @@ class _Watch:
         self._prefix = prefix
         self._handler = handler
         self._replica = Replica()
-        self._consumer_seq = 0
         self._settling: asyncio.TimerHandle | None = None
         self.is_complete = asyncio.Event()
         self.pull = StandingPull(jetstream, stream, self._create, self._receive, on_idle=self._complete)
@@ -122,7 +121,6 @@ class _Watch:
     async def _create(self) -> str:
         self.close()
         self._replica.begin()
-        self._consumer_seq = 0
         reply = await self._jetstream.create_consumer(
             self._stream, name := f"watch-{secrets.token_hex(8)}", _config(name, f"{self._prefix}>")
         )
@@ -132,11 +130,6 @@ class _Watch:
 
     def _receive(self, incoming: Incoming) -> None:
         position = wire.parse_position(incoming.reply)
-        self._consumer_seq += 1
-        if position.consumer_seq != self._consumer_seq:
-            # Something in between was lost or could not be read: look at everything again.
-            self._consumer_seq = position.consumer_seq
-            self.pull.reset()
         self.pull.grant(_READ_AHEAD)
         value = None if is_deletion(incoming) else incoming.payload
         entry = Entry(incoming.subject[len(self._prefix) :], value, position.stream_seq)

@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bus import wire
 from bus.errors import BusUnavailable, BuswayError, Conflict, Malformed, NoResponder, QueueFull, StreamMismatch
 from bus.link import Link
 from bus.protocol import AppendAck
@@ -146,8 +145,3 @@ def publish_headers(
     if last_subject_seq is not None:
         headers["Nats-Expected-Last-Subject-Sequence"] = str(last_subject_seq)
     return headers or None
-
-
-def is_end(incoming_headers: Mapping[str, str] | None, status: str) -> bool:
-    """Say whether a message is the status `status` instead of data."""
-    return incoming_headers is not None and incoming_headers.get(wire.STATUS) == status

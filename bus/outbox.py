@@ -31,6 +31,18 @@ class Outbox:
             )
         self._num_bytes = num_bytes
         self._commands += pieces
+        self._ask()
+
+    def put_small(self, command: bytes) -> None:
+        """Append a command of a few bytes, also to a full buffer.
+
+        There are few of them by nature: one a delivery, subscription or PING.
+        """
+        self._num_bytes += len(command)
+        self._commands.append(command)
+        self._ask()
+
+    def _ask(self) -> None:
         if not self._is_asked:
             self._is_asked = True
             self.wake.set()
@@ -55,8 +67,7 @@ class Outbox:
         self._commands = kept
         self._num_bytes = sum(map(len, kept))
         if kept:
-            self._is_asked = True
-            self.wake.set()
+            self._ask()
 
     def close(self) -> None:
         """The connection is gone: lower the bound for what comes."""

@@ -192,7 +192,8 @@ class StandingPull:
 
     def _on_message(self, incoming: Incoming) -> None:
         self._heard_at = self._now()
-        status = incoming.headers.get(wire.STATUS) if incoming.headers else None
+        # What comes from the stream has a reply subject, and may have any header.
+        status = incoming.headers.get(wire.STATUS) if incoming.headers and not incoming.reply else None
         if status is None:
             self._requested = max(0, self._requested - 1)
             self._credit = max(0, self._credit - 1)

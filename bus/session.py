@@ -1,7 +1,8 @@
 """I/O. One TCP connection to nats-server, used once: nats-py's client with what breaks in production replaced.
 
-nats-py shakes hands, authenticates, speaks TLS and parses. All else is here or in `bus.link`, because in nats-py 2.16
+nats-py shakes hands, authenticates and speaks TLS. All else is here, in `bus.parser` or in `bus.link`, because in 2.16
 - an exception while a message is parsed or handled ends the read loop while `is_connected` stays true,
+- its parser takes subjects apart at bytes that the server lets through: the connection ends, again and again,
 - PING overtakes what is buffered, so that `flush` is no barrier, and a PONG after a timeout ends the read loop too,
 - closing waits for a write buffer that a dead link never empties, which stops its own reconnect,
 - any `-ERR` closes the client for good, its error callback is awaited inside the read loop,
@@ -17,14 +18,15 @@ from typing import Any, Protocol
 import nats.errors
 from nats.aio.client import DEFAULT_BUFFER_SIZE, Client
 from nats.aio.transport import TcpTransport
-from nats.errors import ProtocolError
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from bus import wire
 from bus.errors import BusUnavailable, Malformed
 from bus.outbox import Outbox
+from bus.parser import Parser
 from bus.protocol import Handler, Incoming
 
+READ_BYTES = 128 * 1024
 PING_INTERVAL_S = 2.0
 MAX_PINGS_OUT = 2
 UNACKED_TIMEOUT_MS = 4000
@@ -94,7 +96,7 @@ class Session(Client):
         """Send a PING behind all that was put into the outbox; the result arrives with the server's PONG."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pongs.append(future)
-        self._outbox.put(wire.PING)
+        self._outbox.put_small(wire.PING)
         return future
 
     def end(self, error: Exception) -> None:
@@ -121,6 +123,48 @@ class Session(Client):
         tasks = [task for task in (self._reading_task, self._ping_interval_task, self._flusher_task) if task]
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _take_message(self, sid: int, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
+        handler = self._handlers.get(sid)
+        if handler is None:
+            return
+        try:
+            incoming = Incoming(
+                subject.decode(),
+                payload,
+                reply.decode() if reply else "",
+                wire.parse_headers(headers) if headers else None,
+            )
+        except (Malformed, UnicodeDecodeError) as error:
+            self._owner.message_was_malformed(sid, subject, reply, error)
+            return
+        try:
+            handler(incoming)
+        except Exception as error:
+            self._owner.handler_failed(incoming.subject, error)
+
+    def _take_control(self, line: bytes) -> None:
+        if line == b"PING":
+            self._outbox.put_small(wire.PONG)
+        elif line == b"PONG":
+            self._take_pong()
+        elif line.startswith(b"-ERR"):
+            text = line[4:].decode("utf-8", "replace").strip().strip("'")
+            error = nats.errors.Error(f"nats: {text}")
+            if PERMISSIONS_ERR in text.lower():
+                self._owner.server_complained(error)
+            else:
+                # The server closes the connection, and where it does not, a new one does no harm.
+                raise error
+        elif line != b"+OK" and not line.startswith(b"INFO "):
+            raise Malformed(f"no protocol: {line[:80]!r}")
+
+    def _take_pong(self) -> None:
+        self._pings_outstanding = 0
+        if self._pongs:
+            future = self._pongs.pop(0)
+            if not future.done():
+                future.set_result(True)
+
     # What follows replaces methods of nats-py's client.
 
     async def _select_next_server(self) -> None:
@@ -144,17 +188,14 @@ class Session(Client):
             self._transport.write(announced)
 
     async def _read_loop(self) -> None:
-        transport, parser = self._transport, self._ps
+        transport, parser = self._transport, Parser(self._take_message, self._take_control)
         assert transport is not None
         error: Exception = ConnectionResetError("the server closed the connection")
         try:
             while not transport.at_eof():
-                await parser.parse(await transport.read(DEFAULT_BUFFER_SIZE))
-        except (OSError, ProtocolError) as failure:
-            error = failure
+                parser.feed(await transport.read(READ_BYTES))
         except Exception as failure:
-            # Whatever the server sent, a loop that stops reading must not leave a connection that looks alive.
-            self._owner.server_complained(failure)
+            # Whatever it is, a loop that stops reading must not leave a connection that looks alive.
             error = failure
         self.end(error)
 
@@ -176,51 +217,7 @@ class Session(Client):
             if self._pings_outstanding > self.options["max_outstanding_pings"]:
                 self.end(nats.errors.StaleConnectionError())
                 return
-            try:
-                self.ping()
-            except BusUnavailable:
-                # A full buffer: the answer to an earlier PING decides whether the link is alive.
-                continue
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        handler = self._handlers.get(sid)
-        if handler is None:
-            return
-        try:
-            incoming = Incoming(
-                subject.decode(),
-                data,
-                reply.decode() if reply else "",
-                wire.parse_headers(headers) if headers else None,
-            )
-        except (Malformed, UnicodeDecodeError) as error:
-            self._owner.message_was_malformed(sid, subject, reply, error)
-            return
-        try:
-            handler(incoming)
-        except Exception as error:
-            self._owner.handler_failed(incoming.subject, error)
-
-    async def _process_ping(self) -> None:
-        try:
-            self._outbox.put(wire.PONG)
-        except BusUnavailable:
-            # The server will call the connection stale; it has not read for that long anyway.
-            return
-
-    async def _process_pong(self) -> None:
-        self._pings_outstanding = 0
-        if self._pongs:
-            future = self._pongs.pop(0)
-            if not future.done():
-                future.set_result(True)
-
-    async def _process_err(self, err_msg: str) -> None:
-        error = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
-        if PERMISSIONS_ERR in err_msg:
-            self._owner.server_complained(error)
-        else:
-            self.end(error)
+            self.ping()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         self.end(self._err or ConnectionError("closed"))

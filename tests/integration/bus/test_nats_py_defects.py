@@ -20,7 +20,7 @@ from bus import outbox, session
 from bus.config import BusConfig
 from bus.connection import open_bus
 from bus.errors import BusUnavailable, Malformed, QueueFull
-from bus.metrics import MALFORMED_MESSAGES
+from bus.metrics import BUS_RECONNECTS, MALFORMED_MESSAGES
 from bus.protocol import ConsumerSpec
 from bus.subjects import Subjects
 
@@ -164,6 +164,55 @@ async def test_a_malformed_message_in_a_stream_is_terminated(nats_url, namespace
         async with bare(nats_url) as client:
             state = (await client.jetstream().stream_info(f"{namespace.upper()}_WORK")).state
             assert state.messages == 0
+
+
+async def test_a_subject_that_the_server_lets_through_does_not_cut_the_connection(
+    nats_url, namespace, raw, collect, eventually
+):
+    poison = b"PUB %s.out.v1.f.w\x0b1 1\r\nx\r\n" % namespace.encode()
+    got, theirs = collect(), collect()
+    async with bare(nats_url) as client:
+
+        async def note(message):
+            theirs(message)
+
+        await client.subscribe(f"{namespace}.out.v1.>", cb=note)
+        await client._flush_pending(force_flush=True)
+        await client.flush()
+        await raw(nats_url, poison)
+        await eventually(lambda: client.is_reconnecting or client.stats["reconnects"])
+
+    async with our_bus(nats_url, namespace) as bus:
+        reconnects = BUS_RECONNECTS._value.get()
+        bus.subscribe(f"{namespace}.out.v1.>", got)
+        await bus.flush()
+        await raw(nats_url, poison)
+        (message,) = await got.wait(1)
+        assert message.subject == f"{namespace}.out.v1.f.w\x0b1"
+        assert reconnects == BUS_RECONNECTS._value.get()
+
+
+async def test_headers_of_a_stored_message_are_never_taken_for_a_status(nats_url, namespace, raw, collect):
+    lane = f"{namespace}.work.v1.m.both.any.standard".encode()
+    bodies = [
+        b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+        b"NATS/1.0\r\nStatus: 409\r\n\r\n",
+        b"NATS/1.0 408\r\nA: b\r\n\r\n",
+    ]
+    got = collect()
+
+    def take(delivery):
+        delivery.ack()
+        got(delivery.payload)
+
+    async with our_bus(nats_url, namespace) as bus:
+        await bus.ensure()
+        for body in bodies:
+            await raw(nats_url, b"HPUB %s %d %d\r\n%s\r\n" % (lane, len(body), len(body), body))
+        async with bus.pull(ConsumerSpec(stream="WORK", name="ours", filter_subject=lane.decode()), take) as pull:
+            pull.grant(4)
+            await bus.append(lane.decode(), b"good")
+            assert await got.wait(4) == [b"", b"", b"", b"good"]
 
 
 # 4
@@ -350,7 +399,7 @@ async def test_an_error_of_the_server_does_not_end_the_bus(scripted, namespace, 
         for line in (
             b"-ERR 'User Authentication Expired'\r\n",
             b"-ERR\r\n",
-            b"INFO {broken\r\n",
+            b"MSG a b c\r\n",
             b"-ERR '\xff'\r\n",
             b"X\r\n",
         ):
