@@ -32,6 +32,8 @@ from components.worker.sequences import Sequences
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
 
+ACCEPT_WITHIN_S = 1.0
+"""A job handed to a worker as it died goes to another after this; one that lives accepts within milliseconds."""
 FAREWELL_S = 2.0
 """Bound on telling the owners of unfinished sequences."""
 
@@ -134,6 +136,7 @@ class Worker:
                     name=f"any-{model}-{role}-{latency_class}",
                     filter_subject=self._bus.subjects.work(model, role, ANY_WORKER, latency_class),
                     max_deliver=MAX_DELIVER,
+                    ack_wait_s=ACCEPT_WITHIN_S,
                 )
                 pulls.append(await stack.enter_async_context(self._bus.pull(consumer, self._intake.on_delivery)))
             self._intake.open(pulls)
