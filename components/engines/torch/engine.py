@@ -65,7 +65,7 @@ class TorchEngine:
         """Compute one step; there must be work. After an error the engine cannot be used any more.
 
         A sequence whose logits are not finite ends as aborted, without a token, and what it computed is forgotten:
-        one prompt that overflows must not end the others.
+        one prompt that overflows must not end the others, but for those that share its blocks at that moment.
         """
         started = time.perf_counter()
         plan = self.scheduler.schedule()
