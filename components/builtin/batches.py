@@ -1,6 +1,7 @@
 """Turn chats into padded batches of token ids. Pure: takes the template and the tokenizer as arguments."""
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,13 +92,19 @@ def collate(examples: list[Example]) -> Batch:
     return Batch(inputs, targets, is_counted)
 
 
-def blur(batch: Batch, random: torch.Generator, vocab_size: int) -> Batch:
+def drill(rng: random.Random, vocab_size: int) -> Example:
+    """Make senseless tokens that come twice; only a network that can copy predicts the second half."""
+    half = [rng.randrange(len(SPECIAL), vocab_size) for _ in range(rng.randint(8, 40))]
+    return Example(half * 2, [False] * len(half) + [True] * len(half))
+
+
+def blur(batch: Batch, generator: torch.Generator, vocab_size: int) -> Batch:
     """Count also a share of the context, and spoil a share of the answer tokens that are read, to learn to recover."""
     inputs, shape = batch.inputs.clone(), batch.inputs.shape
     is_read_answer = torch.roll(batch.is_counted, 1, dims=1) & (inputs >= len(SPECIAL))
-    is_noise = is_read_answer & (torch.rand(shape, generator=random) < NOISE_SHARE)
-    inputs[is_noise] = torch.randint(len(SPECIAL), vocab_size, (int(is_noise.sum()),), generator=random)
-    is_context = (batch.targets != 0) & (torch.rand(shape, generator=random) < CONTEXT_SHARE)
+    is_noise = is_read_answer & (torch.rand(shape, generator=generator) < NOISE_SHARE)
+    inputs[is_noise] = torch.randint(len(SPECIAL), vocab_size, (int(is_noise.sum()),), generator=generator)
+    is_context = (batch.targets != 0) & (torch.rand(shape, generator=generator) < CONTEXT_SHARE)
     return Batch(inputs, batch.targets, batch.is_counted | is_context)
 
 

@@ -9,7 +9,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from components.builtin import MODEL_DIR
-from components.builtin.batches import Batch, Encoder, Example, blur, by_length, collate
+from components.builtin.batches import Batch, Encoder, Example, blur, by_length, collate, drill
 from components.builtin.evaluate import answer, held_out_lessons, wrong_lessons
 from components.builtin.lessons import Corpus, Lesson, Questions
 from components.builtin.network import Network, Shape
@@ -50,7 +50,9 @@ def main() -> None:
     shape = Shape(vocab_size=encoder.tokenizer.get_vocab_size())
     network = Network(shape)
     log.info("%d parameters, %d entries", sum(weight.numel() for weight in network.parameters()), len(corpus.entries))
-    train(network, batches(corpus, questions, encoder), arguments.steps)
+    source = batches(corpus, questions, encoder)
+    quick = held_out_lessons(corpus, questions, num_tasks=40)
+    train(network, source, arguments.steps, lambda: log.info("exact answers: %s", rates(network, encoder, quick)))
     network.bfloat16().float()
     write_folder(arguments.out, network, encoder)
     report(network, encoder, held_out_lessons(corpus, questions, num_tasks=150))
@@ -75,14 +77,18 @@ def batches(corpus: Corpus, questions: Questions, encoder: Encoder) -> Iterator[
     generator = torch.Generator().manual_seed(SEED)
     while True:
         examples: list[Example] = [encoder.encode(draw_lesson(corpus, questions, rng)) for _ in range(POOL)]
+        examples += [drill(rng, encoder.tokenizer.get_vocab_size()) for _ in range(POOL // 12)]
         groups = list(by_length(examples, BATCH_TOKENS))
         rng.shuffle(groups)
         for group in groups:
             yield blur(collate(group), generator, encoder.tokenizer.get_vocab_size())
 
 
-def train(network: Network, source: Iterator[Batch], steps: int) -> None:
-    """Take ``steps`` optimiser steps: Muon for the matrices of the layers, AdamW for the rest; warm-up and cosine."""
+def train(network: Network, source: Iterator[Batch], steps: int, look: Callable[[], None]) -> None:
+    """Take ``steps`` optimiser steps: Muon for the matrices of the layers, AdamW for the rest; warm-up and cosine.
+
+    Calls ``look`` every 250 steps.
+    """
     matrices = [weight for weight in network.model.layers.parameters() if weight.dim() == 2]
     rest = [weight for weight in network.parameters() if not any(weight is matrix for matrix in matrices)]
     optimisers: list[torch.optim.Optimizer] = [
@@ -105,6 +111,8 @@ def train(network: Network, source: Iterator[Batch], steps: int) -> None:
             optimiser.zero_grad()
         num_tokens += batch.inputs.numel()
         mean = loss.item() if step == 0 else 0.98 * mean + 0.02 * loss.item()
+        if step % 250 == 249:
+            look()
         if step % 50 == 49:
             seconds = time.perf_counter() - began
             log.info(
@@ -118,6 +126,14 @@ def train(network: Network, source: Iterator[Batch], steps: int) -> None:
             )
 
 
+def rates(network: Network, encoder: Encoder, lessons: dict[str, list[Lesson]]) -> str:
+    """Give the share of exact answers to the tasks that are few, in a line."""
+    tasks = {kind: asked for kind, asked in lessons.items() if not kind.startswith("questions")}
+    return ", ".join(
+        f"{kind} {1 - len(wrong_lessons(network, encoder, asked)) / len(asked):.2f}" for kind, asked in tasks.items()
+    )
+
+
 def schedule(step: int, steps: int) -> float:
     """Give the learning rate as a share of its peak: 3 % warm-up, then a cosine to nearly zero."""
     done = step / steps
@@ -129,6 +145,7 @@ def write_folder(folder: Path, network: Network, encoder: Encoder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     encoder.tokenizer.save(str(folder / "tokenizer.json"))
     shape = network.shape
     end, end_of_text = (encoder.tokenizer.token_to_id(mark) for mark in (END, END_OF_TEXT))

@@ -12,6 +12,9 @@ FORMS = {
     "plural": ("What are {t}?",),
     "openings": ("Hi, ",),
     "closings": (" please",),
+    "swaps": ("What is=What's",),
+    "fillers": ("really",),
+    "small_words": ("is", "a"),
 }
 
 
