@@ -1,0 +1,223 @@
+"""What clients read: chunks that join to the text, whole answers, log-probabilities, in the shapes of OpenAI."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from bus.errors import BuswayError, NoWorker
+from bus.messages.inference import Sampling, Stopping, TokenLogprobs
+from frontend.doors.ask_answers import AskAnswer, AskChunks
+from frontend.model import ServedModel
+from frontend.openai.answers import WholeAnswer
+from frontend.openai.chunks import CHAT, COMPLETION, EventChunks
+from frontend.requests import Generation, Output, Usage
+from frontend.stream import answer_to, stream_to
+
+USAGE = Usage(10, 4, 8)
+relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Wire:
+    """A sink that keeps the pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.is_closed = False
+        self.error: BuswayError | None = None
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        assert not self.is_closed
+        self.pieces.append(head + text + tail)
+
+    def close(self, rest: bytes, last: bytes) -> None:
+        assert not self.is_closed
+        self.is_closed = True
+        self.pieces.append(rest + last)
+
+    def fail(self, error: BuswayError, last: bytes) -> None:
+        self.is_closed = True
+        self.error = error
+        self.pieces.append(last)
+
+    def events(self) -> list[Any]:
+        lines = b"".join(self.pieces).decode().split("\n\n")
+        assert lines.pop() == ""
+        assert lines.pop() == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def generation(stops: Sequence[str] = (), top_logprobs: int | None = None) -> Generation:
+    return Generation(
+        model="m",
+        model_slug="m",
+        prompt=b"",
+        sampling=Sampling(top_logprobs=top_logprobs),
+        stopping=Stopping(max_tokens=100),
+        stop_strings=tuple(stops),
+    )
+
+
+def open_stream(
+    model: ServedModel, of: Generation, shape: Any = CHAT, include_usage: bool = False
+) -> tuple[Wire, Output]:
+    wire = Wire()
+    chunks = EventChunks(
+        shape,
+        "id1",
+        123,
+        b'"m\\"x"',
+        include_usage=include_usage,
+        logprobs_of=None if of.sampling.top_logprobs is None else model.vocabulary,
+    )
+    return wire, stream_to(wire, chunks, of, model.vocabulary)
+
+
+@relaxed
+@given(
+    tokens=st.lists(st.integers(0, 400), max_size=20),
+    flushes=st.sets(st.integers(0, 20)),
+    stops=st.sampled_from([(), ("never to be seen",)]),
+)
+def test_chunks_join_to_the_whole_text(
+    model: ServedModel, tokens: list[int], flushes: set[int], stops: tuple[str, ...]
+) -> None:
+    wire, output = open_stream(model, generation(stops), include_usage=True)
+    for number, token in enumerate(tokens):
+        output.push(token)
+        if number in flushes:
+            output.flush()
+    output.finish("length", USAGE)
+    first, *middle, last, usage = wire.events()
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(event["choices"][0]["delta"]["content"] for event in middle)
+    assert text == model.vocabulary.decode(tokens)
+    assert (last["choices"][0]["delta"], last["choices"][0]["finish_reason"]) == ({}, "length")
+    assert all(event["usage"] is None for event in (first, *middle, last))
+    assert all(event["choices"][0]["finish_reason"] is None for event in (first, *middle))
+    assert usage["choices"] == []
+    assert usage["usage"] == {
+        "prompt_tokens": 10,
+        "completion_tokens": 4,
+        "total_tokens": 14,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
+    assert {(e["id"], e["object"], e["created"], e["model"]) for e in (first, *middle, last, usage)} == {
+        ("chatcmpl-id1", "chat.completion.chunk", 123, 'm"x')
+    }
+
+
+def test_completions_stream_text_without_a_role(model: ServedModel, oracle: Tokenizer) -> None:
+    wire, output = open_stream(model, generation(), COMPLETION)
+    for token in oracle.encode("The bus stops").ids:
+        output.push(token)
+        output.flush()
+    output.finish("stop", USAGE)
+    events = wire.events()
+    assert "".join(event["choices"][0]["text"] for event in events) == "The bus stops"
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    assert all(event["object"] == "text_completion" for event in events)
+    assert "usage" not in events[0]
+
+
+@relaxed
+@given(flushes=st.sets(st.integers(0, 40)))
+def test_a_stop_string_across_tokens_ends_the_stream_before_it(
+    model: ServedModel, oracle: Tokenizer, flushes: set[int]
+) -> None:
+    wire, output = open_stream(model, generation(["dog. It's"]))
+    wants_no_more = []
+    for number, token in enumerate(oracle.encode("The lazy dog. It's what").ids):
+        output.push(token)
+        if number in flushes:
+            wants_no_more.append(output.flush())
+    assert output.flush()
+    assert wants_no_more == sorted(wants_no_more)
+    output.finish("length", USAGE)
+    events = wire.events()
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == "The lazy "
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def told(offset: int) -> TokenLogprobs:
+    return TokenLogprobs(1, offset, -0.25 * offset, [5, 70_000], [-0.5, float("-inf")])
+
+
+@pytest.mark.parametrize("shape", [CHAT, COMPLETION])
+def test_log_probabilities_come_with_their_text(model: ServedModel, oracle: Tokenizer, shape: Any) -> None:
+    text = "dog 😀 goes STOP x"
+    tokens = oracle.encode(text).ids
+    wire, output = open_stream(model, generation(["STOP"], 2), shape)
+    for offset, token in enumerate(tokens):
+        output.push(token)
+        output.push_logprobs(told(offset))
+        output.flush()
+    output.finish("stop", USAGE)
+    found = [event["choices"][0]["logprobs"] for event in wire.events() if event["choices"][0]["logprobs"]]
+    if shape is CHAT:
+        entries = [entry for logprobs in found for entry in logprobs["content"]]
+        shown = b"".join(bytes(entry["bytes"]) for entry in entries)
+        assert [entry["logprob"] for entry in entries] == [-0.25 * number for number in range(len(entries))]
+        assert entries[0]["top_logprobs"][1] == {"token": "", "logprob": -9999.0, "bytes": []}
+    else:
+        offsets = [offset for logprobs in found for offset in logprobs["text_offset"]]
+        shown = "".join(piece for logprobs in found for piece in logprobs["tokens"]).encode()
+        assert offsets == sorted(offsets)
+        assert offsets[0] == 0
+        assert all(len(each["tokens"]) == len(each["token_logprobs"]) == len(each["top_logprobs"]) for each in found)
+        return
+    assert shown.decode() == "dog 😀 goes "
+
+
+@pytest.mark.parametrize("stops", [(), ("zzz",), ("fox",)])
+def test_whole_answers(model: ServedModel, oracle: Tokenizer, stops: tuple[str, ...]) -> None:
+    wire = Wire()
+    output = answer_to(wire, WholeAnswer("chat", "id1", 123, "m"), generation(stops), model.vocabulary)
+    tokens = oracle.encode("The quick brown fox").ids
+    stopped = False
+    for token in tokens:
+        output.push(token)
+        stopped = output.flush()
+    output.finish("length", USAGE)
+    answer = json.loads(wire.pieces[-1])
+    assert stopped == (stops == ("fox",))
+    assert answer["choices"][0]["message"]["content"] == ("The quick brown " if stopped else "The quick brown fox")
+    assert answer["choices"][0]["finish_reason"] == ("stop" if stopped else "length")
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["total_tokens"] == 14
+
+
+def test_an_answer_without_text_still_has_role_and_reason(model: ServedModel) -> None:
+    for stops in ((), ("x",)):
+        wire, output = open_stream(model, generation(stops))
+        output.finish("stop", USAGE)
+        first, last = wire.events()
+        assert first["choices"][0]["delta"]["role"] == "assistant"
+        assert last["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_failure_ends_the_stream_with_an_error_event(model: ServedModel) -> None:
+    wire, output = open_stream(model, generation())
+    output.push(5)
+    output.fail(NoWorker("gone"))
+    event = json.loads(wire.pieces[-1].decode().removeprefix("data: "))
+    assert event["error"]["code"] == "no_worker"
+
+
+def test_the_nats_door_answers_in_small_messages(model: ServedModel, oracle: Tokenizer) -> None:
+    wire = Wire()
+    output = stream_to(wire, AskChunks("id1", "m"), generation(), model.vocabulary)
+    for token in oracle.encode('"quoted" text').ids:
+        output.push(token)
+        output.flush()
+    output.finish("stop", USAGE)
+    *pieces, end = [json.loads(piece) for piece in wire.pieces]
+    assert "".join(piece["text"] for piece in pieces) == '"quoted" text'
+    assert (end["done"], end["finish_reason"], end["usage"]["completion_tokens"]) == (True, "stop", 4)
+    assert "text" not in end
+    whole = json.loads(AskAnswer("id1", "m").render("hi", (), "stop", USAGE))
+    assert (whole["text"], whole["done"]) == ("hi", True)
