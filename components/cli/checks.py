@@ -19,7 +19,7 @@ from bus.errors import BuswayError
 from bus.server import check_version, find_binary
 from bus.subjects import Subjects
 from bus.version import VERSION
-from components.cli.completions import ChatFailed, served_models
+from components.cli.completions import is_ready, served_models
 from components.supervisor.plan import frontend_ports
 from components.supervisor.ports import is_free
 from components.supervisor.running import RunningSystem, read_running
@@ -63,7 +63,7 @@ def check_machine(config: Config) -> Iterator[Finding]:
         yield Finding(Verdict.OK, f"busway {VERSION}, Python {python}")
     else:
         yield Finding(Verdict.FAIL, f"Python {python} is too old", "make clean && make up PYTHON=python3.11")
-    yield Finding(Verdict.OK, ", ".join(f"{name} {_package(name)}" for name in PACKAGES))
+    yield _check_packages()
     yield _check_binary()
     yield _check_open_files()
     yield _check_disk(Path(config.state_dir))
@@ -124,6 +124,14 @@ def _check_jetstream(payload: bytes) -> Finding:
     return Finding(Verdict.OK, f"JetStream is on: {used}")
 
 
+def _check_packages() -> Finding:
+    versions = {name: _version(name) for name in PACKAGES}
+    missing = [name for name, version in versions.items() if not version]
+    if missing:
+        return Finding(Verdict.FAIL, f"packages missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    return Finding(Verdict.OK, ", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
 def _check_binary() -> Finding:
     try:
         binary = find_binary()
@@ -177,18 +185,19 @@ def _check_running(running: RunningSystem) -> Finding:
     counts = ", ".join(f"{p.name} ({p.pid})" for p in running.processes)
     try:
         models = served_models(running.url)
-    except (BuswayError, ChatFailed) as error:
+        ready = is_ready(running.url)
+    except BuswayError as error:
         return Finding(Verdict.FAIL, f"system: {counts}; {error}", "look into .busway/logs, or: busway down; busway up")
-    if not models:
-        return Finding(Verdict.FAIL, f"system: {counts}; no model is served", "tail .busway/logs/worker-0.log")
+    if not models or not ready:
+        return Finding(Verdict.FAIL, f"system: {counts}; no model is ready", "tail .busway/logs/worker-0.log")
     return Finding(Verdict.OK, f"system at {running.url} serves {', '.join(models)}: {counts}")
 
 
-def _package(name: str) -> str:
+def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "is missing"
+        return ""
 
 
 def _mib(size: int) -> str:

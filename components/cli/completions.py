@@ -92,6 +92,11 @@ def served_models(url: str) -> list[str]:
         raise ChatFailed(f"{url} is no Busway frontend: {error}") from error
 
 
+def is_ready(url: str) -> bool:
+    """Say whether a request would be served now; raise `BusUnavailable` when nobody answers."""
+    return _get(url, "/ready")[0] == 200
+
+
 def choose_model(url: str, name: str | None) -> str:
     """Return `name` if it is served, or the first model that is; raise `UnknownModel` that lists what there is."""
     models = served_models(url)

@@ -17,9 +17,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one line a check; exit code 1 when one failed."""
+    from msgspec.structs import replace
+
+    from bus.logs import set_up_logs
     from components.cli.checks import Verdict, check_broker, check_machine, check_system
 
     config = read_config(options)
+    set_up_logs(replace(config.log, level="error"), "doctor")
     num_failed = 0
     for check in (check_machine, check_system):
         for finding in check(config):

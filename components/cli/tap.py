@@ -4,6 +4,7 @@ import argparse
 import time
 
 import anyio
+from msgspec.structs import replace
 
 from bus.config import Config
 from components.cli.options import add_config_options, read_config
@@ -29,7 +30,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print until Ctrl-C, or until enough."""
+    from bus.logs import set_up_logs
+
     config = find_broker(read_config(options))
+    set_up_logs(replace(config.log, level="warning"), "tap")
     pattern = check_pattern(options.pattern, config.namespace)
     run_async(_tap, config, pattern, options.json, options.count)
     return 0

@@ -27,7 +27,7 @@ class Shell:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "components.cli", *words],
             cwd=self.directory,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -46,7 +46,7 @@ class Shell:
         return subprocess.run(
             [sys.executable, "-P", "-m", "components.cli", *words],
             cwd=self.directory,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -66,7 +66,8 @@ class Shell:
                 process.kill()
                 process.wait()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the environment of all commands: ours, without settings."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("BUSWAY__")}
         return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 

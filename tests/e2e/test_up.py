@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +121,23 @@ def test_tap_shows_tokens_decoded_and_no_prompt(mock: System, wait_for: Callable
     assert "What is Busway?" not in output
 
 
+def test_tap_into_a_pipe_that_closes_ends_quietly(mock: System) -> None:
+    command = "python -P -m components.cli tap | head -n 1"
+    environment = mock.shell.environment() | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=mock.shell.directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "WorkerLoad" in done.stdout
+    assert done.stderr == ""
+
+
 def test_doctor_finds_all_well(mock: System) -> None:
     done = mock.shell.run("doctor")
     assert done.returncode == 0, done.stdout
@@ -169,13 +187,31 @@ def test_down_stops_everything(mock: System) -> None:
 
 def test_a_restarted_system_keeps_nothing_that_is_in_its_way(shell: Any, wait_for: Callable[..., float]) -> None:
     for _ in range(2):
-        system = start_system(shell, wait_for, "--engine", "mock", "--workers", "2")
-        assert len(system.pids("worker")) == 2
+        system = start_system(shell, wait_for, "--engine", "mock", "--workers", "2", "--frontends", "2")
+        assert (len(system.pids("worker")), len(system.pids("frontend"))) == (2, 2)
         assert system.ask()
         pids = system.pids()
         system.up.send_signal(signal.SIGINT)
         assert system.up.wait(20) == 0, system.everything()
         assert [pid for pid in pids if is_alive(pid)] == []
+
+
+def test_a_second_ctrl_c_does_not_wait_for_what_runs(shell: Any, wait_for: Callable[..., float]) -> None:
+    slow = ("--engine", "mock", "--set", "mock.step_base_s=0.05")
+    system = start_system(shell, wait_for, *slow)
+    pids = system.pids()
+    with system.client() as client:
+        stream = client.chat.completions.create(
+            model=system.model, messages=QUESTION, stream=True, max_tokens=4000, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        system.up.send_signal(signal.SIGINT)
+        wait_for(lambda: "stopping" in shell.output(), explain=shell.output)
+        assert system.up.poll() is None
+        system.up.send_signal(signal.SIGINT)
+        assert system.up.wait(5) is not None
+        stream.close()
+    wait_for(lambda: not any(is_alive(pid) for pid in pids), within_s=2.0)
 
 
 def test_the_builtin_model_answers_and_a_spare_takes_over(shell: Any, wait_for: Callable[..., float]) -> None:
