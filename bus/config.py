@@ -81,12 +81,23 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
 
 
 class MockConfig(_Section, frozen=True, kw_only=True):
-    """The mock engine's step-time model, in seconds: fixed + per prefill token + per sequence + per KV token."""
+    """The mock engine's step-time model, in seconds.
+
+    A step takes `step_base_s`; its prefill adds a base and a parabola in the tokens computed, its decode adds a base,
+    so much a sequence, and a parabola in the KV tokens read. The squares serve models fitted elsewhere: all is 0 here.
+    """
 
     step_base_s: float = 0.0
+    prefill_base_s: float = 0.0
+    """Of each step that computes prompt tokens."""
     prefill_token_s: float = 0.0
+    prefill_token_squared_s: float = 0.0
+    decode_base_s: float = 0.0
+    """Of each step that decodes."""
     decode_sequence_s: float = 0.0
     kv_token_s: float = 0.0
+    kv_token_squared_s: float = 0.0
+    """May be negative: reading much at once is cheaper a token."""
     num_blocks: Count = 16_384
     block_size: Count = 64
     max_running: Count = 256
