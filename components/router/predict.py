@@ -1,0 +1,87 @@
+"""Pure. Prefixes that a worker will hold soon, because a request with them was just sent there.
+
+The worker tells of its blocks only after the step that computes them; a burst of equal prompts comes before that. What
+is predicted is believed for `ttl_s` at least and one and a half of it at most, or until the worker's own events say so.
+"""
+
+from collections.abc import Sequence
+from itertools import repeat
+
+MAX_HASHES = 1 << 20
+"""Held at a time; what was predicted first is forgotten first, half of it at once."""
+
+
+class Predictions:
+    """Chains of block hashes, each with the bit set of the workers (by number) that were sent a prompt with it.
+
+    Two generations: entries go to the young one; it becomes the old one after half of the longest life, or when full.
+    """
+
+    def __init__(self, ttl_s: float, *, max_hashes: int = MAX_HASHES) -> None:
+        self._half_life_s = ttl_s / 2
+        self._max_young = max_hashes // 2
+        self._young: dict[int, int] = {}
+        self._middle: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+        self._turned_at = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._middle) + len(self._old)
+
+    def add(self, worker: int, hashes: Sequence[int], now: float) -> None:
+        """Expect `worker` to hold the blocks of this chain."""
+        self._turn(now)
+        bit = 1 << worker
+        young = self._young
+        if len(young) + len(hashes) > self._max_young:
+            self._young, self._middle, self._old = young = {}, self._young, {}
+            self._turned_at = now
+        for block_hash in hashes[: self._max_young]:
+            young[block_hash] = young.get(block_hash, 0) | bit
+
+    def match(self, hashes: Sequence[int], now: float) -> dict[int, int]:
+        """Return for each worker how many blocks from the start of this chain it is expected to hold.
+
+        A block that was predicted stands for all before it: its hash contains them.
+        """
+        self._turn(now)
+        depths: dict[int, int] = {}
+        for generation in (self._young, self._middle, self._old):
+            if not generation:
+                continue
+            masks = list(map(generation.get, hashes, repeat(0)))
+            seen = 0
+            for depth in range(len(masks), 0, -1):
+                new = (masks[depth - 1] or 0) & ~seen
+                seen |= new
+                while new:
+                    worker = (new & -new).bit_length() - 1
+                    new &= new - 1
+                    if depth > depths.get(worker, 0):
+                        depths[worker] = depth
+        return depths
+
+    def confirm(self, worker: int, hashes: Sequence[int]) -> None:
+        """Forget what is known now."""
+        keep = ~(1 << worker)
+        for generation in (self._young, self._middle, self._old):
+            if generation:
+                for block_hash in hashes:
+                    if block_hash in generation:
+                        generation[block_hash] &= keep
+
+    def remove_worker(self, worker: int) -> None:
+        """Forget a worker; its number may be given to another."""
+        keep = ~(1 << worker)
+        for generation in (self._young, self._middle, self._old):
+            for block_hash, mask in generation.items():
+                generation[block_hash] = mask & keep
+
+    def _turn(self, now: float) -> None:
+        if now - self._turned_at >= self._half_life_s:
+            is_quick = now - self._turned_at < 2 * self._half_life_s
+            is_recent = now - self._turned_at < 3 * self._half_life_s
+            self._old = self._middle if is_quick else {}
+            self._middle = self._young if is_recent else {}
+            self._young = {}
+            self._turned_at = now
