@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.errors import BadConfig
+from components.replay.book import Arrival
 
 TRACE_BLOCK_TOKENS = 512
 """Tokens that one id of a trace stands for."""
@@ -89,6 +90,14 @@ class PromptWriter:
         size = 4 * TRACE_BLOCK_TOKENS
         noise = int.from_bytes(hashlib.shake_128(hash_id.to_bytes(8, "little")).digest(size), "little")
         return ((noise & self._mask) + self._lift).to_bytes(size, "little")
+
+
+def arrivals_of(requests: Iterable[TraceRequest], writer: PromptWriter, *, load: float = 1.0) -> Iterator[Arrival]:
+    """Yield the requests as load, `load` times as fast as recorded; prompts are written when they are due."""
+    for request in requests:
+        yield Arrival(
+            at_s=request.arrival_s / load, prompt=writer.write(request), num_output=request.output_length
+        )
 
 
 class ReuseBound(msgspec.Struct, frozen=True):
