@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 class HeldBlocks:
     """A set of block hashes that knows whether each block's parent is held as well.
 
-    While that is so (`is_whole`), holding a block implies holding all before it, and whoever looks for the end of a prefix may
-    bisect. Engines evict the end of a chain first, so it is the rule; a hole is noticed when it appears and when it closes.
-    The price is one reference per block to its parent; leaves, forks and holes are few and kept apart.
+    While that is so (`is_whole`), holding a block implies holding all before it, and whoever looks for the
+    end of a prefix may bisect. Engines evict the end of a chain first, so this is the rule; a hole is noticed
+    when it appears and when it closes. The price is one reference per block to its parent: leaves, forks and
+    holes are few and kept apart. It trusts that a block always comes with the same parent, as chained hashes do.
     """
 
     def __init__(self) -> None:
@@ -44,10 +45,10 @@ class HeldBlocks:
                 added.append(block)
                 if parent is not tip:
                     self._gain_child(parent)
+                tip = block
                 if block in self._missing:
-                    tip = self._fill_hole(block)
-                else:
-                    tip = block
+                    self._fill_hole(block)
+                    tip = None
             elif tip is not None:
                 self._leaves.add(tip)
                 tip = None
@@ -58,7 +59,7 @@ class HeldBlocks:
         return added
 
     def add_unlinked(self, hashes: Iterable[int]) -> list[int]:
-        """Add blocks whose parents are unknown; return the new ones. The set is not whole until the last of them left."""
+        """Add blocks whose parents are unknown, return the new ones. Until all of them left, the set is not whole."""
         parents, added = self.parents, list[int]()
         for block in hashes:
             if block not in parents:
@@ -92,8 +93,6 @@ class HeldBlocks:
                 self._lose_child(parent)
             if children:
                 self._missing[block] = children
-        if not parents:
-            self.__init__()  # type: ignore[misc]
         return removed
 
     def _fill_hole(self, block: int) -> None:

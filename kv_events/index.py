@@ -27,9 +27,9 @@ class Overlap(NamedTuple):
 class PrefixIndex:
     """The blocks of all workers of a model, as their events tell.
 
-    It is exact with regard to the events it was given: a worker's prefix ends where the first block is missing. It holds at
-    most `max_blocks` (blocks counted once per worker and tier); when full, further blocks are left out until others go, and
-    the workers concerned are `is_truncated`.
+    It is exact with regard to the events it was given: a worker's prefix ends where the first block is missing.
+    It holds at most `max_blocks` (counted once per worker and tier); when full, further blocks are left out until
+    others go, and the workers concerned are `is_truncated`.
     """
 
     def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
@@ -53,8 +53,8 @@ class PrefixIndex:
     def apply(self, worker: str, events: Iterable[KvEvent]) -> None:
         """Apply one worker's events in their order.
 
-        Storing what is held and removing what is not change nothing. Raises `Malformed` at a broken column; the events before
-        it are applied.
+        Storing what is held and removing what is not change nothing. Raises `Malformed` at a broken column; the
+        events before it are applied.
         """
         slot = self._take_slot(worker)
         for event in events:
@@ -69,8 +69,8 @@ class PrefixIndex:
     def replace(self, worker: str, hashes_by_tier: Mapping[Tier, Iterable[int]]) -> None:
         """Let a worker hold these blocks and no others.
 
-        Their parents are unknown, so that this worker's prefixes are followed block by block until all these are gone. When
-        the parents are known, `remove_worker` and `apply` of stored chains keep queries short.
+        Their parents are unknown, so this worker's prefixes are followed block by block until all these are gone.
+        Where parents are known, `remove_worker` and `apply` of stored chains keep queries short.
         """
         self.remove_worker(worker)
         slot = self._take_slot(worker)
@@ -102,11 +102,11 @@ class PrefixIndex:
         return len(held), held.xor
 
     def is_truncated(self, worker: str) -> bool:
-        """Whether blocks of this worker were left out since it was last replaced or removed: its digest is then not its own."""
+        """Whether blocks of this worker were left out since it was last removed or replaced: its digest is too low."""
         return worker in self._truncated
 
     def match(self, hashes: Sequence[int]) -> dict[str, Overlap]:
-        """Return how long a prefix of a chain of block hashes each worker holds; workers without the first block are absent."""
+        """Return how long a prefix of this chain of block hashes each worker holds; who holds none is absent."""
         if not hashes:
             return {}
         ends = self._device.ends(hashes)

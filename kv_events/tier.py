@@ -39,6 +39,8 @@ class TierIndex:
         removed = held.discard(hashes)
         self._unmark(slot, removed)
         self._watch(slot, held)
+        if not held:
+            del self._held[slot]
         return len(removed)
 
     def clear(self, slot: int) -> int:
