@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +26,11 @@ log = structlog.get_logger()
 
 MAX_PAYLOAD_BYTES = 8 * 2**20
 
+MAX_REMEMBERED = 4096
+"""Subjects of which the broker remembers who takes them."""
+
+T = TypeVar("T")
+
 
 class MemoryBroker:
     """Everything that nats-server would hold; connections of one event loop share it.
@@ -41,6 +47,8 @@ class MemoryBroker:
         self.blobs: dict[str, bytes] = {}
         self.is_up = True
         self._subscriptions: list[MemorySubscription] = []
+        self._receivers: dict[str, list[MemorySubscription]] = {}
+        self._streams_of: dict[str, MemoryStream | None] = {}
         self._buses: list[MemoryBus] = []
         self._num_buses = 0
         self._turns: Counter[tuple[str, str]] = Counter()
@@ -57,6 +65,7 @@ class MemoryBroker:
             # What was published is on its way already: delivery is the receivers' affair.
             self._buses.remove(bus)
             self._subscriptions = [entry for entry in self._subscriptions if entry.bus is not bus]
+            self._receivers.clear()
 
     async def restart(self) -> None:
         """Lose what was in memory, and let each connection restore itself."""
@@ -86,6 +95,7 @@ class MemoryBroker:
             await bus.restore()
 
     def ensure(self) -> None:
+        self._streams_of.clear()
         for declared in self.declared:
             if declared.kind == "stream":
                 self.streams.setdefault(declared.short, MemoryStream(declared))
@@ -93,25 +103,35 @@ class MemoryBroker:
                 self.buckets.setdefault(declared.short, MemoryStore(is_memory=declared.is_memory))
 
     def find_stream(self, subject: str) -> MemoryStream | None:
+        """Return the stream that stores a subject; remembered, for the same few subjects come all the time."""
+        if subject in self._streams_of:
+            return self._streams_of[subject]
+        found = None
         for stream in self.streams.values():
             if any(matches(pattern, subject) for pattern in stream.filters):
-                return stream
-        return None
+                found = stream
+                break
+        _remember(self._streams_of, subject, found)
+        return found
 
     def add(self, subscription: "MemorySubscription") -> None:
         self._subscriptions.append(subscription)
+        self._receivers.clear()
 
     def remove(self, subscription: "MemorySubscription") -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+            self._receivers.clear()
 
     def route(self, incoming: Incoming) -> int:
         """Hand a message to every subscription, and to one of each queue group; return how many got it."""
+        receivers = self._receivers.get(incoming.subject)
+        if receivers is None:
+            receivers = [entry for entry in self._subscriptions if matches(entry.pattern, incoming.subject)]
+            _remember(self._receivers, incoming.subject, receivers)
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}
         num_receivers = 0
-        for subscription in self._subscriptions:
-            if not matches(subscription.pattern, incoming.subject):
-                continue
+        for subscription in receivers:
             if subscription.queue:
                 groups.setdefault((subscription.pattern, subscription.queue), []).append(subscription)
             else:
@@ -377,6 +397,14 @@ class MemoryBus:
         if (family, type(error).__qualname__) not in self._logged:
             self._logged.add((family, type(error).__qualname__))
             log.error("handler.failed", family=family, subject=subject, exc_info=error)
+
+
+def _remember(cache: dict[str, T], subject: str, found: T) -> None:
+    """Keep an answer for a subject; inboxes come once, and a flood of subjects starts the cache again."""
+    if not subject.startswith("_INBOX."):
+        if len(cache) >= MAX_REMEMBERED:
+            cache.clear()
+        cache[subject] = found
 
 
 def _checked(subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> Incoming:
