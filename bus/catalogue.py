@@ -11,9 +11,10 @@ import msgspec
 
 from bus.codec import Codec
 from bus.errors import BadConfig
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, RequestUsage, StepBatch
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
+from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
 from bus.subjects import Subjects
 
@@ -109,6 +110,21 @@ CHANNELS: tuple[Channel, ...] = (
         purpose="heartbeat with load, every 250 ms and on change",
     ),
     Channel(
+        pattern=_relative(_S.route("{model}", "{router}")),
+        carrier=CORE,
+        sender="router",
+        receiver="router, observers",
+        messages=(RouteBatch,),
+        purpose="which request a router sent to which worker",
+    ),
+    Channel(
+        pattern=_relative(_S.pick("{model}")),
+        carrier=CORE,
+        sender="any gateway",
+        receiver="router",
+        purpose="which worker would be the best for a prompt, in JSON, optionally reserved",
+    ),
+    Channel(
         pattern=_relative(_S.usage("{model}", "{tenant}")),
         carrier="stream USAGE",
         sender="frontend",
@@ -147,6 +163,14 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="worker, people",
         messages=(FrontendCard,),
         purpose="a frontend that lives, and its URL",
+    ),
+    Channel(
+        pattern="router.{router}",
+        carrier="bucket REG",
+        sender="router",
+        receiver="frontend, people",
+        messages=(RouterCard,),
+        purpose="a router that lives, and the models that it routes",
     ),
 )
 

@@ -105,11 +105,48 @@ class MockConfig(_Section, frozen=True, kw_only=True):
     max_model_len: Count = 131_072
 
 
+class RouterConfig(_Section, frozen=True, kw_only=True):
+    """How requests find their worker. Without a router they go to whichever worker is free first."""
+
+    mode: Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"] = "kv"
+    """kv: where it costs least, in seconds, with what each worker has cached; the others are for comparison."""
+    temperature_s: Annotated[float, Meta(ge=0)] = 0.0
+    """A worker that costs so much more is chosen e times less often; 0: always the cheapest."""
+    decode_weight: Annotated[float, Meta(ge=0)] = 0.02
+    """What a second counts that the requests which decode at a worker wait for a new prompt there."""
+    session_affinity_s: Annotated[float, Meta(ge=0)] = 0.0
+    """What it costs to send a session elsewhere than the last time."""
+    predicted_ttl_s: Positive = 10.0
+    """How long a worker is expected to get the blocks of a prompt that was sent there, before it tells so itself."""
+    host_token_s: Positive = 3e-6
+    """Loading the KV of one token from host memory; only loads that beat computing are counted with."""
+    disk_token_s: Positive = 3e-5
+    remote_token_s: Positive = 1e-4
+    queue_size: Count = 1024
+    """Requests of one model and latency class that wait in one router; more wait in the broker."""
+    max_wait_s: Positive = 30.0
+    """A request that would wait longer for a worker is refused with 429."""
+    tenant_weights: dict[str, Positive] = {}
+    """Share of a tenant under saturation, in relation to others; 1 for those that are not named."""
+    standard_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Part of the prompt tokens that standard requests get while interactive ones wait."""
+    batch_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Part of the prompt tokens that batch requests get while others wait."""
+    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.25
+    """Part of the workers, and of each worker's places, that batch requests leave free for others."""
+    pick_host: str = "127.0.0.1"
+    pick_port: Port = 0
+    """Where gateways ask over HTTP which worker to take; 0: nowhere."""
+    seed: int = 0
+    """Of the choice among equal workers, together with the router's id."""
+
+
 class UpConfig(_Section, frozen=True, kw_only=True):
     """What `busway up` starts."""
 
     frontends: Count = 1
     workers: Count = 1
+    routers: Annotated[int, Meta(ge=0)] = 0
     nats_port: Port = 4222
     """Port of the embedded server; the next free one is taken when it is busy."""
     with_nats: bool = True
@@ -134,6 +171,7 @@ class Config(_Section, frozen=True, kw_only=True):
     frontend: FrontendConfig = FrontendConfig()
     worker: WorkerConfig = WorkerConfig()
     mock: MockConfig = MockConfig()
+    router: RouterConfig = RouterConfig()
     up: UpConfig = UpConfig()
     log: LogConfig = LogConfig()
     component: dict[str, Any] = {}

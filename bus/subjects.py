@@ -75,6 +75,14 @@ class Subjects(msgspec.Struct, frozen=True):
         """Load reports of one worker."""
         return f"{self.namespace}.load.v1.{model}.{worker}"
 
+    def route(self, model: str, router: str) -> str:
+        """Decisions of one router."""
+        return f"{self.namespace}.route.v1.{model}.{router}"
+
+    def pick(self, model: str) -> str:
+        """Questions which worker would be the best for a prompt: JSON in, JSON out."""
+        return f"{self.namespace}.pick.v1.{model}"
+
     def usage(self, model: str, tenant: str) -> str:
         """What finished requests used."""
         return f"{self.namespace}.usage.v1.{model}.{tenant}"
@@ -96,5 +104,5 @@ class Subjects(msgspec.Struct, frozen=True):
         return Address(parts[1], tuple(parts[3:]))
 
 
-FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "load", "usage", "dead"})
+FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "load", "route", "pick", "usage", "dead"})
 """The closed set of families, fit for labels."""

@@ -5,7 +5,7 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import (
     Accepted,
     Cancel,
@@ -19,6 +19,7 @@ from bus.messages.inference import (
     TokenLogprobs,
 )
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
+from bus.messages.route import Placed, RouteBatch
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
@@ -157,7 +158,7 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             step_s=0.25,
             at=1.5,
         ),
-        "8aa474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a7776169"
+        "de000aa474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a7776169"
         "74696e6700ab667265655f626c6f636b7303aa6e756d5f626c6f636b7304ae70726566696c6c5f746f6b656e7300a6737465"
         "705f73cb3fd0000000000000a26174cb3ff8000000000000",
     ),
@@ -165,6 +166,20 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         DeadLetter(subject="s", code="malformed", reason="why", payload=b"x", died_at=1.5),
         "86a474797065ab646561645f6c6574746572a77375626a656374a173a4636f6465a96d616c666f726d6564a6726561736f6e"
         "a3776879a77061796c6f6164c40178a7646965645f6174cb3ff8000000000000",
+    ),
+    (
+        RouterCard(router="r-1", models=["m"], host="h", pid=1, version="0.1.0", started_at=1.5),
+        "87a474797065ab726f757465725f63617264a6726f75746572a3722d31a66d6f64656c7391a16da4686f7374a168a3706964"
+        "01a776657273696f6ea5302e312e30aa737461727465645f6174cb3ff8000000000000",
+    ),
+    (
+        RouteBatch(
+            "r-1",
+            3,
+            [Placed("q-1", "w-1", "acme", "interactive", 130, 66, 64, pack_u64([7, 2**64 - 1]))],
+        ),
+        "93a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
+        "ffffffffff",
     ),
 ]
 

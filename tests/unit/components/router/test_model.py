@@ -15,10 +15,7 @@ def observe(model: StepModel, num_steps: int, rng: random.Random, true: Coeffici
         decode = rng.randrange(1, 64)
         context = decode * rng.randrange(1000, 12_000)
         duration = (
-            true.step_s
-            + true.prefill_token_s * prefill
-            + true.decode_request_s * decode
-            + true.kv_token_s * context
+            true.step_s + true.prefill_token_s * prefill + true.decode_request_s * decode + true.kv_token_s * context
         )
         model.observe(duration * rng.uniform(0.95, 1.05), prefill, decode, context)
     model.fit()
