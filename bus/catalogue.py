@@ -62,7 +62,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.req("{model}", "{class}", "{tenant}")),  # type: ignore[arg-type]
-        carrier=RESERVED,
+        carrier="stream REQ",
         sender="frontend",
         receiver="router",
         messages=(GenerateJob,),

@@ -114,7 +114,7 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     """A worker that costs so much more is chosen e times less often; 0: always the cheapest."""
     decode_weight: Annotated[float, Meta(ge=0)] = 0.02
     """What a second counts that the requests which decode at a worker wait for a new prompt there."""
-    session_affinity_s: Annotated[float, Meta(ge=0)] = 0.0
+    session_affinity_s: Annotated[float, Meta(ge=0)] = 0.02
     """What it costs to send a session elsewhere than the last time."""
     predicted_ttl_s: Positive = 10.0
     """How long a worker is expected to get the blocks of a prompt that was sent there, before it tells so itself."""

@@ -200,3 +200,28 @@ FRONTEND_TTFT = DoublingHistogram(
 )
 FRONTEND_ITL = DoublingHistogram("busway_frontend_inter_token_seconds", "Time between two tokens of a request.")
 FRONTEND_DURATION = DoublingHistogram("busway_frontend_generation_seconds", "Time from a request to its last token.")
+
+# Router
+
+ROUTER_REQUESTS = Counter(
+    "busway_router_requests",
+    "Requests that this router decided about, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `placed`, `refused` (would wait too long), `expired` (waited too long), `withdrawn` (the lane did not take
+it: it waits again), `rescued` (its worker died before it accepted), `buried`."""
+
+ROUTER_WAITING = Gauge("busway_router_waiting_requests", "Requests that wait for a worker.", registry=REGISTRY)
+
+ROUTER_WORKERS = Gauge("busway_router_workers", "Workers that requests can go to.", registry=REGISTRY)
+
+ROUTER_TOKENS = Counter("busway_router_prompt_tokens", "Prompt tokens of placed requests.", ["kind"], registry=REGISTRY)
+"""`kind`: `cached` (its worker should hold them), `computed`."""
+
+ROUTER_WAIT = DoublingHistogram("busway_router_wait_seconds", "Time that a placed request waited for room.")
+
+ROUTER_PICKS = Counter(
+    "busway_router_picks", "Questions of gateways which worker to take, by answer.", ["outcome"], registry=REGISTRY
+)
+"""`outcome`: `answered`, `no_worker`, `malformed`."""

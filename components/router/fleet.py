@@ -176,17 +176,17 @@ class Fleet(Generic[T]):
         self.free_at[number] = min(max(self.free_at[number], earliest), latest)
         self._price(number, state, now)
 
-    def place(self, number: int, key: str, tokens: int, blocks: int, item: T | None, now: float) -> None:
+    def place(self, number: int, key: str, flight: Flight[T]) -> None:
         """Account a request that is sent to a worker, here or (without `item`) by another router."""
-        state = self.state(number)
+        state, now = self.state(number), flight.placed_at
         if state.num_requests >= state.max_running:
             state.gap_s += 0.2 * (min(now - state.placed_at, LONGEST_GAP_S) - state.gap_s)
         state.placed_at = now
         if key not in state.flights:
             state.num_unsettled += 1
-            state.unsettled_blocks += blocks
-        state.flights[key] = Flight(now, tokens, blocks, item)
-        seconds = state.model.prefill_s(tokens, state.decode, state.kv_tokens)
+            state.unsettled_blocks += flight.blocks
+        state.flights[key] = flight
+        seconds = state.model.prefill_s(flight.tokens, state.decode, state.kv_tokens)
         self.free_at[number] = max(self.free_at[number], now) + seconds
         self._price(number, state, now)
 

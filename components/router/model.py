@@ -50,8 +50,7 @@ class StepModel:
 
     def observe(self, duration_s: float, prefill_tokens: int, decode_requests: int, kv_tokens: int) -> None:
         """Take one step into account."""
-        if prefill_tokens > self.chunk_tokens:
-            self.chunk_tokens = prefill_tokens
+        self.chunk_tokens = max(self.chunk_tokens, prefill_tokens)
         self.num_samples += 1
         weight = 1.0 / max(duration_s, SHORTEST_S) ** 2
         features = (1.0, prefill_tokens / _SCALES[1], decode_requests / _SCALES[2], kv_tokens / _SCALES[3])

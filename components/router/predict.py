@@ -34,7 +34,8 @@ class Predictions:
         bit = 1 << worker
         young = self._young
         if len(young) + len(hashes) > self._max_young:
-            self._young, self._middle, self._old = young = {}, self._young, {}
+            young = {}
+            self._young, self._middle, self._old = young, self._young, {}
             self._turned_at = now
         for block_hash in hashes[: self._max_young]:
             young[block_hash] = young.get(block_hash, 0) | bit
