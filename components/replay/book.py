@@ -57,6 +57,7 @@ class Open(msgspec.Struct, eq=False):
     arrived_at: float
     attempt: int = 0
     ticket: int = 0
+    is_accepted: bool = False
     worker: str = ""
     tokens: "array[int]" = msgspec.field(default_factory=lambda: array("I"))
     first_token_at: float = 0.0
@@ -121,6 +122,10 @@ class Book:
                 request.first_token_at = now
                 request.worker = batch.worker
             request.last_token_at = now
+        for accepted in batch.accepted:
+            request = live.get(accepted.ticket)
+            if request is not None:
+                request.is_accepted = True
         for finished in batch.finished:
             request = live.pop(finished.ticket, None)
             if request is not None:
@@ -131,6 +136,15 @@ class Book:
             if request is not None and self._may_go_on(request, now, failed):
                 again.append(request)
         return again
+
+    def reclaim(self) -> list[Open]:
+        """Begin the next attempt of each request that no worker has accepted; return them."""
+        waiting = [request for request in self._live.values() if not request.is_accepted]
+        for request in waiting:
+            del self._live[request.ticket]
+            request.attempt += 1
+            self._assign(request)
+        return waiting
 
     def give_up(self, now: float, code: str) -> None:
         """End all that lives as failed."""
@@ -152,6 +166,7 @@ class Book:
 
     def _assign(self, request: Open) -> None:
         request.ticket = self._num_tickets
+        request.is_accepted = False
         self._num_tickets += 1
         self._live[request.ticket] = request
 

@@ -1,4 +1,4 @@
-"""I/O. Owns the requests of a replay on a bus, as a frontend does: sends jobs, takes tokens, makes lost attempts again."""
+"""I/O. Owns requests on a bus, as a frontend does: sends jobs, takes tokens, makes lost attempts again."""
 
 import asyncio
 import os
@@ -13,11 +13,11 @@ from anyio.abc import TaskGroup
 
 from bus.codec import encode
 from bus.errors import BuswayError, Malformed
-from bus.messages.fleet import FrontendCard
+from bus.messages.fleet import FrontendCard, RouterCard
 from bus.messages.inference import StepBatch
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
-from bus.registry import keep_card
+from bus.registry import keep_card, watch_cards
 from bus.subjects import ANY_WORKER, slug
 from bus.typed import subscribe_typed
 from bus.version import VERSION
@@ -36,6 +36,7 @@ class Owner:
         self._frontend = frontend
         self._model = model
         self._tasks = tasks
+        self._routers: set[str] = set()
         self._clock = asyncio.get_running_loop().time  # handlers run outside of tasks, where anyio knows no time
         self._news = anyio.Event()
 
@@ -65,9 +66,22 @@ class Owner:
         if not self._news.is_set():
             self._news.set()
 
+    def on_router(self, router: str, card: RouterCard | None) -> None:
+        """Note that a router came or left; when the last one left, what it may have held goes out again."""
+        if card is not None and (not card.models or self._model in card.models):
+            self._routers.add(router)
+        elif router in self._routers:
+            self._routers.remove(router)
+            if not self._routers:
+                for request in self.book.reclaim():
+                    self._tasks.start_soon(self._append, request)
+
     async def _append(self, request: Open) -> None:
         arrival, subjects, model = request.arrival, self._bus.subjects, slug(self._model)
-        subject = subjects.work(model, "both", ANY_WORKER, arrival.latency_class)
+        if self._routers:
+            subject = subjects.req(model, arrival.latency_class, slug(arrival.tenant))
+        else:
+            subject = subjects.work(model, "both", ANY_WORKER, arrival.latency_class)
         payload = encode(self.book.job(request, self._frontend, self._model, time.time()))
         try:
             await self._bus.append(subject, payload)
@@ -89,7 +103,10 @@ async def open_owner(bus: Bus, frontend: str, model: str, tasks: TaskGroup) -> A
         started_at=time.time(),
     )
     try:
-        async with keep_card(bus, f"frontend.{frontend}", card):
+        async with (
+            keep_card(bus, f"frontend.{frontend}", card),
+            watch_cards(bus, "router", RouterCard, owner.on_router),
+        ):
             yield owner
     finally:
         subscription.unsubscribe()
