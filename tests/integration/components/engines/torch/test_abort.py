@@ -10,6 +10,7 @@ from components.engines import EngineRequest
 from components.engines.torch.engine import check_request
 
 GREEDY = Sampling(temperature=0.0)
+BLOCK_BYTES = 2 * 2 * 4 * 2 * 32 * 4
 
 
 @pytest.mark.parametrize("num_steps", range(8))
@@ -31,8 +32,7 @@ def test_an_abort_in_any_state_frees_blocks_and_spares_the_others(
 
 
 def test_an_abort_of_a_preempted_sequence_frees_blocks(model: Any, load: Any, drive: Any, prompts: Any) -> None:
-    block_bytes = 2 * 2 * 4 * 2 * 32 * 4
-    batch = drive(load(kv_cache_bytes=20 * block_bytes))
+    batch = drive(load(kv_cache_bytes=20 * BLOCK_BYTES))
     batch.add(0, prompts[5], GREEDY, 40)
     batch.add(1, prompts[6], GREEDY, 40)
     while not batch.preemptions:
@@ -44,7 +44,7 @@ def test_an_abort_of_a_preempted_sequence_frees_blocks(model: Any, load: Any, dr
 def test_a_sequence_that_overflows_ends_alone_and_poisons_nothing(
     model: Any, load: Any, drive: Any, prompts: Any
 ) -> None:
-    engine = load(max_batch_tokens=256)
+    engine = load(max_batch_tokens=256, kv_cache_bytes=40 * BLOCK_BYTES)
     poison = 0  # in no other prompt
     engine._network._weights.embedding[poison] = float("nan")
     batch = drive(engine)
