@@ -26,7 +26,7 @@ def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
             f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
             f"  any client  export OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none",
             f"  look        busway tap '{system.namespace}.>'   busway doctor   {system.url}/metrics",
-            f"  bus         {system.nats_url}",
+            *([f"  bus         {system.nats_url}"] if any(p.role == "nats" for p in system.processes) else []),
             "  stop        Ctrl-C, or: busway down",
             "",
         ]
