@@ -44,7 +44,7 @@ def test_an_abort_of_a_preempted_sequence_frees_blocks(model: Any, load: Any, dr
 def test_a_sequence_that_overflows_ends_alone_and_poisons_nothing(
     model: Any, load: Any, drive: Any, prompts: Any
 ) -> None:
-    engine = load(max_batch_tokens=256, kv_cache_bytes=40 * BLOCK_BYTES)
+    engine = load(max_batch_tokens=256)
     poison = 0  # in no other prompt
     engine._network._weights.embedding[poison] = float("nan")
     batch = drive(engine)
@@ -55,10 +55,7 @@ def test_a_sequence_that_overflows_ends_alone_and_poisons_nothing(
     batch.add(2, [*prompts[6], 7], GREEDY)
     assert batch.run()[2] == model.generate([*prompts[6], 7], 12)
     assert batch.ended[2].cached_tokens == 0
-    for key in range(3, 9):  # through every block that it had
-        batch.add(key, [key, *prompts[8]], GREEDY)
-    batch.run()
-    assert [batch.tokens[key] for key in range(3, 9)] == [model.generate([key, *prompts[8]], 12) for key in range(3, 9)]
+    assert bool(engine._cache.blocks.isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_the_latest_sequence_is_preempted_and_ends_with_all_its_tokens() -> None
 
 
 def test_nothing_is_admitted_that_the_next_steps_would_preempt() -> None:
-    dry = Dry(num_blocks=5, max_batch_tokens=32)
+    dry = Dry(num_blocks=6, max_batch_tokens=32)
     dry.add(1, list(range(100, 108)), max_tokens=4)
     dry.step()
     dry.add(2, list(range(200, 210)), max_tokens=1)
