@@ -13,7 +13,8 @@ QUESTION = "What is Busway?"
 
 def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
     """Return the lines that are shown once the system serves."""
-    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    question = {"role": "user", "content": QUESTION}
+    body = {"model": model, "messages": [question], "temperature": 0, "stream": True}
     curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")
