@@ -1,6 +1,7 @@
 """The bus on a real server: first connection, streams as declared, lost connections."""
 
 import asyncio
+import time
 
 import anyio
 import nats
@@ -9,6 +10,7 @@ import pytest
 from bus.config import BusConfig
 from bus.connection import open_bus
 from bus.errors import BadConfig, BusUnavailable, NoWorker, StreamMismatch
+from bus.link import Link
 from bus.protocol import ConsumerSpec
 from bus.server import free_port
 from bus.subjects import Subjects
@@ -212,6 +214,40 @@ async def test_closing_while_the_server_is_away_does_not_wait(own_server, namesp
         async with our_bus(own_server.url, namespace) as bus:
             await own_server.kill()
             await eventually(lambda: not bus.is_connected)
+
+
+async def test_a_restore_that_was_cut_off_is_done_on_the_next_connection(own_server, namespace):
+    """The server is the same then, but what it lost is still missing."""
+    link = Link(BusConfig(url=own_server.url), Subjects(namespace), "test")
+    calls = []
+    is_done = anyio.Event()
+
+    async def restore(is_new_server):
+        calls.append(is_new_server)
+        if len(calls) == 1:
+            link._session.end(ConnectionError("cut"))
+            raise BusUnavailable("cut")
+        is_done.set()
+
+    await link.open()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.keep, restore)
+        await own_server.kill()
+        await own_server.start()
+        with anyio.fail_after(5):
+            await is_done.wait()
+        await link.close()
+        tasks.cancel_scope.cancel()
+    assert calls == [True, True]
+
+
+async def test_a_server_that_throws_us_out_is_not_asked_without_a_pause(scripted, namespace, eventually):
+    async with our_bus(scripted.url, namespace):
+        started = time.monotonic()
+        for count in range(2, 8):
+            scripted.say(b"-ERR 'Maximum Connections Exceeded'\r\n")
+            await eventually(lambda: scripted.num_connections == count)  # noqa: B023
+        assert time.monotonic() - started > 0.15
 
 
 async def test_tasks_and_sockets_do_not_pile_up_over_reconnects(own_server, namespace, eventually):

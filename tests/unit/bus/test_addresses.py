@@ -1,11 +1,9 @@
-"""Pauses between connection attempts, and what a log may say of an address."""
+"""Addresses of brokers: read, told without passwords, tried again."""
 
 import pytest
 
-from bus.config import BusConfig
+from bus.addresses import parse_urls, reconnect_delay_s, redact
 from bus.errors import BadConfig
-from bus.link import Link, reconnect_delay_s, redact
-from bus.subjects import Subjects
 
 
 def test_pauses_grow_to_a_bound_and_spread():
@@ -21,7 +19,12 @@ def test_an_address_is_told_without_its_password():
     assert redact("nats://host:4222") == "nats://host:4222"
 
 
-@pytest.mark.parametrize("url", ["http://host", "host:4222", "ws://host"])
-def test_other_protocols_are_refused(url):
-    with pytest.raises(BadConfig, match="nats:"):
-        Link(BusConfig(url=url), Subjects("a"), "test")
+def test_several_addresses_are_parted_by_commas():
+    assert parse_urls("nats://a:1, tls://b:2,") == ["nats://a:1", "tls://b:2"]
+
+
+@pytest.mark.parametrize("text", ["http://host", "host:4222", "ws://user:secret@host", "", " , "])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(BadConfig, match="nats://") as caught:
+        parse_urls(text)
+    assert "secret" not in str(caught.value)
