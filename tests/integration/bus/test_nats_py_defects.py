@@ -297,19 +297,30 @@ async def test_a_dead_link_with_unsent_bytes_is_cut(own_server, namespace, event
         client._transport._io_writer.transport.abort()
 
 
-async def test_unacknowledged_bytes_end_a_connection_after_four_seconds(own_server, namespace, eventually):
+async def test_unacknowledged_bytes_end_a_connection_after_four_seconds(own_server, namespace, eventually, monkeypatch):
+    """Without pings: it is the kernel that gives up, at nats-py's client after a quarter of an hour."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         pytest.skip("this platform has no TCP_USER_TIMEOUT")
-    async with bare(own_server.url) as client, our_bus(own_server.url, namespace) as bus:
-        theirs = client._transport._io_writer.get_extra_info("socket")
-        assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
-        for _ in range(2):
-            ours = bus._link._session._transport._io_writer.get_extra_info("socket")
-            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 4000
-            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-            await own_server.kill()
-            await own_server.start()
-            await eventually(lambda: bus.is_connected)
+    monkeypatch.setattr(session, "PING_INTERVAL_S", 60.0)
+    async with our_bus(own_server.url, namespace) as bus:
+        # The option belongs to a socket: a connection that replaced another one has it too.
+        await own_server.kill()
+        await own_server.start()
+        await bus.flush(timeout_s=5)
+        ours = bus._link._session._transport._io_writer.get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        client = await nats.connect(own_server.url, pending_size=64 * 2**20)
+        stop_reading(own_server)
+        for _ in range(14):
+            bus.publish("a", bytes(2**20 - 100))
+            await client.publish("a", bytes(2**20))
+        await eventually(lambda: not bus.is_connected, 8)
+        assert client.is_connected, "nats-py: waits for the kernel's default"
+        client._transport._io_writer.transport.abort()
+        go_on(own_server)
+        await bus.flush(timeout_s=5)
+        await eventually(lambda: client.is_connected)
+        await client.close()
 
 
 # 6
@@ -528,13 +539,13 @@ async def test_a_callers_headers_stay_as_they_are(nats_url, namespace):
 # The order of closing
 
 
-async def test_closing_does_not_wait_for_pulls(nats_url, namespace, collect):
+async def test_closing_does_not_wait_for_pulls(nats_url, namespace, collect, eventually):
     lane = f"{namespace}.work.v1.m.both.any.standard"
     async with our_bus(nats_url, namespace) as bus, bare(nats_url) as client:
         await bus.ensure()
         subscription = await client.jetstream().pull_subscribe(lane, durable="bare", stream=f"{namespace.upper()}_WORK")
         fetching = asyncio.ensure_future(subscription.fetch(1, timeout=30))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: subscription._sub._pending_next_msgs_calls)
         fetching.cancel()
         await bus.append(lane, b"")
         draining = asyncio.ensure_future(client.drain())
