@@ -90,6 +90,7 @@ class Request:
         "cached_tokens",
         "dispatched_at",
         "first_token_at",
+        "flush_at",
         "generation",
         "is_live",
         "last_token_at",
@@ -116,6 +117,8 @@ class Request:
         self.is_live = False
         self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
         self.cached_tokens = 0
+        self.flush_at = 0.0
+        """When its output may be flushed again."""
 
     def job(self, frontend: str, submitted_at: float) -> GenerateJob:
         """Return the message for the present attempt; `submitted_at` is in unix seconds."""
@@ -153,8 +156,8 @@ class Request:
 class StepOutcome(msgspec.Struct, gc=False):
     """What a step batch asks of the owner, beside the tokens that went to their outputs."""
 
-    touched: list[Request]
-    """Got tokens and are to be flushed; a request may be in it several times."""
+    touched: dict[Request, None]
+    """Got tokens, and their outputs are to be flushed."""
     finished: list[tuple[Request, Finished]]
     failed: list[tuple[Request, Failed]]
     gaps: dict[int, Request]
@@ -222,7 +225,7 @@ class Requests:
     def take(self, batch: StepBatch, now: float) -> StepOutcome:
         """Push the tokens of a batch that are next in their sequences; raise `Malformed` if its columns do not fit."""
         self._follow(batch, now)
-        outcome = StepOutcome([], [], [], {}, set())
+        outcome = StepOutcome({}, [], [], {}, set())
         by_ticket = self._by_ticket
         for accepted in batch.accepted:
             request = by_ticket.get(accepted.ticket)
@@ -258,7 +261,7 @@ class Requests:
         if not len(tickets) == len(offsets) == len(tokens):
             raise Malformed(f"columns of {len(tickets)}, {len(offsets)} and {len(tokens)} rows")
         get = self._by_ticket.get
-        touch = outcome.touched.append
+        touched = outcome.touched
         gaps = self._gaps
         counts, scale = gaps.counts, gaps.SCALE
         worker = batch.worker
@@ -279,7 +282,7 @@ class Requests:
                 request.last_token_at = now
                 request.worker = worker
                 request.output.push(token)
-                touch(request)
+                touched[request] = None
             elif offset < request.num_tokens:
                 self.num_duplicates += 1
             elif ticket not in outcome.gaps:
