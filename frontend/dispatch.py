@@ -21,7 +21,8 @@ from frontend.books import Books
 from frontend.cancels import Cancels
 from frontend.errors import GenerationFailed, ShuttingDown
 from frontend.fleet import Fleet
-from frontend.requests import Request, Requests
+from frontend.request import Request
+from frontend.requests import Requests
 
 TICK_S = 0.25
 STALL_S = 1.0

@@ -1,4 +1,4 @@
-"""What the README tells people to type works as it stands there, but for the ports. CI runs `make up` and `make test`."""
+"""What the README tells people to type works as it stands, but for the ports. CI runs `make up` and `make test`."""
 
 import json
 import os

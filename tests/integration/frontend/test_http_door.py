@@ -135,19 +135,35 @@ async def test_a_connection_serves_request_after_request(stage: OpenStage) -> No
     assert answer.endswith(b'{"status":"live"}')
 
 
+async def test_tokens_that_come_fast_share_an_event_but_the_first_does_not_wait(stage: OpenStage) -> None:
+    async with stage(write_gap_s=0.05) as on:
+        data = json.dumps(CHAT | {"stream": True, "ignore_eos": True}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        async with await on.send(head + data) as connection:
+            job = await on.worker.wait_jobs(1)
+            token = on.tokenizer.encode("fox").ids[0]
+            for offset in range(4):
+                on.worker.say(job, [token], at=offset)
+            answer = b""
+            with anyio.fail_after(5):
+                while answer.count(b'"content":"f') < 2:
+                    answer += await connection.receive()
+    texts = [part.split(b'"')[0] for part in answer.split(b'"content":"') if part.startswith(b"f")]
+    assert texts == [b"fo", b"fofofo"]
+
+
 async def test_a_client_that_does_not_read_hurts_only_itself(stage: OpenStage) -> None:
-    async with stage(slow_client_bytes=100_000, max_body_bytes=100_000) as on:
+    async with stage(slow_client_bytes=100_000, max_body_bytes=100_000, write_gap_s=0.0) as on:
         data = json.dumps(CHAT | {"stream": True, "ignore_eos": True}).encode()
         head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
         async with await on.send(head + data):
             job = await on.worker.wait_jobs(1)
-            token = on.tokenizer.encode("fox").ids[0]
-            for offset in range(200_000):
-                on.worker.say(job, [token], at=offset)
-                if offset % 200 == 0:
-                    await anyio.lowlevel.checkpoint()
-                    if job.ticket in on.worker.cancelled:
-                        break
+            tokens = on.tokenizer.encode(" fox" * 4000).ids
+            for step in range(5000):
+                on.worker.say(job, tokens, at=step * len(tokens))
+                await anyio.lowlevel.checkpoint()
+                if job.ticket in on.worker.cancelled:
+                    break
             await on.worker.wait_cancelled(job.ticket)
             on.worker.script = on.worker.echo
             assert (await on.post(PATH, CHAT))[0] == 200

@@ -1,10 +1,19 @@
 """Every mistake on the command line is answered with what was meant."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from components.cli.entry import COMMANDS, help_text, main
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Undo what a command sets up for its process: its stderr is gone after the test."""
+    yield
+    structlog.reset_defaults()
 
 
 def test_help_fits_a_screen() -> None:
