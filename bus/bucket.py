@@ -108,24 +108,31 @@ class _Watch:
         self._prefix = prefix
         self._handler = handler
         self._replica = Replica()
+        self._consumer = ""
         self._settling: asyncio.TimerHandle | None = None
         self.is_complete = asyncio.Event()
         self.pull = StandingPull(jetstream, stream, self._create, self._receive, on_idle=self._complete)
         self.pull.grant(_READ_AHEAD)
 
     def close(self) -> None:
+        self._stop_settling()
+        if self._consumer:
+            self._jetstream.forget_consumer(self._stream, self._consumer)
+
+    def _stop_settling(self) -> None:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
 
     async def _create(self) -> str:
-        self.close()
+        self._stop_settling()
         self._replica.begin()
         reply = await self._jetstream.create_consumer(
             self._stream, name := f"watch-{secrets.token_hex(8)}", _config(name, f"{self._prefix}>")
         )
         if reply.num_pending == 0:
             self._complete()
+        self._consumer = reply.name
         return reply.name
 
     def _receive(self, incoming: Incoming) -> None:
@@ -151,7 +158,7 @@ class _Watch:
             try:
                 self._handler(entry)
             except Exception as error:
-                self._jetstream.link.handler_failed(self._prefix + entry.key, error)
+                self._jetstream.link.troubles.handler_failed(self._prefix + entry.key, error)
 
 
 def _config(name: str, filter_subject: str) -> dict[str, Any]:

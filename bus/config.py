@@ -14,6 +14,7 @@ from bus.messages.inference import Role
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Gap = Annotated[float, Meta(ge=0, le=1.0)]
 
 ENV_PREFIX = "BUSWAY__"
 
@@ -49,6 +50,8 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """How long a request may wait for a worker to accept it."""
     worker_timeout_s: Positive = 3.0
     """A worker that is silent for so long is dead: its requests go elsewhere."""
+    write_gap_s: Gap = 0.02
+    """Tokens that a stream gets faster than that are written together, but for the first. 0: each at once."""
     slow_client_bytes: Count = 256 * 2**10
     """Unsent bytes after which a client that does not read is cut off."""
 
@@ -76,6 +79,8 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU when torch sees one."""
+    publish_gap_s: Gap = 0.02
+    """Steps that follow each other faster than that share a message (first tokens: 4 ms at most). 0: one each."""
     grace_s: Positive = 30.0
     """Time to finish what runs after SIGTERM."""
 

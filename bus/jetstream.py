@@ -14,7 +14,6 @@ T = TypeVar("T")
 API_TIMEOUT_S = 5.0
 
 STREAM_NOT_FOUND = 10059
-CONSUMER_NOT_FOUND = 10014
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _FULL = frozenset({10077, 10047, 10023, 10028})
 """Stream limits (messages, bytes, per subject), and the memory, storage or resources of the server."""
@@ -81,11 +80,12 @@ class JetStream:
             raise to_error(f"consumer {name} of stream {stream}", reply.error)
         return reply
 
-    async def delete_consumer(self, stream: str, name: str) -> None:
-        """Delete a consumer; one that is not there is no error."""
-        reply = await self._call(f"CONSUMER.DELETE.{stream}.{name}", b"", _Reply)
-        if reply.error is not None and reply.error.err_code != CONSUMER_NOT_FOUND:
-            raise to_error(f"consumer {name} of stream {stream}", reply.error)
+    def forget_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer that nobody waits for; if this gets lost, its inactivity ends it."""
+        try:
+            self.link.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
+        except BusUnavailable:
+            return
 
     async def purge_subject(self, stream: str, subject: str) -> None:
         """Remove all messages of one subject."""

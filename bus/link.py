@@ -2,22 +2,22 @@
 
 import asyncio
 import random
-import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from urllib.parse import urlsplit
 
 import anyio
 import structlog
 
 from bus import wire
+from bus.addresses import parse_urls, reconnect_delay_s, redact
 from bus.config import BusConfig
 from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder
-from bus.metrics import BUS_HANDLER_ERRORS, BUS_RECONNECTS, MALFORMED_MESSAGES
+from bus.metrics import BUS_RECONNECTS
 from bus.outbox import Outbox
 from bus.protocol import Handler, Incoming
+from bus.replies import Replies, fail
 from bus.session import Session
 from bus.subjects import Subjects
+from bus.troubles import Troubles
 
 log = structlog.get_logger()
 
@@ -25,12 +25,10 @@ CONNECT_TIMEOUT_S = 1.0
 SETTLE_TIMEOUT_S = 2.0
 """Bound of the last flush when a link closes."""
 
+STEADY_S = 1.0
+"""A connection that lived shorter is not replaced at once."""
+
 _REPLIES_SID = 1
-
-
-def reconnect_delay_s(attempt: int, jitter: float) -> float:
-    """Return the pause before connection attempt `attempt` (from 0); `jitter` from 0 to 1 spreads the clients."""
-    return float(min(0.05 * 1.3 ** min(attempt, 20), 0.5) * (0.5 + jitter))
 
 
 class LinkSubscription:
@@ -47,34 +45,29 @@ class LinkSubscription:
 class Link:
     """Keeps a session to the broker and what must survive it: subscriptions, unsent messages, who waits for replies.
 
-    `restore` runs after each connection that replaces another one, with True when the server is not the same
-    process; until it returns, `wait_ready` waits.
+    Whoever keeps it restores what the broker may have lost, and says so by `mark_ready`; until then `wait_ready` waits.
     """
 
     def __init__(self, config: BusConfig, subjects: Subjects, name: str) -> None:
         self._config = config
-        self._subjects = subjects
         self._name = name
-        self._urls = [part.strip() for part in config.url.split(",") if part.strip()]
-        for url in self._urls:
-            if urlsplit(url).scheme not in ("nats", "tls"):
-                raise BadConfig(f"bus.url: {redact(url)!r}: write nats://host:port or tls://host:port")
+        self._urls = parse_urls(config.url)
+        self.troubles = Troubles(subjects)
         self._outbox = Outbox()
         self._session: Session | None = None
         self._server_id = ""
+        self._restored_server_id = ""
+        self._opened_at = 0.0
         self._max_payload = 2**20
         self._ended = asyncio.Event()
         self._connected = asyncio.Event()
         self._ready = asyncio.Event()
         self._is_closing = False
-        self._handlers: dict[int, Handler] = {_REPLIES_SID: self._take_reply}
-        self._inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self._replies = Replies()
+        self._handlers: dict[int, Handler] = {_REPLIES_SID: self._replies.take}
+        self._filters: dict[int, tuple[str, str]] = {_REPLIES_SID: (self._replies.filter, "")}
         self._on_malformed: dict[int, Callable[[], None]] = {}
-        self._filters: dict[int, tuple[str, str]] = {_REPLIES_SID: (f"{self._inbox}.*", "")}
         self._last_sid = _REPLIES_SID
-        self._replies: dict[str, asyncio.Future[Incoming]] = {}
-        self._last_reply = 0
-        self._logged: Counter[tuple[str, str]] = Counter()
 
     @property
     def is_connected(self) -> bool:
@@ -95,8 +88,7 @@ class Link:
 
     def new_inbox(self) -> str:
         """Return a subject that nobody else uses."""
-        self._last_reply += 1
-        return f"{self._inbox}x.{self._last_reply:x}"
+        return self._replies.new_inbox()
 
     # Sending
 
@@ -175,25 +167,17 @@ class Link:
             started = loop.time()
             await self._wait_session(timeout_s, subject)
             timeout_s -= loop.time() - started
-        self._last_reply += 1
-        token = f"{self._last_reply:x}"
-        future: asyncio.Future[Incoming] = loop.create_future()
-        self._replies[token] = future
-        timer = loop.call_later(timeout_s, _give_up, future, subject, timeout_s)
+        reply, future = self._replies.open()
+        timer = loop.call_later(timeout_s, fail, future, f"{subject}: no answer within {timeout_s:.3g} s")
         try:
-            self._send(subject, f"{self._inbox}.{token}", payload, headers)
+            self._send(subject, reply, payload, headers)
             incoming = await future
         finally:
             timer.cancel()
-            del self._replies[token]
+            self._replies.close(reply)
         if incoming.headers and not incoming.payload and incoming.headers.get(wire.STATUS) == wire.NO_RESPONDERS:
             raise NoResponder(f"nobody listens on {subject}")
         return incoming
-
-    def _take_reply(self, incoming: Incoming) -> None:
-        future = self._replies.get(incoming.subject[len(self._inbox) + 1 :])
-        if future is not None and not future.done():
-            future.set_result(incoming)
 
     # Waiting
 
@@ -231,23 +215,32 @@ class Link:
         while True:
             error = await self._try_connect(attempt)
             if error is None:
+                self._restored_server_id = self._server_id
                 self._ready.set()
                 return
             delay_s = reconnect_delay_s(attempt, random.random())
             if loop.time() + delay_s > deadline:
                 raise BusUnavailable(
-                    f"no NATS server answered at {self.where} within {self._config.connect_timeout_s:g} s "
+                    f"cannot reach a NATS server at {self.where} within {self._config.connect_timeout_s:g} s "
                     f"({_reason(error)}). Start one with `busway up`; `busway doctor` looks closer."
                 ) from error
             await anyio.sleep(delay_s)
             attempt += 1
 
     async def keep(self, restore: Callable[[bool], Awaitable[None]]) -> None:
-        """Open another session whenever one ends, until cancelled."""
+        """Open another session whenever one ends, until cancelled.
+
+        `restore` runs after each, with True when the server is another process than the one last restored.
+        """
+        num_short_lived = 0
         while True:
             await self._ended.wait()
             self._ended.clear()
-            previous_server = self._server_id
+            lived_s = asyncio.get_running_loop().time() - self._opened_at
+            num_short_lived = num_short_lived + 1 if lived_s < STEADY_S else 0
+            if num_short_lived:
+                # A server that takes us in and throws us out must not be asked without a pause.
+                await anyio.sleep(reconnect_delay_s(num_short_lived, random.random()))
             attempt = 0
             while (error := await self._try_connect(attempt)) is not None:
                 if attempt == 0:
@@ -256,13 +249,14 @@ class Link:
                 attempt += 1
             BUS_RECONNECTS.inc()
             log.info("bus.reconnected", url=self.where, attempts=attempt + 1)
-            await self._restore(restore, self._server_id != previous_server)
+            await self._restore(restore)
 
-    async def _restore(self, restore: Callable[[bool], Awaitable[None]], is_new_server: bool) -> None:
+    async def _restore(self, restore: Callable[[bool], Awaitable[None]]) -> None:
         attempt = 0
         while self.is_connected:
+            server_id = self._server_id
             try:
-                await restore(is_new_server)
+                await restore(server_id != self._restored_server_id)
             except BusUnavailable as error:
                 # JetStream is up a moment after core NATS.
                 if attempt == 10:
@@ -270,7 +264,8 @@ class Link:
                 await anyio.sleep(reconnect_delay_s(attempt, random.random()))
                 attempt += 1
             else:
-                break
+                self._restored_server_id = server_id
+                return
 
     def mark_ready(self) -> None:
         """End the waiting of `wait_ready`: streams and buckets are there."""
@@ -297,6 +292,7 @@ class Link:
         self._outbox.open(is_same_server=session.server_id == self._server_id)
         self._session = session
         self._server_id = session.server_id
+        self._opened_at = asyncio.get_running_loop().time()
         self._max_payload = session.max_payload
         self._connected.set()
         return None
@@ -325,32 +321,23 @@ class Link:
         self._connected.clear()
         self._ready.clear()
         self._outbox.close()
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(BusUnavailable(f"the connection was lost: {_reason(error)}"))
+        self._replies.fail_all(f"the connection was lost: {_reason(error)}")
         if not self._is_closing:
             log.warning("bus.disconnected", url=self.where, reason=_reason(error))
             self._ended.set()
 
     def message_was_malformed(self, sid: int, subject: bytes, reply: bytes, error: Exception) -> None:
-        family = self._subjects.family(subject.decode("utf-8", "replace"))
-        MALFORMED_MESSAGES.labels(family=family).inc()
-        if self._is_first(family, type(error).__name__):
-            log.warning("message.malformed", family=family, subject=repr(subject[:80]), reason=str(error)[:200])
+        self.troubles.malformed(subject.decode("utf-8", "replace"), error)
         if reply.startswith(b"$JS.ACK."):
             self._terminate(reply)
         if (hook := self._on_malformed.get(sid)) is not None:
             hook()
 
     def handler_failed(self, subject: str, error: Exception) -> None:
-        family = self._subjects.family(subject)
-        BUS_HANDLER_ERRORS.labels(family=family).inc()
-        if self._is_first(family, type(error).__qualname__):
-            log.error("handler.failed", family=family, subject=subject, exc_info=error)
+        self.troubles.handler_failed(subject, error)
 
     def server_complained(self, error: Exception) -> None:
-        if self._is_first("server", str(error)[:200]):
-            log.error("bus.refused", reason=_reason(error))
+        self.troubles.refused(error)
 
     def _terminate(self, reply: bytes) -> None:
         """A stored message that cannot be read would come again for ever."""
@@ -359,25 +346,6 @@ class Link:
         except UnicodeDecodeError:
             return
 
-    def _is_first(self, family: str, kind: str) -> bool:
-        """Say whether this kind of trouble is new; remembers at most 1,000 kinds."""
-        key = (family, kind)
-        if key not in self._logged and len(self._logged) >= 1000:
-            return False
-        self._logged[key] += 1
-        return self._logged[key] == 1
-
-
-def redact(url: str) -> str:
-    """Return a URL without user and password."""
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _give_up(future: "asyncio.Future[Incoming]", subject: str, timeout_s: float) -> None:
-    if not future.done():
-        future.set_exception(BusUnavailable(f"{subject}: no answer within {timeout_s:.3g} s"))

@@ -30,7 +30,11 @@ class Subscription(Protocol):
 
 
 class Delivery(Protocol):
-    """One message of a stream, held until its fate is decided. The four verbs are buffered, they never wait."""
+    """One message of a stream, held until its fate is decided.
+
+    The four verbs are buffered, they never wait. While the connection is down, or when the broker that made the
+    delivery is gone, they do nothing: the message comes again, if it is still there.
+    """
 
     @property
     def subject(self) -> str: ...
@@ -92,7 +96,7 @@ class Bucket(Protocol):
         """Return the live entry, or None."""
 
     async def put(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
-        """Write, return the revision; the entry disappears `ttl_s` after its last write."""
+        """Write, return the revision; the entry disappears `ttl_s` (at least 1) after its last write."""
 
     async def update(self, key: str, value: bytes, *, revision: int) -> int:
         """Write if the entry is still at `revision` (0: if there is none), else raise `Conflict`."""
@@ -106,7 +110,9 @@ class Bucket(Protocol):
     def watch(self, handler: Callable[[Entry], None]) -> AbstractAsyncContextManager[None]:
         """Call `handler` with every live entry, then with every change, across reconnects and lost brokers.
 
-        Entering waits until the entries that were there have been handed over.
+        Entering waits until the entries that were there have been handed over. Only the latest state of a key is
+        promised, not each step to it. After a broker was lost, keys that are not there again are told as gone, but
+        no sooner than 2 s after the bucket could be read: their owners put them again meanwhile.
         """
 
 
@@ -130,7 +136,11 @@ class Bus(Protocol):
     def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send at most once, without waiting; raise `BusUnavailable` when the send buffer is full."""
+        """Send at most once, without waiting.
+
+        Raises `BusUnavailable` when the send buffer is full (16 MiB, 1 MiB while the connection is down: what it
+        holds is sent late), `Malformed` for subjects, headers and payloads that the broker would not take.
+        """
 
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Receive messages of a subject filter; members of one `queue` share them."""
@@ -150,7 +160,12 @@ class Bus(Protocol):
         """
 
     def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AbstractAsyncContextManager[Pull]:
-        """Keep a standing pull while the context is open; leaving it unsubscribes and naks nothing by itself."""
+        """Keep a standing pull while the context is open; leaving it unsubscribes and naks nothing by itself.
+
+        It goes on by itself after reconnects and when the consumer was lost. Entering raises `StreamMismatch` when the
+        stream cannot have this consumer, `BusUnavailable` when there is no stream: call `ensure` before.
+        A delivery whose handler raises comes again after `ack_wait_s`.
+        """
 
     def bucket(self, name: str) -> Bucket:
         """Open a bucket declared in `nats/buckets/*.json`."""

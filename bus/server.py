@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sysconfig
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from string import Template
@@ -127,10 +127,15 @@ def prepare(
     )
 
 
-async def wait_answering(port: int, *, timeout_s: float = START_TIMEOUT_S) -> dict[str, object]:
-    """Wait until a server greets on `port`, and return its greeting; raise `BusUnavailable` after `timeout_s`."""
+async def wait_answering(
+    port: int, *, timeout_s: float = START_TIMEOUT_S, is_running: Callable[[], bool] = lambda: True
+) -> dict[str, object]:
+    """Wait until a server greets on `port`, and return its greeting.
+
+    Raises `BusUnavailable` after `timeout_s`, or as soon as `is_running` denies.
+    """
     with anyio.move_on_after(timeout_s):
-        while True:
+        while is_running():
             try:
                 async with await anyio.connect_tcp(HOST, port) as stream:
                     line = b""
@@ -140,6 +145,7 @@ async def wait_answering(port: int, *, timeout_s: float = START_TIMEOUT_S) -> di
                     return greeting
             except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ValueError):
                 await anyio.sleep(0.01)
+        raise BusUnavailable("nats-server ended while it started")
     raise BusUnavailable(f"nats-server does not answer on port {port} after {timeout_s:g} s")
 
 
@@ -156,17 +162,17 @@ class Server:
 
     async def start(self) -> None:
         """Start the process and wait until it answers; raise `BusUnavailable` with its last words if it does not."""
-        self.process = await anyio.open_process(
-            [*self.files.command, "--log", f"{self.files.config_path}.log"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        log_path = f"{self.files.config_path}.log"
+        with open(log_path, "ab") as log:  # noqa: ASYNC230
+            process = await anyio.open_process(
+                self.files.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.process = process
         try:
-            await wait_answering(self.files.port)
+            await wait_answering(self.files.port, is_running=lambda: process.returncode is None)
         except BusUnavailable as error:
             await self.stop()
-            raise BusUnavailable(f"{error}: {_last_line(f'{self.files.config_path}.log')}") from error
+            raise BusUnavailable(f"{error}: {_last_line(log_path)}") from error
 
     async def kill(self) -> None:
         """End the process as a crash does."""

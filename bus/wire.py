@@ -90,7 +90,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
     headers: dict[str, str] = {}
     status = first[len(_VERSION_LINE) :].strip()
     if status:
-        if not status[:3].isdigit() or status[3:4] not in (b"", b" "):
+        if len(status) < 3 or not status[:3].isdigit() or status[3:4] not in (b"", b" "):
             raise Malformed(f"no status: {first[:40]!r}")
         headers[STATUS] = status[:3].decode("ascii")
         if status[4:]:

@@ -8,7 +8,7 @@ from bus import metrics
 from bus.errors import BuswayError
 from bus.messages.inference import FinishReason, RequestUsage
 from frontend.errors import answer_for
-from frontend.requests import Request
+from frontend.request import Request
 from frontend.usage import UsagePublisher
 
 _outcomes = {

@@ -1,5 +1,6 @@
 """I/O. Between the owner's state and the bus: jobs go out, step batches come in, lost attempts are made again."""
 
+import asyncio
 import time
 
 import anyio
@@ -20,7 +21,8 @@ from frontend.books import Books
 from frontend.cancels import Cancels
 from frontend.errors import GenerationFailed, ShuttingDown
 from frontend.fleet import Fleet
-from frontend.requests import Request, Requests
+from frontend.request import Request
+from frontend.requests import Requests
 
 TICK_S = 0.25
 STALL_S = 1.0
@@ -46,6 +48,8 @@ class Dispatcher:
         self._tasks = tasks
         self._cancels = Cancels(bus, frontend)
         self._num_shown = (0, 0)
+        self._late: dict[Request, None] = {}
+        self._late_timer: asyncio.TimerHandle | None = None
         self.requests = Requests(
             max_requests=config.max_requests, max_attempts=config.max_attempts, gaps=metrics.FRONTEND_ITL
         )
@@ -125,9 +129,13 @@ class Dispatcher:
             else:
                 self._finish(request, finished.reason)
         for request in outcome.touched:
-            if request.output.flush() and request.is_live:
-                self._cancels.tell(worker, (request.ticket,), now)
-                self._finish(request, "stop")
+            if now >= request.flush_at:
+                self._flush(request, now)
+            else:
+                self._late[request] = None
+        if self._late and self._late_timer is None:
+            due = min([request.flush_at for request in self._late]) - now
+            self._late_timer = asyncio.get_running_loop().call_later(max(due, 0.0), self._flush_late)
         for request in outcome.gaps.values():
             self._retry(request, "gap", now)
         for request, failed in outcome.failed:
@@ -137,6 +145,20 @@ class Dispatcher:
                 self._fail(request, GenerationFailed(failed.message, code=failed.code))
         if outcome.unknown:
             self._cancels.tell(worker, outcome.unknown, now)
+
+    def _flush(self, request: Request, now: float) -> None:
+        request.flush_at = now + self._config.write_gap_s
+        if request.output.flush() and request.is_live:
+            self._cancels.tell(request.worker, (request.ticket,), now)
+            self._finish(request, "stop")
+
+    def _flush_late(self) -> None:
+        """Write what came too soon after the last write, for all streams at once."""
+        now = time.monotonic()
+        late, self._late, self._late_timer = self._late, {}, None
+        for request in late:
+            if request.is_live:
+                self._flush(request, now)
 
     def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
         if incoming.subject.endswith(f".{load.worker}"):

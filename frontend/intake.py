@@ -14,7 +14,7 @@ from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.body import ChatBody, CompletionBody
 from frontend.preprocess import Defaults, prepare_chat, prepare_completion
-from frontend.requests import Generation, Request
+from frontend.request import Generation, Request
 
 IN_THREAD_FROM_BYTES = 12 * 2**10
 """What is larger (about 2,000 words) is decoded and tokenized in a thread: the loop belongs to the tokens of others."""

@@ -10,7 +10,7 @@ from bus.messages.base import pack_u32
 from bus.messages.inference import Sampling, Stopping
 from frontend.model import ServedModel
 from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, Tool, decode_prompt
-from frontend.requests import Generation
+from frontend.request import Generation
 
 _MAX_TOOL_BYTES = 256 * 2**10
 """JSON Schemas of all tools of a request: they are decoded without a type, which takes up to 50 times their size."""

@@ -13,7 +13,7 @@ from frontend.detokenize import Detokenizer
 from frontend.errors import answer_for
 from frontend.openai.chunks import Chunks
 from frontend.pieces import Pieces, TokenPiece
-from frontend.requests import Generation, Output, Usage
+from frontend.request import Generation, Output, Usage
 from frontend.vocabulary import Vocabulary, escape
 
 

@@ -1,5 +1,7 @@
 """I/O. Publishes what each request used, beside the requests and never in their way."""
 
+import asyncio
+
 import anyio
 import structlog
 
@@ -24,30 +26,30 @@ class UsagePublisher:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting, self._source = anyio.create_memory_object_stream[RequestUsage](MAX_WAITING)
+        self._waiting: asyncio.Queue[RequestUsage | None] = asyncio.Queue()
+        """None tells one publisher to stop."""
 
     def publish(self, usage: RequestUsage) -> None:
         """Hand a record over, without waiting."""
-        try:
-            self._waiting.send_nowait(usage)
-        except anyio.WouldBlock:
+        if self._waiting.qsize() >= MAX_WAITING:
             FRONTEND_USAGE_LOST.inc()
+        else:
+            self._waiting.put_nowait(usage)
 
     def close(self) -> None:
         """Take no more; `run` returns when what waits is stored."""
-        self._waiting.close()
+        for _ in range(NUM_PUBLISHERS):
+            self._waiting.put_nowait(None)
 
     async def run(self) -> None:
         """Publish until closed and empty."""
         async with anyio.create_task_group() as tasks:
             for _ in range(NUM_PUBLISHERS):
-                tasks.start_soon(self._publish_from, self._source.clone())
-            self._source.close()
+                tasks.start_soon(self._publish)
 
-    async def _publish_from(self, source: anyio.abc.ObjectReceiveStream[RequestUsage]) -> None:
-        async with source:
-            async for usage in source:
-                await self._store(usage)
+    async def _publish(self) -> None:
+        while (usage := await self._waiting.get()) is not None:
+            await self._store(usage)
 
     async def _store(self, usage: RequestUsage) -> None:
         subject = self._bus.subjects.usage(slug(usage.model), usage.tenant)

@@ -8,8 +8,19 @@ from typing import Any
 
 import anyio
 import pytest
+import structlog
 
 from bus.server import Server, prepare, run_server, wait_answering
+
+
+# One plain line an event: the default renders tracebacks with all locals, which takes seconds.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+    ]
+)
 
 
 @pytest.fixture

@@ -1,30 +1,18 @@
-"""I/O. The broker in memory and its connections: delivery in the order of sending, in turns of the event loop."""
+"""I/O. The broker in memory: what nats-server would hold, shared by the connections of one event loop."""
 
-import asyncio
-import hashlib
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-import anyio
-import anyio.lowlevel
-import structlog
-
-from bus import wire
-from bus.blobs import check_digest
 from bus.connection import load_declared
-from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder
-from bus.metrics import BUS_HANDLER_ERRORS
-from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
+from bus.errors import BadConfig, BusUnavailable
+from bus.protocol import Incoming
 from bus.subjects import Subjects
-from bus.testing.bucket import MemoryBucket, MemoryStore
+from bus.testing.bucket import MemoryStore
+from bus.testing.connection import MemoryBus, MemorySubscription
 from bus.testing.matching import matches
-from bus.testing.store import MemoryConsumer, MemoryStream, Puller, Stored
-
-log = structlog.get_logger()
-
-MAX_PAYLOAD_BYTES = 8 * 2**20
+from bus.testing.store import MemoryStream
 
 MAX_REMEMBERED = 4096
 """Subjects of which the broker remembers who takes them."""
@@ -54,7 +42,7 @@ class MemoryBroker:
         self._turns: Counter[tuple[str, str]] = Counter()
 
     @asynccontextmanager
-    async def connect(self, name: str) -> AsyncIterator["MemoryBus"]:
+    async def connect(self, name: str) -> AsyncIterator[MemoryBus]:
         """Open a connection."""
         self._num_buses += 1
         bus = MemoryBus(self, name, self._num_buses)
@@ -102,6 +90,19 @@ class MemoryBroker:
             elif declared.kind == "bucket":
                 self.buckets.setdefault(declared.short, MemoryStore(is_memory=declared.is_memory))
 
+    def open_stream(self, short: str) -> MemoryStream:
+        """Return a stream; raise `BadConfig` when it is not declared, `BusUnavailable` when it was not made."""
+        self._need_declared("stream", short)
+        if short not in self.streams:
+            raise BusUnavailable(f"stream {short}: stream not found (10059)")
+        return self.streams[short]
+
+    def open_bucket(self, short: str) -> MemoryStore:
+        """Return a bucket, made when it is not there; raise `BadConfig` when it is not declared."""
+        self._need_declared("bucket", short)
+        self.ensure()
+        return self.buckets[short]
+
     def find_stream(self, subject: str) -> MemoryStream | None:
         """Return the stream that stores a subject; remembered, for the same few subjects come all the time."""
         if subject in self._streams_of:
@@ -114,11 +115,11 @@ class MemoryBroker:
         _remember(self._streams_of, subject, found)
         return found
 
-    def add(self, subscription: "MemorySubscription") -> None:
+    def add(self, subscription: MemorySubscription) -> None:
         self._subscriptions.append(subscription)
         self._receivers.clear()
 
-    def remove(self, subscription: "MemorySubscription") -> None:
+    def remove(self, subscription: MemorySubscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
             self._receivers.clear()
@@ -143,260 +144,10 @@ class MemoryBroker:
             num_receivers += 1
         return num_receivers
 
-
-class MemorySubscription:
-    """A live subscription."""
-
-    def __init__(self, bus: "MemoryBus", pattern: str, queue: str, handler: Handler) -> None:
-        self.bus = bus
-        self.pattern = pattern
-        self.queue = queue
-        self._handler = handler
-        self._is_open = True
-
-    def send(self, incoming: Incoming) -> None:
-        self.bus.post(lambda: self._receive(incoming), incoming.subject)
-
-    def unsubscribe(self) -> None:
-        self._is_open = False
-        self.bus.broker.remove(self)
-
-    def _receive(self, incoming: Incoming) -> None:
-        if self._is_open:
-            self._handler(incoming)
-
-
-class MemoryDelivery:
-    """One message of a stream, held until its fate is decided."""
-
-    def __init__(self, consumer: MemoryConsumer, stored: Stored, num_delivered: int) -> None:
-        self._consumer = consumer
-        self.subject = stored.subject
-        self.payload = stored.payload
-        self.headers = stored.headers
-        self.stream_seq = stored.seq
-        self.num_delivered = num_delivered
-
-    def ack(self) -> None:
-        self._consumer.done(self.stream_seq)
-
-    def nak(self, delay_s: float = 0.0) -> None:
-        self._consumer.nak(self.stream_seq, delay_s)
-
-    def term(self, reason: str) -> None:
-        self._consumer.done(self.stream_seq)
-
-    def in_progress(self) -> None:
-        self._consumer.in_progress(self.stream_seq)
-
-
-class MemoryPull:
-    """A standing pull."""
-
-    def __init__(
-        self, bus: "MemoryBus", stream: MemoryStream, spec: ConsumerSpec, handler: Callable[[Delivery], None]
-    ) -> None:
-        self._bus = bus
-        self._stream = stream
-        self._spec = spec
-        self._handler = handler
-        self._is_open = True
-        self._outstanding = 0
-        self._puller = Puller(self._deliver)
-        self._consumer = stream.find_consumer(spec)
-        self._consumer.join(self._puller)
-
-    def grant(self, num_messages: int) -> None:
-        missing = num_messages - self._outstanding
-        if missing > 0:
-            self._outstanding = num_messages
-            self._puller.credit += missing
-            if self._bus.broker.is_up:
-                self._consumer.pump()
-
-    def restore(self) -> None:
-        self._consumer.leave(self._puller)
-        self._consumer = self._stream.find_consumer(self._spec)
-        self._consumer.join(self._puller)
-        self._consumer.pump()
-
-    def close(self) -> None:
-        self._is_open = False
-        self._consumer.leave(self._puller)
-
-    def _deliver(self, stored: Stored, num_delivered: int) -> None:
-        delivery = MemoryDelivery(self._consumer, stored, num_delivered)
-        self._bus.post(lambda: self._receive(delivery), stored.subject)
-
-    def _receive(self, delivery: MemoryDelivery) -> None:
-        if self._is_open:
-            self._outstanding -= 1
-            self._handler(delivery)
-
-
-class MemoryBus:
-    """`bus.protocol.Bus` on a `MemoryBroker`."""
-
-    def __init__(self, broker: MemoryBroker, name: str, number: int) -> None:
-        self.broker = broker
-        self.name = name
-        self.pulls: list[MemoryPull] = []
-        self._number = number
-        self._turn: deque[tuple[Callable[[], None], str]] = deque()
-        self._restores: list[Callable[[], Awaitable[None]]] = []
-        self._logged: set[tuple[str, str]] = set()
-        self._num_requests = 0
-
-    @property
-    def subjects(self) -> Subjects:
-        return self.broker.subjects
-
-    @property
-    def is_connected(self) -> bool:
-        return self.broker.is_up
-
-    @property
-    def max_payload_bytes(self) -> int:
-        return MAX_PAYLOAD_BYTES
-
-    def post(self, call: Callable[[], None], subject: str) -> None:
-        """Queue a delivery behind those before it."""
-        self._turn.append((call, subject))
-        if len(self._turn) == 1:
-            asyncio.get_running_loop().call_soon(self._take_turn)
-
-    def _take_turn(self) -> None:
-        for _ in range(len(self._turn)):
-            call, subject = self._turn[0]
-            try:
-                call()
-            except Exception as error:
-                self._on_error(subject, error)
-            self._turn.popleft()
-        if self._turn:
-            asyncio.get_running_loop().call_soon(self._take_turn)
-
-    def publish(
-        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
-        self._send(_checked(subject, payload, reply, headers))
-
-    def _send(self, incoming: Incoming) -> int:
-        if not self.broker.is_up:
-            return 0
-        stream = self.broker.find_stream(incoming.subject)
-        if stream is not None:
-            try:
-                stream.append(incoming.subject, incoming.payload, incoming.headers)
-            except BusUnavailable:
-                log.debug("message.refused", subject=incoming.subject)
-        return self.broker.route(incoming)
-
-    def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
-        subscription = MemorySubscription(self, wire.check_filter(subject), wire.check_queue(queue), handler)
-        self.broker.add(subscription)
-        return subscription
-
-    async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
-        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
-
-        def take(incoming: Incoming) -> None:
-            if not future.done():
-                future.set_result(incoming)
-
-        self._num_requests += 1
-        inbox = f"_INBOX.{self._number}.{self._num_requests}"
-        subscription = self.subscribe(inbox, take)
-        try:
-            if self._send(_checked(subject, payload, inbox, None)) == 0 and self.broker.is_up:
-                raise NoResponder(f"nobody listens on {subject}")
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError as error:
-            raise BusUnavailable(f"{subject}: no answer within {timeout_s:.3g} s") from error
-        finally:
-            subscription.unsubscribe()
-
-    async def flush(self, *, timeout_s: float = 2.0) -> None:
-        await self._need_broker("flush", timeout_s)
-        turn = anyio.Event()
-        self.post(turn.set, "")
-        await turn.wait()
-
-    async def append(
-        self, subject: str, payload: bytes, *, msg_id: str = "", ttl_s: int | None = None, timeout_s: float = 1.0
-    ) -> AppendAck:
-        incoming = _checked(subject, payload, "", None)
-        await self._need_broker(subject, timeout_s)
-        stream = self.broker.find_stream(subject)
-        if stream is None:
-            raise NoResponder(f"nobody listens on {subject}")
-        ack = stream.append(subject, payload, None, msg_id, ttl_s)
-        self.broker.route(incoming)
-        return ack
-
-    @asynccontextmanager
-    async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:
-        _need_declared(self.broker, "stream", consumer.stream)
-        stream = self.broker.streams.get(consumer.stream)
-        if stream is None:
-            raise BusUnavailable(f"stream {consumer.stream}: stream not found (10059)")
-        pull = MemoryPull(self, stream, consumer, handler)
-        self.pulls.append(pull)
-        try:
-            yield pull
-        finally:
-            self.pulls.remove(pull)
-            pull.close()
-
-    def bucket(self, name: str) -> MemoryBucket:
-        _need_declared(self.broker, "bucket", name)
-        self.broker.ensure()
-        return MemoryBucket(
-            self.broker.buckets[name],
-            lambda call: self.post(call, ""),
-            lambda: self._need_broker(f"bucket {name}", 1.0),
-        )
-
-    async def put_blob(self, data: bytes) -> str:
-        await self._need_broker("put_blob", 1.0)
-        digest = hashlib.sha256(data).hexdigest()
-        self.broker.blobs[digest] = data
-        return digest
-
-    async def get_blob(self, digest: str) -> bytes:
-        check_digest(digest)
-        await self._need_broker("get_blob", 1.0)
-        if digest not in self.broker.blobs:
-            raise BusUnavailable(f"blob {digest} is not there")
-        return self.broker.blobs[digest]
-
-    async def ensure(self) -> None:
-        self.broker.ensure()
-
-    def on_reconnect(self, restore: Callable[[], Awaitable[None]]) -> None:
-        self._restores.append(restore)
-
-    async def restore(self) -> None:
-        for restore in self._restores:
-            try:
-                await restore()
-            except Exception as error:
-                log.error("bus.restore_failed", exc_info=error)
-
-    async def _need_broker(self, purpose: str, timeout_s: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        if not self.broker.is_up:
-            await anyio.sleep(timeout_s)
-            if not self.broker.is_up:
-                raise BusUnavailable(f"{purpose}: the broker is away for {timeout_s} s")
-
-    def _on_error(self, subject: str, error: Exception) -> None:
-        family = self.subjects.family(subject)
-        BUS_HANDLER_ERRORS.labels(family=family).inc()
-        if (family, type(error).__qualname__) not in self._logged:
-            self._logged.add((family, type(error).__qualname__))
-            log.error("handler.failed", family=family, subject=subject, exc_info=error)
+    def _need_declared(self, kind: str, short: str) -> None:
+        if not any(entry.kind == kind and entry.short == short for entry in self.declared):
+            known = ", ".join(entry.short for entry in self.declared if entry.kind == kind)
+            raise BadConfig(f"no {kind} {short!r} is declared in nats/; known: {known}")
 
 
 def _remember(cache: dict[str, T], subject: str, found: T) -> None:
@@ -405,19 +156,3 @@ def _remember(cache: dict[str, T], subject: str, found: T) -> None:
         if len(cache) >= MAX_REMEMBERED:
             cache.clear()
         cache[subject] = found
-
-
-def _checked(subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> Incoming:
-    wire.check_subject(subject)
-    if reply:
-        wire.check_subject(reply)
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise Malformed(f"{subject}: {len(payload)} bytes, but the broker takes at most {MAX_PAYLOAD_BYTES}")
-    parsed = wire.parse_headers(wire.header_block(headers)) if headers else None
-    return Incoming(subject, bytes(payload), reply, parsed)
-
-
-def _need_declared(broker: MemoryBroker, kind: str, short: str) -> None:
-    if not any(entry.kind == kind and entry.short == short for entry in broker.declared):
-        known = ", ".join(entry.short for entry in broker.declared if entry.kind == kind)
-        raise BadConfig(f"no {kind} {short!r} is declared in nats/; known: {known}")

@@ -62,7 +62,8 @@ class Questions:
         """Give a question in some form, never a held-out one, and its answer; every answer is equally likely."""
         while True:
             asked, answer = rng.choice(self.learned)
-            question = vary(rng.choice(asked), self.forms, rng)
+            # The first ones are the whole questions, which people ask most and which the many forms would crowd out.
+            question = vary(rng.choice(asked[:12] if rng.random() < 0.5 else asked), self.forms, rng)
             if normal(question) not in self.forbidden:
                 return question, answer
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch.nn import functional
 
 from components.builtin import MODEL_DIR
@@ -36,6 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in model busway-tiny.")
     parser.add_argument("--steps", type=int, default=2300, help="training steps of about 4,000 tokens (default: 2300)")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the model folder)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the folder, at a quarter of the learning rate"
+    )
     parser.add_argument("--log", type=Path, default=None, help="file that also gets the log")
     arguments = parser.parse_args()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -46,13 +50,26 @@ def main() -> None:
     torch.manual_seed(SEED)
     corpus = load_corpus()
     questions = Questions(corpus)
-    encoder = make_encoder(corpus, questions)
+    tokens = arguments.out / "tokenizer.json"
+    encoder = (
+        Encoder(load_template(), Tokenizer.from_file(str(tokens)))
+        if arguments.resume
+        else make_encoder(corpus, questions)
+    )
     shape = Shape(vocab_size=encoder.tokenizer.get_vocab_size())
     network = Network(shape)
+    if arguments.resume:
+        network.load_state_dict(load_file(arguments.out / "model.safetensors"))
     log.info("%d parameters, %d entries", sum(weight.numel() for weight in network.parameters()), len(corpus.entries))
     source = batches(corpus, questions, encoder)
     quick = held_out_lessons(corpus, questions, num_tasks=40)
-    train(network, source, arguments.steps, lambda: log.info("exact answers: %s", rates(network, encoder, quick)))
+    train(
+        network,
+        source,
+        arguments.steps,
+        0.25 if arguments.resume else 1.0,
+        lambda: log.info("exact answers: %s", rates(network, encoder, quick)),
+    )
     network.bfloat16().float()
     write_folder(arguments.out, network, encoder)
     report(network, encoder, held_out_lessons(corpus, questions, num_tasks=150))
@@ -84,7 +101,7 @@ def batches(corpus: Corpus, questions: Questions, encoder: Encoder) -> Iterator[
             yield blur(collate(group), generator, encoder.tokenizer.get_vocab_size())
 
 
-def train(network: Network, source: Iterator[Batch], steps: int, look: Callable[[], None]) -> None:
+def train(network: Network, source: Iterator[Batch], steps: int, peak_share: float, look: Callable[[], None]) -> None:
     """Take ``steps`` optimiser steps: Muon for the matrices of the layers, AdamW for the rest; warm-up and cosine.
 
     Calls ``look`` every 250 steps.
@@ -95,7 +112,7 @@ def train(network: Network, source: Iterator[Batch], steps: int, look: Callable[
         torch.optim.Muon(matrices, lr=1.0, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    peaks = (4e-3, 3e-3)
+    peaks = (4e-3 * peak_share, 3e-3 * peak_share)
     began = time.perf_counter()
     num_tokens, mean = 0, 0.0
     for step in range(steps):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from components.cli.completions import ChatFailed, Figures, Message, choose_model, stream_chat
+from components.cli.completions import ChatFailed, Figures, Message, Target, choose_model, stream_chat
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser
 from components.supervisor.running import read_running
@@ -15,6 +15,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("message", nargs="*", help="one question; the answer goes to stdout, its figures to stderr")
     parser.add_argument("--url", help="frontend (the one that `busway up` runs here)")
     parser.add_argument("--model", metavar="NAME", help="model to ask (the first that is served)")
+    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0, the likeliest answer, to 2 (0)")
     add_config_options(parser)
 
 
@@ -23,35 +24,35 @@ def run(options: argparse.Namespace) -> int:
     config = read_config(options)
     running = read_running(Path(config.state_dir))
     url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
-    model = choose_model(url.removesuffix("/").removesuffix("/v1"), options.model)
     url = url.removesuffix("/").removesuffix("/v1")
+    target = Target(url, choose_model(url, options.model), options.temperature)
     if options.message:
-        _ask(url, model, [Message("user", " ".join(options.message))])
+        _ask(target, [Message("user", " ".join(options.message))])
     elif sys.stdin.isatty():
-        _converse(url, model)
+        _converse(target)
     else:
-        _ask(url, model, [Message("user", sys.stdin.read())])
+        _ask(target, [Message("user", sys.stdin.read())])
     return 0
 
 
-def _ask(url: str, model: str, messages: list[Message]) -> str:
+def _ask(target: Target, messages: list[Message]) -> str:
     """Print the answer as it comes, then its figures; return it."""
     figures = Figures()
     pieces = []
-    for piece in stream_chat(url, model, messages, figures):
+    for piece in stream_chat(target, messages, figures):
         print(piece, end="", flush=True)
         pieces.append(piece)
     print(flush=True)
-    print(f"[{model}: {figures.summary() or 'no answer'}]", file=sys.stderr)
+    print(f"[{target.model}: {figures.summary() or 'no answer'}]", file=sys.stderr)
     return "".join(pieces)
 
 
-def _converse(url: str, model: str) -> None:
+def _converse(target: Target) -> None:
     try:
         import readline  # noqa: F401 - importing it gives `input` its history and editing
     except ImportError:
         pass
-    print(f"{model} at {url}; /new starts over, Ctrl-D ends, Ctrl-C cuts an answer off\n")
+    print(f"{target.model} at {target.url}; /new starts over, Ctrl-D ends, Ctrl-C cuts an answer off\n")
     history: list[Message] = []
     while True:
         try:
@@ -62,13 +63,13 @@ def _converse(url: str, model: str) -> None:
         if text == "/new":
             history = []
         elif text:
-            history = _take_turn(url, model, [*history, Message("user", text)])
+            history = _take_turn(target, [*history, Message("user", text)])
 
 
-def _take_turn(url: str, model: str, history: list[Message]) -> list[Message]:
+def _take_turn(target: Target, history: list[Message]) -> list[Message]:
     """Return the conversation with the answer; without the question when there was none."""
     try:
-        return [*history, Message("assistant", _ask(url, model, history))]
+        return [*history, Message("assistant", _ask(target, history))]
     except KeyboardInterrupt:
         print("\n[cut off]", file=sys.stderr)
     except ChatFailed as error:

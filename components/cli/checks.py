@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus.addresses import parse_urls, redact
 from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BuswayError
@@ -89,7 +90,7 @@ def check_system(config: Config) -> Iterator[Finding]:
 
 async def check_broker(config: Config) -> list[Finding]:
     """Look whether the broker answers and JetStream works, at its address or that of the running system."""
-    url = config.bus.url
+    url = ", ".join(map(redact, parse_urls(config.bus.url)))
     is_ours = read_running(Path(config.state_dir)) is not None
     bus_config = msgspec.structs.replace(config.bus, connect_timeout_s=min(2.0, config.bus.connect_timeout_s))
     try:

@@ -19,6 +19,15 @@ class ChatFailed(BuswayError):
     code = "chat_failed"
 
 
+class Target(msgspec.Struct, frozen=True):
+    """Whom to ask, and how freely it answers."""
+
+    url: str
+    """Of the frontend, without a path."""
+    model: str
+    temperature: float
+
+
 class Message(msgspec.Struct, frozen=True):
     """One turn of the conversation."""
 
@@ -107,15 +116,16 @@ def choose_model(url: str, name: str | None) -> str:
     return name or models[0]
 
 
-def stream_chat(url: str, model: str, messages: Sequence[Message], figures: Figures) -> Iterator[str]:
+def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -> Iterator[str]:
     """Yield the pieces of the answer; raise `ChatFailed` when it is refused or breaks off."""
     body = {
-        "model": model,
+        "model": target.model,
+        "temperature": target.temperature,
         "messages": [msgspec.to_builtins(message) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    connection = http.client.HTTPConnection(*split_url(url), timeout=300)
+    connection = http.client.HTTPConnection(*split_url(target.url), timeout=300)
     figures.started = time.perf_counter()
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
@@ -124,7 +134,7 @@ def stream_chat(url: str, model: str, messages: Sequence[Message], figures: Figu
             raise ChatFailed(f"the frontend answers {response.status}: {_problem(response.read(MAX_LINE_BYTES))}")
         yield from _pieces(response, figures)
     except (OSError, http.client.HTTPException) as error:
-        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise BusUnavailable(f"{target.url} does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
 

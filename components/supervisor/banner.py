@@ -13,7 +13,8 @@ QUESTION = "What is Busway?"
 
 def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
     """Return the lines that are shown once the system serves."""
-    body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
+    question = {"role": "user", "content": QUESTION}
+    body = {"model": model, "messages": [question], "temperature": 0, "stream": True}
     curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")
@@ -26,7 +27,7 @@ def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
             f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
             f"  any client  export OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none",
             f"  look        busway tap '{system.namespace}.>'   busway doctor   {system.url}/metrics",
-            f"  bus         {system.nats_url}",
+            *([f"  bus         {system.nats_url}"] if any(p.role == "nats" for p in system.processes) else []),
             "  stop        Ctrl-C, or: busway down",
             "",
         ]

@@ -36,6 +36,7 @@ class RunningSystem(msgspec.Struct, frozen=True, kw_only=True):
 def write_running(state_dir: Path, system: RunningSystem) -> None:
     """Replace `up.json` in one step."""
     fresh = state_dir / "up.json.new"
+    fresh.touch(mode=0o600)  # an address may hold a password
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(system), indent=2) + b"\n")
     fresh.replace(state_dir / "up.json")
 

@@ -16,6 +16,9 @@ from components.worker.publish import EventPublisher, Publisher
 TELL_AFTER_S = 0.005
 """What is not a token (accepted, refused) waits so long for a step to go with: a burst costs one message."""
 
+FIRST_TOKEN_GAP_S = 0.004
+"""Least time between two messages to a frontend when one brings a first token or an end, which somebody waits for."""
+
 RETRY_AFTER_S = 0.02
 """When to try again after the bus took no more."""
 
@@ -30,8 +33,15 @@ class Sequences:
     """
 
     def __init__(
-        self, engine: Engine, publisher: Publisher, events: EventPublisher, on_change: Callable[[], None]
+        self,
+        engine: Engine,
+        publisher: Publisher,
+        events: EventPublisher,
+        on_change: Callable[[], None],
+        *,
+        publish_gap_s: float,
     ) -> None:
+        """`publish_gap_s`: steps that follow each other faster than that share a message."""
         self.ledger = Ledger()
         self.publisher = publisher
         self.last_step_s = 0.0
@@ -39,7 +49,9 @@ class Sequences:
         self._events = events
         self._on_change = on_change
         self._next_key = 0
-        self._is_flush_due = False
+        self._publish_gap_s = publish_gap_s
+        self._flushed_at = 0.0
+        self._due: asyncio.TimerHandle | None = None
         self._became_idle = anyio.Event()
 
     def next_key(self) -> int:
@@ -67,8 +79,9 @@ class Sequences:
         self.flush_soon()
 
     def on_step(self, step: Step) -> None:
-        """Send the rows of one engine step to their owners."""
+        """Send the rows of one engine step to their owners: at once, or with those of the next where steps are fast."""
         now = time.monotonic()
+        is_awaited = bool(step.ended)
         if step.logprobs:
             self._append_with_logprobs(step, now)
         else:
@@ -82,6 +95,7 @@ class Sequences:
                 attempt.offset += 1
                 if not attempt.first_token_at:
                     attempt.first_token_at = now
+                    is_awaited = True
         for ended in step.ended:
             attempt = self._end(ended.key, now)
             attempt.outbox.finished.append(
@@ -98,7 +112,7 @@ class Sequences:
                 queue_s=round((attempt.first_token_at or now) - attempt.accepted_at, 4),
                 duration_s=round(now - attempt.accepted_at, 4),
             )
-        self.flush()
+        self._flush_after(now, FIRST_TOKEN_GAP_S if is_awaited else self._publish_gap_s)
         if events := self._engine.take_events():
             self._events.publish(events)
         self.last_step_s = step.stats.duration_s
@@ -153,12 +167,20 @@ class Sequences:
             await self._became_idle.wait()
 
     def flush_soon(self, delay_s: float = TELL_AFTER_S) -> None:
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            asyncio.get_running_loop().call_later(delay_s, self._flush_due)
+        """Flush within `delay_s`."""
+        loop = asyncio.get_running_loop()
+        if self._due is not None:
+            if self._due.when() <= loop.time() + delay_s:
+                return
+            self._due.cancel()
+        self._due = loop.call_later(delay_s, self.flush)
 
     def flush(self) -> bool:
         """Send what waits; what the bus does not take is tried again, and given up when it becomes too much."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        self._flushed_at = time.monotonic()
         if self.publisher.flush():
             return True
         for outbox in list(self.publisher.outboxes.values()):
@@ -167,9 +189,13 @@ class Sequences:
         self.flush_soon(RETRY_AFTER_S)
         return False
 
-    def _flush_due(self) -> None:
-        self._is_flush_due = False
-        self.flush()
+    def _flush_after(self, now: float, gap_s: float) -> None:
+        """Flush when `gap_s` have passed since the last time."""
+        wait_s = self._flushed_at + min(gap_s, self._publish_gap_s) - now
+        if wait_s > 0:
+            self.flush_soon(wait_s)
+        else:
+            self.flush()
 
     def _give_up(self, owner: str) -> None:
         outbox = self.publisher.outbox(owner)

@@ -86,6 +86,7 @@ class Worker:
             Publisher(bus, worker),
             EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), worker, time.time_ns()),
             self._on_change,
+            publish_gap_s=config.worker.publish_gap_s,
         )
         served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
         self._intake = Intake(bus, self._sequences, served, config.worker.slots, self._on_change)

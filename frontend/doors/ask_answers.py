@@ -8,7 +8,7 @@ from bus.messages.inference import FinishReason
 from frontend.errors import ErrorBody, envelope
 from frontend.openai.answers import UsageBody, usage_body
 from frontend.pieces import TokenPiece
-from frontend.requests import Usage
+from frontend.request import Usage
 from frontend.vocabulary import escape
 
 

@@ -70,10 +70,9 @@ class Exchange:
 
     def write(self, data: bytes) -> None:
         """Write bytes of the response as they go over the wire; a client that does not read is cut off."""
+        self._transport.write(data)
         if self._protocol.is_write_paused and self._transport.get_write_buffer_size() > self._limit_bytes:
             self.abort()
-        else:
-            self._transport.write(data)
 
     def finish(self) -> None:
         """Say that the response is complete: the connection may serve its next request."""

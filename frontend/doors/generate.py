@@ -12,7 +12,7 @@ from frontend.model import ServedModel
 from frontend.openai.answers import Kind, WholeAnswer
 from frontend.openai.body import ChatBody, CompletionBody, chat_body, completion_body
 from frontend.openai.chunks import CHAT, COMPLETION, EventChunks, Shape
-from frontend.requests import Generation, Request
+from frontend.request import Generation, Request
 from frontend.stream import answer_to, stream_to
 
 _EVENTS: Headers = (

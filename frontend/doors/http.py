@@ -2,10 +2,12 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 import anyio
 import msgspec
 import structlog
+from prometheus_client import Counter
 
 from bus.errors import UnknownModel
 from bus.metrics import CONTENT_TYPE, FRONTEND_REQUESTS, render
@@ -67,7 +69,7 @@ class HttpDoor:
             elif reply is not None and not call.exchange.is_lost:
                 status = reply.status
                 _send(call, reply)
-        FRONTEND_REQUESTS.labels(endpoint=endpoint, status=str(status)).inc()
+        _count(endpoint, status).inc()
 
     def _find_route(self, path: str, method: str) -> tuple[str, Handler]:
         methods = self._routes.get(path)
@@ -105,6 +107,11 @@ class HttpDoor:
 
     async def _metrics(self, call: Call) -> Reply:
         return Reply(render(), headers=((b"content-type", CONTENT_TYPE.encode()),))
+
+
+@cache
+def _count(endpoint: str, status: int) -> Counter:
+    return FRONTEND_REQUESTS.labels(endpoint=endpoint, status=str(status))
 
 
 def _show(model: ServedModel) -> bytes:

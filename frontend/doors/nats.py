@@ -29,7 +29,7 @@ from frontend.doors.ask_body import decode_ask
 from frontend.doors.sinks import SubjectSink
 from frontend.errors import TooManyRequests, answer_for, envelope
 from frontend.intake import Intake, off_loop
-from frontend.requests import Request
+from frontend.request import Request
 from frontend.stream import answer_to, stream_to
 
 QUEUE = "frontends"

@@ -8,7 +8,7 @@ import msgspec
 from bus.messages.inference import FinishReason
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.pieces import TokenPiece
-from frontend.requests import Usage
+from frontend.request import Usage
 from frontend.vocabulary import Vocabulary
 
 Kind = Literal["chat", "completion"]

@@ -10,7 +10,7 @@ from frontend.errors import ErrorBody, envelope
 from frontend.openai.answers import usage_body
 from frontend.openai.logprobs import RenderLogprobs, chat_logprobs, completion_logprobs
 from frontend.pieces import TokenPiece
-from frontend.requests import Usage
+from frontend.request import Usage
 from frontend.vocabulary import Vocabulary, escape
 
 

@@ -41,6 +41,10 @@ class Shell:
         """Return what the command that was started last has printed so far."""
         return (self.directory / f"{len(self._started) - 1}.out").read_text()
 
+    def first_output(self) -> str:
+        """Return what the command that was started first has printed so far."""
+        return (self.directory / "0.out").read_text()
+
     def run(self, *words: str, timeout_s: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(

@@ -81,7 +81,7 @@ def mock(shared_shell: Any, wait_for: Callable[..., float]) -> System:
 
 
 def test_the_first_screen_tells_how_to_go_on(mock: System) -> None:
-    output = mock.shell.output()
+    output = mock.shell.first_output()
     for text in ("ready in", "OPENAI_BASE_URL=", "busway chat", "curl -N", "Ctrl-C", mock.read()["url"]):
         assert text in output
 
@@ -175,6 +175,20 @@ def test_a_killed_process_is_served_again(mock: System, role: str, wait_for: Cal
     wait_for(lambda: mock.pids(role) not in ([], [killed]))
 
 
+def test_a_process_that_keeps_dying_is_told_with_its_log(mock: System, wait_for: Callable[..., float]) -> None:
+    killed: list[int] = []
+
+    def is_back() -> bool:
+        return bool(set(mock.pids("worker")) - set(killed))
+
+    for _ in range(3):
+        wait_for(is_back, explain=mock.everything)
+        killed += mock.pids("worker")
+        os.kill(killed[-1], signal.SIGKILL)
+    wait_for(lambda: "keeps doing so; log: " in mock.shell.first_output(), explain=mock.shell.first_output)
+    wait_for(mock.try_to_ask, explain=mock.everything)
+
+
 def test_down_stops_everything(mock: System) -> None:
     pids = [*mock.pids(), mock.up.pid]
     done = mock.shell.run("down")
@@ -216,7 +230,8 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs(shell: Any, wait_for: Calla
 
 def test_the_builtin_model_answers_and_a_spare_takes_over(shell: Any, wait_for: Callable[..., float]) -> None:
     system = start_system(shell, wait_for)
-    assert system.ask(max_tokens=40).startswith("Busway is a system that serves large language models")
+    answer = system.ask(max_tokens=40)
+    assert answer.startswith("Busway is a system that serves large language models"), system.everything()
     wait_for(lambda: "spare.waiting" in system.log("spare"), explain=system.everything)
     (worker,), (spare,) = system.pids("worker"), system.pids("spare")
     os.kill(worker, signal.SIGKILL)

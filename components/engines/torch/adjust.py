@@ -1,32 +1,55 @@
 """Pure. What is done to logits before a token is chosen: bias, then penalties, then the ban of stop tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bus.messages.inference import Sampling
+from components.engines.torch.history import TokenHistory
 from components.engines.torch.sequence import Sequence
 
 
-def adjust(logits: Tensor, sequences: Iterable[Sequence]) -> Tensor:
+def adjust(logits: Tensor, sequences: Items[Sequence]) -> Tensor:
     """Return adjusted logits `(rows, vocab)` in float32; touches only tokens that are named or were seen."""
     logits = logits.to(torch.float32, copy=True)
-    for row, sequence in zip(logits, sequences, strict=True):
-        if bias := sequence.request.sampling.logit_bias:
-            row[list(bias)] += torch.tensor(list(bias.values()), device=row.device)
-        if sequence.history is not None:
-            seen = torch.from_numpy(np.array(sequence.history.ids)).to(row.device)
-            counts = torch.from_numpy(np.array(sequence.history.counts)).to(row.device)
-            row[seen] = _penalise(row[seen], counts, sequence)
-        if banned := [token for token in sequence.banned_ids if 0 <= token < len(row)]:
-            row[banned] = float("-inf")
+    flat, vocab = logits.view(-1), logits.shape[1]
+    biased = [
+        (row * vocab + token, bias)
+        for row, sequence in enumerate(sequences)
+        for token, bias in sequence.request.sampling.logit_bias.items()
+    ]
+    if biased:
+        places, biases = zip(*biased, strict=True)
+        flat[torch.tensor(places, device=flat.device)] += torch.tensor(biases, device=flat.device)
+    seen = [
+        (row, each.history, each.request.sampling) for row, each in enumerate(sequences) if each.history is not None
+    ]
+    if seen:
+        _penalise(flat, vocab, seen)
+    banned = [
+        row * vocab + token
+        for row, sequence in enumerate(sequences)
+        for token in sequence.banned_ids
+        if 0 <= token < vocab
+    ]
+    flat[torch.tensor(banned, dtype=torch.int64, device=flat.device)] = float("-inf")
     return logits
 
 
-def _penalise(logits: Tensor, counts: Tensor, sequence: Sequence) -> Tensor:
-    """Apply the penalties, as vLLM and OpenAI define them, to tokens seen, `counts` of which were produced."""
-    sampling = sequence.request.sampling
-    factor = sampling.repetition_penalty
-    logits = torch.where(logits > 0, logits / factor, logits * factor)
-    return logits - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+def _penalise(flat: Tensor, vocab: int, seen: list[tuple[int, TokenHistory, Sampling]]) -> None:
+    """Apply the penalties, as vLLM and OpenAI define them, to the tokens that each row has seen."""
+    lengths = [len(history.ids) for _, history, _ in seen]
+    places = np.concatenate([np.asarray(history.ids) + row * vocab for row, history, _ in seen])
+    counts = np.concatenate([np.asarray(history.counts) for _, history, _ in seen])
+    each = np.array(
+        [(sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) for *_, sampling in seen],
+        dtype=np.float32,
+    )
+    repetition, frequency, presence = np.repeat(each, lengths, axis=0).T
+    index = torch.from_numpy(places).to(flat.device)
+    factor = torch.from_numpy(repetition.copy()).to(flat.device)
+    loss = torch.from_numpy(frequency * counts + presence * (counts > 0)).to(flat.device)
+    logits = flat[index]
+    flat[index] = torch.where(logits > 0, logits / factor, logits * factor) - loss

@@ -59,3 +59,11 @@ def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
         assert text in banner
     assert start_line(CONFIG).startswith("busway ")
     assert "2 workers (torch, builtin) and 2 frontends" in start_line(CONFIG)
+
+
+def test_the_address_of_a_broker_elsewhere_is_not_shown_for_it_may_hold_a_password() -> None:
+    system = RunningSystem(namespace="busway", url="http://127.0.0.1:9000", nats_url="nats://me:secret@host", pid=3)
+    assert "secret" not in ready_banner(system, "m", 1.0)
+    nats = RunningProcess(name="nats", role="nats", pid=4)
+    system = RunningSystem(namespace="busway", url="http://h:1", nats_url="nats://h:2", pid=3, processes=[nats])
+    assert "nats://h:2" in ready_banner(system, "m", 1.0)

@@ -1,5 +1,7 @@
 """The per-token path: rows reach their owners in order, merged while the bus is full, given up when it stays so."""
 
+from collections.abc import Awaitable, Callable
+
 import pytest
 
 from bus.codec import codec
@@ -48,7 +50,7 @@ def pipe() -> Pipe:
 def sequences(pipe: Pipe) -> Sequences:
     engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
     events = EventPublisher(pipe, "kv", "w-1", epoch=1)
-    return Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None)
+    return Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.0)
 
 
 def accept(sequences: Sequences, owner: str, ticket: int) -> int:
@@ -75,6 +77,22 @@ async def test_a_step_is_one_message_for_each_owner(sequences: Sequences, pipe: 
     assert (third[0], rows_of(third[1]), third[1].seq) == ("f-1", [(7, 1, 51)], 1)
     assert [(entry.ticket, entry.num_tokens) for entry in third[1].finished] == [(7, 2)]
     assert len(sequences.ledger) == 2
+
+
+async def test_fast_steps_share_a_message_but_the_first_token_does_not_wait(
+    pipe: Pipe, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
+    events = EventPublisher(pipe, "kv", "w-1", epoch=1)
+    sequences = Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.03)
+    key = accept(sequences, "f-1", 7)
+    for token in (50, 51, 52):
+        sequences.on_step(Step([key], [token], [], [], STATS))
+    ((_, first),) = pipe.take()
+    assert rows_of(first) == [(7, 0, 50)]
+    await eventually(lambda: pipe.sent)
+    ((_, second),) = pipe.take()
+    assert rows_of(second) == [(7, 1, 51), (7, 2, 52)]
 
 
 async def test_steps_merge_while_the_bus_is_full(sequences: Sequences, pipe: Pipe) -> None:

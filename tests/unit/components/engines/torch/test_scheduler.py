@@ -144,6 +144,17 @@ def test_the_latest_sequence_is_preempted_and_ends_with_all_its_tokens() -> None
     assert [(outcome.sequence.key, outcome.sequence.num_output) for outcome in dry.ended] == [(1, 10), (2, 10)]
 
 
+def test_nothing_is_admitted_that_the_next_steps_would_preempt() -> None:
+    dry = Dry(num_blocks=6, max_batch_tokens=32)
+    dry.add(1, list(range(100, 108)), max_tokens=4)
+    dry.step()
+    dry.add(2, list(range(200, 210)), max_tokens=1)
+    dry.step()
+    assert [sequence.key for sequence in dry.scheduler.waiting] == [2]
+    dry.run()
+    assert dry.preemptions == 0
+
+
 def test_a_lone_sequence_fills_the_whole_pool() -> None:
     dry = Dry(num_blocks=3)
     sequence = dry.add(1, [1, 2, 3], max_tokens=1000)

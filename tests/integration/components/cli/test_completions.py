@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from bus.errors import BadConfig, UnknownModel
-from components.cli.completions import ChatFailed, Figures, Message, choose_model, stream_chat
+from components.cli.completions import ChatFailed, Figures, Message, Target, choose_model, stream_chat
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 def ask(status: int, body: bytes) -> tuple[str, Figures]:
     figures = Figures()
     with answering(status, body) as url:
-        return "".join(stream_chat(url, "m", [Message("user", "hello")], figures)), figures
+        return "".join(stream_chat(Target(url, "m", 0.0), [Message("user", "hello")], figures)), figures
 
 
 STREAM = b"""data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}

@@ -1,0 +1,228 @@
+"""I/O. A connection to the broker in memory: the bus as one process sees it."""
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+import structlog
+
+from bus import wire
+from bus.blobs import check_digest
+from bus.errors import BusUnavailable, Malformed, NoResponder, QueueFull
+from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
+from bus.subjects import Subjects
+from bus.testing.bucket import MemoryBucket, MemoryStore
+from bus.testing.pull import MemoryPull
+from bus.testing.store import MemoryStream
+from bus.troubles import Troubles
+
+log = structlog.get_logger()
+
+MAX_PAYLOAD_BYTES = 8 * 2**20
+
+
+class Broker(Protocol):
+    """What connections share."""
+
+    is_up: bool
+    blobs: dict[str, bytes]
+
+    @property
+    def subjects(self) -> Subjects: ...
+    def ensure(self) -> None: ...
+    def find_stream(self, subject: str) -> MemoryStream | None: ...
+    def open_stream(self, short: str) -> MemoryStream: ...
+    def open_bucket(self, short: str) -> MemoryStore: ...
+    def add(self, subscription: "MemorySubscription") -> None: ...
+    def remove(self, subscription: "MemorySubscription") -> None: ...
+    def route(self, incoming: Incoming) -> int: ...
+
+
+class MemorySubscription:
+    """A live subscription."""
+
+    def __init__(self, bus: "MemoryBus", pattern: str, queue: str, handler: Handler) -> None:
+        self.bus = bus
+        self.pattern = pattern
+        self.queue = queue
+        self._handler = handler
+        self._is_open = True
+
+    def send(self, incoming: Incoming) -> None:
+        self.bus.post(lambda: self._receive(incoming), incoming.subject)
+
+    def unsubscribe(self) -> None:
+        self._is_open = False
+        self.bus.broker.remove(self)
+
+    def _receive(self, incoming: Incoming) -> None:
+        if self._is_open:
+            self._handler(incoming)
+
+
+class MemoryBus:
+    """`bus.protocol.Bus` on a `MemoryBroker`."""
+
+    def __init__(self, broker: Broker, name: str, number: int) -> None:
+        self.broker = broker
+        self.name = name
+        self.pulls: list[MemoryPull] = []
+        self._number = number
+        self._turn: deque[tuple[Callable[[], None], str]] = deque()
+        self._restores: list[Callable[[], Awaitable[None]]] = []
+        self._troubles = Troubles(broker.subjects)
+        self._num_requests = 0
+
+    @property
+    def subjects(self) -> Subjects:
+        return self.broker.subjects
+
+    @property
+    def is_connected(self) -> bool:
+        return self.broker.is_up
+
+    @property
+    def max_payload_bytes(self) -> int:
+        return MAX_PAYLOAD_BYTES
+
+    def post(self, call: Callable[[], None], subject: str) -> None:
+        """Queue a delivery behind those before it."""
+        self._turn.append((call, subject))
+        if len(self._turn) == 1:
+            asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        for _ in range(len(self._turn)):
+            call, subject = self._turn[0]
+            try:
+                call()
+            except Exception as error:
+                self._troubles.handler_failed(subject, error)
+            self._turn.popleft()
+        if self._turn:
+            asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def publish(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._send(_checked(subject, payload, reply, headers))
+
+    def _send(self, incoming: Incoming) -> int:
+        if not self.broker.is_up:
+            return 0
+        stream = self.broker.find_stream(incoming.subject)
+        if stream is not None:
+            try:
+                stream.append(incoming.subject, incoming.payload, incoming.headers)
+            except (BusUnavailable, QueueFull):
+                # As on the server: nobody waits for an acknowledgement, so nobody hears of it.
+                log.debug("message.refused", subject=incoming.subject)
+        return self.broker.route(incoming)
+
+    def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        subscription = MemorySubscription(self, wire.check_filter(subject), wire.check_queue(queue), handler)
+        self.broker.add(subscription)
+        return subscription
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
+        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
+
+        def take(incoming: Incoming) -> None:
+            if not future.done():
+                future.set_result(incoming)
+
+        self._num_requests += 1
+        inbox = f"_INBOX.{self._number}.{self._num_requests}"
+        subscription = self.subscribe(inbox, take)
+        try:
+            if self._send(_checked(subject, payload, inbox, None)) == 0 and self.broker.is_up:
+                raise NoResponder(f"nobody listens on {subject}")
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise BusUnavailable(f"{subject}: no answer within {timeout_s:.3g} s") from error
+        finally:
+            subscription.unsubscribe()
+
+    async def flush(self, *, timeout_s: float = 2.0) -> None:
+        await self._need_broker("flush", timeout_s)
+        turn = anyio.Event()
+        self.post(turn.set, "")
+        await turn.wait()
+
+    async def append(
+        self, subject: str, payload: bytes, *, msg_id: str = "", ttl_s: int | None = None, timeout_s: float = 1.0
+    ) -> AppendAck:
+        incoming = _checked(subject, payload, "", None)
+        await self._need_broker(subject, timeout_s)
+        stream = self.broker.find_stream(subject)
+        if stream is None:
+            raise NoResponder(f"nobody listens on {subject}")
+        ack = stream.append(subject, payload, None, msg_id, ttl_s)
+        self.broker.route(incoming)
+        return ack
+
+    @asynccontextmanager
+    async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:
+        pull = MemoryPull(self, self.broker.open_stream(consumer.stream), consumer, handler)
+        self.pulls.append(pull)
+        try:
+            yield pull
+        finally:
+            self.pulls.remove(pull)
+            pull.close()
+
+    def bucket(self, name: str) -> MemoryBucket:
+        return MemoryBucket(
+            self.broker.open_bucket(name),
+            lambda call: self.post(call, ""),
+            lambda: self._need_broker(f"bucket {name}", 1.0),
+        )
+
+    async def put_blob(self, data: bytes) -> str:
+        await self._need_broker("put_blob", 1.0)
+        digest = hashlib.sha256(data).hexdigest()
+        self.broker.blobs[digest] = data
+        return digest
+
+    async def get_blob(self, digest: str) -> bytes:
+        check_digest(digest)
+        await self._need_broker("get_blob", 1.0)
+        if digest not in self.broker.blobs:
+            raise BusUnavailable(f"blob {digest} is not there")
+        return self.broker.blobs[digest]
+
+    async def ensure(self) -> None:
+        self.broker.ensure()
+
+    def on_reconnect(self, restore: Callable[[], Awaitable[None]]) -> None:
+        self._restores.append(restore)
+
+    async def restore(self) -> None:
+        for restore in self._restores:
+            try:
+                await restore()
+            except Exception as error:
+                log.error("bus.restore_failed", connection=self.name, exc_info=error)
+
+    async def _need_broker(self, purpose: str, timeout_s: float) -> None:
+        await anyio.lowlevel.checkpoint()
+        if not self.broker.is_up:
+            await anyio.sleep(timeout_s)
+            if not self.broker.is_up:
+                raise BusUnavailable(f"{purpose}: the broker is away for {timeout_s} s")
+
+
+def _checked(subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> Incoming:
+    wire.check_subject(subject)
+    if reply:
+        wire.check_subject(reply)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise Malformed(f"{subject}: {len(payload)} bytes, but the broker takes at most {MAX_PAYLOAD_BYTES}")
+    parsed = wire.parse_headers(wire.header_block(headers)) if headers else None
+    return Incoming(subject, bytes(payload), reply, parsed)
