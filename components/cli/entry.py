@@ -17,6 +17,7 @@ GROUPS = {
         "down": "stop what `up` started",
         "frontend": "run one frontend",
         "worker": "run one worker",
+        "router": "run one router: requests go where their prefix is cached",
         "run": "run your own component: busway run module:Class",
     },
     "Use": {

@@ -15,8 +15,8 @@ PRIOR_WEIGHT = 0.05
 """Of a coefficient's prior, in samples."""
 SHORTEST_S = 1e-5
 """Relative errors are taken against at least this."""
-SWEEPS = 12
-"""Of coordinate descent at each fit; it starts from the last fit, so that few are enough."""
+SWEEPS = 4
+"""Of coordinate descent at each fit: it starts where the last one ended, and there is one after every report."""
 FIRST_CHUNK_TOKENS = 2048
 """Largest step to count with before a larger one was seen."""
 

@@ -18,7 +18,7 @@ def observe(model: StepModel, num_steps: int, rng: random.Random, true: Coeffici
             true.step_s + true.prefill_token_s * prefill + true.decode_request_s * decode + true.kv_token_s * context
         )
         model.observe(duration * rng.uniform(0.95, 1.05), prefill, decode, context)
-    model.fit()
+        model.fit()
 
 
 def test_it_learns_from_steps_with_noise() -> None:
@@ -43,7 +43,7 @@ def test_decode_steps_alone_leave_the_prior_of_prefill() -> None:
     model = StepModel(Coefficients())
     for decode in range(1, 60):
         model.observe(0.01, 0, decode, decode * 2000)
-    model.fit()
+        model.fit()
     assert model.coefficients.prefill_token_s == pytest.approx(3e-5)
     assert model.step_s(0, 20, 40_000) == pytest.approx(0.01, rel=0.1)
 
@@ -52,7 +52,7 @@ def test_steps_that_take_no_time_lead_to_no_time() -> None:
     model = StepModel(Coefficients())
     for count in range(200):
         model.observe(0.0, count % 3 * 500, count % 50, count * 100)
-    model.fit()
+        model.fit()
     assert 0.0 <= model.prefill_s(8192, 64, 100_000) < 0.01
 
 

@@ -1,0 +1,201 @@
+"""I/O. The router process: hears workers and other routers, and keeps one desk for each model."""
+
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bus.config import Config, RouterConfig
+from bus.connection import open_bus
+from bus.errors import BuswayError, Malformed
+from bus.lifecycle import serve
+from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
+from bus.messages.route import RouteBatch
+from bus.metrics import MALFORMED_MESSAGES, ROUTER_WAITING, ROUTER_WORKERS
+from bus.protocol import Bus, Incoming
+from bus.registry import keep_card, new_id, watch_cards
+from bus.subjects import Subjects, slug
+from bus.typed import subscribe_typed
+from bus.version import VERSION
+from components.router.desk import Desk
+from components.router.pick import serve_picks
+from components.router.pool import Pool
+from kv_events.follower import follow
+from kv_events.index import PrefixIndex
+
+TICK_S = 0.1
+STALL_S = 1.0
+"""A tick that comes so late says that this process stood still: then the silence of workers proves nothing."""
+RETRY_S = 0.5
+MAX_MODELS = 256
+
+log = structlog.get_logger()
+
+
+async def run_router(config: Config) -> None:
+    """Route until SIGTERM; raise `BusUnavailable` or `StreamMismatch` at the start."""
+    router = new_id("r")
+    async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
+        await bus.ensure()
+        await serve(Router(bus, router, config.router))
+
+
+class Router:
+    """One router on a bus that is open: a component for `bus.lifecycle.serve`."""
+
+    def __init__(self, bus: Bus, router: str, config: RouterConfig, *, wall: Callable[[], float] = time.time) -> None:
+        """`wall` tells the time of day in unix seconds; everything else goes by the event loop's clock."""
+        self._bus = bus
+        self._router = router
+        self._config = config
+        self._wall = wall
+        self._stopping = anyio.Event()
+        self._failure: Exception | None = None
+        self._cards: dict[str, WorkerCard] = {}
+        self._desks: dict[str, Desk] = {}
+        self._sending: TaskGroup
+        self._tasks: TaskGroup
+
+    def stop(self) -> None:
+        """Take nothing new, give back what waits, finish what is on its way."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Route until stopped; what raises stops it."""
+        async with anyio.create_task_group() as sending, anyio.create_task_group() as tasks:
+            self._sending, self._tasks = sending, tasks
+            await self._guard(self._serve)
+            self._stopping.set()
+        if self._failure is not None:
+            raise self._failure
+        log.info("router.drained", router=self._router)
+
+    def find(self, model: str) -> Desk | None:
+        """Return the desk of a model (by slug), if it has one."""
+        return self._desks.get(model)
+
+    async def _serve(self) -> None:
+        subjects = self._bus.subjects
+        async with AsyncExitStack() as stack:
+            for subscription in (
+                subscribe_typed(self._bus, subjects.load("*", "*"), WorkerLoad, self._on_load),
+                subscribe_typed(self._bus, subjects.route("*", "*"), RouteBatch, self._on_route),
+            ):
+                stack.callback(subscription.unsubscribe)
+            await stack.enter_async_context(watch_cards(self._bus, "worker", WorkerCard, self._on_worker))
+            await stack.enter_async_context(serve_picks(self._bus, self._config, self.find))
+            await stack.enter_async_context(keep_card(self._bus, f"router.{self._router}", self._card()))
+            log.info("router.started", router=self._router, mode=self._config.mode, num_workers=len(self._cards))
+            await self._tick_until_stopped()
+
+    async def _tick_until_stopped(self) -> None:
+        ticked_at = anyio.current_time()
+        while not self._stopping.is_set():
+            with anyio.move_on_after(TICK_S):
+                await self._stopping.wait()
+            now = anyio.current_time()
+            is_deaf = now - ticked_at > STALL_S or not self._bus.is_connected
+            ticked_at = now
+            for desk in self._desks.values():
+                if is_deaf:
+                    desk.pool.fleet.excuse_silence(now)
+                for worker in desk.pool.fleet.silent(now):
+                    log.warning("worker.silent", worker=worker)
+                    desk.lose(worker)
+                desk.tick()
+            ROUTER_WAITING.set(sum([len(desk.pool.queue) for desk in self._desks.values()]))
+            ROUTER_WORKERS.set(sum([len(desk.pool.fleet.present) for desk in self._desks.values()]))
+
+    async def _keep_desk(self, model: str) -> None:
+        """Serve one model until stopped; a broker that refuses is asked again."""
+        index = PrefixIndex()
+        config = self._config
+        pool = Pool(config, index, random.Random(f"{config.seed}:{self._router}"))
+        desk = self._desks[slug(model)] = Desk(self._bus, self._router, model, pool, self._sending, wall=self._wall)
+        for card in self._cards.values():
+            if card.model == model:
+                pool.join(card, anyio.current_time())
+        while not self._stopping.is_set():
+            try:
+                async with AsyncExitStack() as stack:
+                    if config.mode == "kv":
+                        await stack.enter_async_context(follow(self._bus, slug(model), index))
+                    await desk.open(stack)
+                    log.info("model.opened", model=model)
+                    await self._stopping.wait()
+            except BuswayError as error:
+                log.warning("model.not_opened", model=model, reason=str(error))
+                with anyio.move_on_after(RETRY_S):
+                    await self._stopping.wait()
+        desk.close()
+
+    def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
+        if card is None:
+            gone = self._cards.pop(worker, None)
+            desk = self._desks.get(slug(gone.model)) if gone is not None else None
+            if desk is not None:
+                desk.lose(worker)
+            return
+        self._cards[worker] = card
+        desk = self._desks.get(slug(card.model))
+        if desk is not None:
+            desk.pool.join(card, anyio.current_time())
+            desk.work()
+        elif len(self._desks) < MAX_MODELS:
+            self._tasks.start_soon(self._guard_desk, card.model)
+
+    def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
+        if not incoming.subject.endswith(f".{load.worker}"):
+            MALFORMED_MESSAGES.labels(family="load").inc()
+            return
+        desk = self._desks.get(slug(load.model))
+        if desk is None:
+            return
+        pool, now = desk.pool, anyio.current_time()
+        if load.worker not in pool.fleet.numbers:
+            card = self._cards.get(load.worker)
+            if card is None:
+                return
+            # It counted as dead, and is not.
+            pool.join(card, now)
+        pool.report(load, now)
+        if len(pool.queue):
+            desk.work()
+
+    def _on_route(self, batch: RouteBatch, incoming: Incoming) -> None:
+        address = self._bus.subjects.parse(incoming.subject)
+        desk = self._desks.get(address.fields[0])
+        if batch.router == self._router or desk is None:
+            return
+        now = anyio.current_time()
+        try:
+            for placed in batch.placed:
+                desk.pool.hear(placed, now)
+        except Malformed:
+            MALFORMED_MESSAGES.labels(family="route").inc()
+
+    async def _guard_desk(self, model: str) -> None:
+        await self._guard(lambda: self._keep_desk(model))
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Keep what `work` raises for `run` to raise: a task group would wrap it."""
+        try:
+            await work()
+        except Exception as error:
+            self._failure = self._failure or error
+            self._stopping.set()
+
+    def _card(self) -> RouterCard:
+        return RouterCard(
+            router=self._router,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=VERSION,
+            started_at=self._wall(),
+        )
