@@ -11,7 +11,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bus.config import Config, RouterConfig
+from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BuswayError, Malformed
 from bus.lifecycle import serve
@@ -43,17 +43,17 @@ async def run_router(config: Config) -> None:
     router = new_id("r")
     async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
         await bus.ensure()
-        await serve(Router(bus, router, config.router))
+        await serve(Router(config, bus, router))
 
 
 class Router:
     """One router on a bus that is open: a component for `bus.lifecycle.serve`."""
 
-    def __init__(self, bus: Bus, router: str, config: RouterConfig, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: Config, bus: Bus, router: str, *, wall: Callable[[], float] = time.time) -> None:
         """`wall` tells the time of day in unix seconds; everything else goes by the event loop's clock."""
         self._bus = bus
         self._router = router
-        self._config = config
+        self._config = config.router
         self._wall = wall
         self._stopping = anyio.Event()
         self._failure: Exception | None = None
