@@ -13,7 +13,7 @@ from bus.codec import Codec
 from bus.errors import BadConfig
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, RequestUsage, StepBatch
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
 from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
 from bus.subjects import Subjects
@@ -94,12 +94,20 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.kv("{model}", "{worker}")),
-        carrier=CORE,
+        carrier="stream KV",
         sender="worker",
         receiver="router, observers",
         messages=(KvBatch,),
         parts=(BlocksStored, BlocksRemoved, BlocksCleared),
         purpose="which KV blocks a worker stored and removed",
+    ),
+    Channel(
+        pattern=_relative(_S.kvq("{worker}")),
+        carrier=CORE,
+        sender="router, observers",
+        receiver="worker",
+        messages=(KvQuery,),
+        purpose="missed KV events or a snapshot, sent as KvBatch to the reply subject",
     ),
     Channel(
         pattern=_relative(_S.load("{model}", "{worker}")),

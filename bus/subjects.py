@@ -71,6 +71,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """KV block events of one worker."""
         return f"{self.namespace}.kv.v1.{model}.{worker}"
 
+    def kvq(self, worker: str) -> str:
+        """Questions to one worker about the blocks that it holds."""
+        return f"{self.namespace}.kvq.v1.{worker}"
+
     def load(self, model: str, worker: str) -> str:
         """Load reports of one worker."""
         return f"{self.namespace}.load.v1.{model}.{worker}"
@@ -104,5 +108,5 @@ class Subjects(msgspec.Struct, frozen=True):
         return Address(parts[1], tuple(parts[3:]))
 
 
-FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "load", "route", "pick", "usage", "dead"})
+FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "dead"})
 """The closed set of families, fit for labels."""

@@ -5,7 +5,7 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, StepSample, WorkerCard, WorkerLoad
 from bus.messages.inference import (
     Accepted,
     Cancel,
@@ -18,7 +18,7 @@ from bus.messages.inference import (
     Stopping,
     TokenLogprobs,
 )
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
 from bus.messages.route import Placed, RouteBatch
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
@@ -104,8 +104,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
                 msgspec.Raw(encode(BlocksCleared())),
             ],
         ),
-        "94a3772d3109009394a673746f72656400c4080500000000000000a664657669636593a772656d6f766564c4080500000000"
-        "000000a4686f737492a7636c6561726564a6646576696365",
+        "96a3772d3109009394a673746f72656400c4080500000000000000a664657669636593a772656d6f766564c4080500000000"
+        "000000a4686f737492a7636c6561726564a66465766963650000",
     ),
     (
         WorkerCard(
@@ -180,6 +180,38 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         ),
         "93a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
         "ffffffffff",
+    ),
+    (
+        KvQuery(epoch=9, since=3),
+        "83a474797065a86b765f7175657279a565706f636809a573696e636503",
+    ),
+    (
+        KvBatch("w-1", 9, 4, [msgspec.Raw(encode(BlocksStored(0, pack_u64([5]))))], 1, 2),
+        "96a3772d3109049194a673746f72656400c4080500000000000000a66465766963650102",
+    ),
+    (
+        WorkerLoad(
+            worker="w-1",
+            model="m",
+            running=1,
+            waiting=2,
+            free_blocks=3,
+            num_blocks=4,
+            prefill_tokens=5,
+            step_s=0.25,
+            at=1.5,
+            kv_epoch=9,
+            kv_seq=3,
+            kv_count=2,
+            kv_xor=2**64 - 1,
+            waiting_tokens=4,
+            steps=[StepSample(0.25, 5, 1, 64)],
+        ),
+        "de0010a474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a777"
+        "616974696e6702ab667265655f626c6f636b7303aa6e756d5f626c6f636b7304ae70726566696c6c5f746f6b656e7305a673"
+        "7465705f73cb3fd0000000000000a26174cb3ff8000000000000a86b765f65706f636809a66b765f73657103a86b765f636f"
+        "756e7402a66b765f786f72cfffffffffffffffffae77616974696e675f746f6b656e7304a573746570739194cb3fd0000000"
+        "000000050140",
     ),
 ]
 
