@@ -12,7 +12,7 @@ import msgspec
 from bus.codec import Codec
 from bus.errors import BadConfig
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
-from bus.messages.inference import Cancel, GenerateJob, RequestUsage, StepBatch
+from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
 from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
@@ -137,7 +137,7 @@ CHANNELS: tuple[Channel, ...] = (
         carrier="stream USAGE",
         sender="frontend",
         receiver="usage meter, any component",
-        messages=(RequestUsage,),
+        messages=(UsageBatch,),
         purpose="tokens that each finished request used, kept for 7 days",
     ),
     Channel(

@@ -1,20 +1,22 @@
-"""I/O. Publishes what each request used, beside the requests and never in their way."""
+"""I/O. Publishes what requests used, a few at a time: beside the requests and never in their way."""
 
-import asyncio
+import secrets
 
 import anyio
 import structlog
 
 from bus.codec import encode
 from bus.errors import BuswayError
-from bus.messages.inference import RequestUsage
+from bus.messages.inference import RequestUsage, UsageBatch
 from bus.metrics import FRONTEND_USAGE_LOST
 from bus.protocol import Bus
 from bus.subjects import slug
 
 MAX_WAITING = 10_000
 """Records kept while the broker is away; more are lost, counted and logged."""
-NUM_PUBLISHERS = 8
+MAX_BATCH = 500
+GATHER_S = 0.05
+"""Records wait so long for others of their tenant and model."""
 MAX_TRIES = 5
 RETRY_S = 0.5
 
@@ -22,44 +24,56 @@ log = structlog.get_logger()
 
 
 class UsagePublisher:
-    """Stores `RequestUsage` in the stream USAGE, once per request (the stream drops what is sent twice)."""
+    """Stores usages in the stream USAGE, each once (the stream drops a batch that is sent twice)."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: asyncio.Queue[RequestUsage | None] = asyncio.Queue()
-        """None tells one publisher to stop."""
+        self._waiting: list[RequestUsage] = []
+        self._arrived = anyio.Event()
+        self._is_closed = False
 
     def publish(self, usage: RequestUsage) -> None:
         """Hand a record over, without waiting."""
-        if self._waiting.qsize() >= MAX_WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             FRONTEND_USAGE_LOST.inc()
-        else:
-            self._waiting.put_nowait(usage)
+            return
+        self._waiting.append(usage)
+        self._arrived.set()
 
     def close(self) -> None:
         """Take no more; `run` returns when what waits is stored."""
-        for _ in range(NUM_PUBLISHERS):
-            self._waiting.put_nowait(None)
+        self._is_closed = True
+        self._arrived.set()
 
     async def run(self) -> None:
         """Publish until closed and empty."""
-        async with anyio.create_task_group() as tasks:
-            for _ in range(NUM_PUBLISHERS):
-                tasks.start_soon(self._publish)
+        while self._waiting or not self._is_closed:
+            await self._arrived.wait()
+            if not self._is_closed:
+                await anyio.sleep(GATHER_S)
+                self._arrived = anyio.Event()
+            taken, self._waiting = self._waiting, []
+            for (model, tenant), requests in _group(taken).items():
+                for start in range(0, len(requests), MAX_BATCH):
+                    await self._store(model, UsageBatch(tenant=tenant, requests=requests[start : start + MAX_BATCH]))
 
-    async def _publish(self) -> None:
-        while (usage := await self._waiting.get()) is not None:
-            await self._store(usage)
-
-    async def _store(self, usage: RequestUsage) -> None:
-        subject = self._bus.subjects.usage(slug(usage.model), usage.tenant)
+    async def _store(self, model: str, batch: UsageBatch) -> None:
+        subject = self._bus.subjects.usage(slug(model), batch.tenant)
+        msg_id = secrets.token_hex(16)
         for number in range(MAX_TRIES):
             try:
-                await self._bus.append(subject, encode(usage), msg_id=usage.request_id)
+                await self._bus.append(subject, encode(batch), msg_id=msg_id)
                 return
             except BuswayError as error:
                 if number + 1 == MAX_TRIES:
-                    FRONTEND_USAGE_LOST.inc()
-                    log.warning("usage.lost", request_id=usage.request_id, reason=str(error))
+                    FRONTEND_USAGE_LOST.inc(len(batch.requests))
+                    log.warning("usage.lost", num_requests=len(batch.requests), reason=str(error))
                     return
                 await anyio.sleep(RETRY_S)
+
+
+def _group(usages: list[RequestUsage]) -> dict[tuple[str, str], list[RequestUsage]]:
+    groups: dict[tuple[str, str], list[RequestUsage]] = {}
+    for usage in usages:
+        groups.setdefault((usage.model, usage.tenant), []).append(usage)
+    return groups

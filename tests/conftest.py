@@ -12,7 +12,6 @@ import structlog
 
 from bus.server import Server, prepare, run_server, wait_answering
 
-
 # One plain line an event: the default renders tracebacks with all locals, which takes seconds.
 structlog.configure(
     processors=[

@@ -143,7 +143,7 @@ class Cancel(Fact, frozen=True, kw_only=True, tag="cancel"):
 
 
 class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):
-    """What one finished request used, published once by its owner."""
+    """What one finished request used, told once by its owner."""
 
     request_id: str
     model: str
@@ -154,3 +154,10 @@ class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):
     finish_reason: str
     finished_at: float
     """Unix seconds."""
+
+
+class UsageBatch(Fact, frozen=True, kw_only=True, tag="usage_batch"):
+    """Requests of one tenant and one model that ended within a moment."""
+
+    tenant: str
+    requests: list[RequestUsage]

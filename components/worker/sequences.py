@@ -102,7 +102,7 @@ class Sequences:
                 Finished(attempt.ticket, ended.num_tokens, ended.reason, ended.cached_tokens)
             )
             _ended[ended.reason].inc()
-            log.info(
+            log.debug(
                 "sequence.finished",
                 request_id=attempt.request_id,
                 reason=ended.reason,

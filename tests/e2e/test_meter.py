@@ -12,7 +12,7 @@ import pytest
 from bus.codec import codec, encode
 from bus.config import BusConfig
 from bus.connection import NatsBus, open_bus
-from bus.messages.inference import RequestUsage
+from bus.messages.inference import RequestUsage, UsageBatch
 from bus.server import run_server
 from bus.subjects import Subjects
 from components.meter import TenantUsage
@@ -68,9 +68,10 @@ async def publish(bus: NatsBus, usages: list[RequestUsage], rng: random.Random) 
     hostile = set(rng.sample(range(NUM_USAGES), NUM_HOSTILE))
     for number, usage in enumerate(usages):
         subject = bus.subjects.usage("m", f"tenant-{TENANTS.index(usage.tenant)}")
-        await bus.append(subject, encode(usage), msg_id=usage.request_id)
+        batch = encode(UsageBatch(tenant=usage.tenant, requests=[usage]))
+        await bus.append(subject, batch, msg_id=usage.request_id)
         if rng.random() < 0.1:
-            await bus.append(subject, encode(usage), msg_id=usage.request_id)
+            await bus.append(subject, batch, msg_id=usage.request_id)
         if number in hostile:
             await bus.append(subject, rng.randbytes(rng.randrange(200)))
 

@@ -110,7 +110,7 @@ def test_tap_shows_tokens_decoded_and_no_prompt(mock: System, wait_for: Callable
     tap = mock.shell.start("tap", out)
     wait_for(lambda: "WorkerLoad" in mock.shell.output(), explain=mock.shell.output)
     mock.ask()
-    wait_for(lambda: "RequestUsage" in mock.shell.output(), explain=mock.shell.output)
+    wait_for(lambda: "UsageBatch" in mock.shell.output(), explain=mock.shell.output)
     tap.send_signal(signal.SIGINT)
     assert tap.wait(10) == 130
     output = mock.shell.output()

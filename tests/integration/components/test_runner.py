@@ -14,7 +14,7 @@ from bus.config import BusConfig
 from bus.connection import NatsBus, open_bus
 from bus.errors import Fatal, Permanent, Retryable
 from bus.messages.fleet import DeadLetter, WorkerLoad
-from bus.messages.inference import RequestUsage
+from bus.messages.inference import RequestUsage, UsageBatch
 from bus.server import run_server
 from bus.subjects import Subjects
 from components.meter import TenantUsage, UsageMeter
@@ -35,6 +35,10 @@ def usage(number: int, tenant: str = "acme") -> RequestUsage:
         finish_reason="stop",
         finished_at=1.0,
     )
+
+
+def batch(number: int, tenant: str = "acme") -> UsageBatch:
+    return UsageBatch(tenant=tenant, requests=[usage(number, tenant)])
 
 
 @pytest.fixture
@@ -224,8 +228,8 @@ async def wait_total(bus: NatsBus, tenant: str, num_requests: int) -> TenantUsag
 async def test_the_meter_counts_a_message_once_that_is_published_twice(bus: NatsBus) -> None:
     async with running(UsageMeter, bus):
         for number in (1, 2, 2, 3, 1):
-            await bus.append(bus.subjects.usage("m", "acme"), encode(usage(number)), msg_id=f"r-{number}")
-        await bus.append(bus.subjects.usage("m", "zen"), encode(usage(5, "zen")), msg_id="r-5")
+            await bus.append(bus.subjects.usage("m", "acme"), encode(batch(number)), msg_id=f"r-{number}")
+        await bus.append(bus.subjects.usage("m", "zen"), encode(batch(5, "zen")), msg_id="r-5")
         await wait_total(bus, "zen", 1)
     acme = await total(bus, "acme")
     assert acme == TenantUsage(tenant="acme", num_requests=3, prompt_tokens=30, output_tokens=6, last_seq=3)
@@ -234,8 +238,9 @@ async def test_the_meter_counts_a_message_once_that_is_published_twice(bus: Nats
 async def test_a_usage_below_zero_is_buried_and_not_counted(bus: NatsBus) -> None:
     subject = bus.subjects.usage("m", "acme")
     async with dead_letters(bus) as letters, running(UsageMeter, bus):
-        await bus.append(subject, encode(msgspec.to_builtins(usage(1)) | {"output_tokens": -1_000_000}))
-        await bus.append(subject, encode(usage(2)))
+        below = msgspec.to_builtins(usage(1)) | {"output_tokens": -1_000_000}
+        await bus.append(subject, encode(msgspec.to_builtins(batch(1)) | {"requests": [below]}))
+        await bus.append(subject, encode(batch(2)))
         assert (await wait_total(bus, "acme", 1)).output_tokens == 2
         await until(lambda: len(letters) == 1)
     assert letters[0].code == "malformed"
@@ -244,7 +249,7 @@ async def test_a_usage_below_zero_is_buried_and_not_counted(bus: NatsBus) -> Non
 async def test_the_meter_does_not_count_again_what_is_delivered_again(bus: NatsBus) -> None:
     subject = bus.subjects.usage("m", "acme")
     for number in (1, 2, 3):
-        await bus.append(subject, encode(usage(number)))
+        await bus.append(subject, encode(batch(number)))
     async with running(UsageMeter, bus):
         await wait_total(bus, "acme", 3)
 
@@ -252,12 +257,12 @@ async def test_the_meter_does_not_count_again_what_is_delivered_again(bus: NatsB
         durable = "usage-meter-again"
 
     async with running(Again, bus):
-        await bus.append(subject, encode(usage(4)))
+        await bus.append(subject, encode(batch(4)))
         assert (await wait_total(bus, "acme", 4)).output_tokens == 1 + 2 + 3 + 4
 
 
 async def test_anybody_reads_the_meter_as_json(bus: NatsBus) -> None:
-    await bus.append(bus.subjects.usage("m", "acme"), msgspec.json.encode(usage(7)))
+    await bus.append(bus.subjects.usage("m", "acme"), msgspec.json.encode(batch(7)))
     async with running(UsageMeter, bus):
         await wait_total(bus, "acme", 1)
     entry = await bus.bucket("STATE").get("usage.acme")

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from bus.codec import codec
-from bus.messages.inference import RequestUsage
+from bus.messages.inference import UsageBatch
 from bus.protocol import ConsumerSpec, Delivery
 
 pytestmark = pytest.mark.anyio
@@ -124,7 +124,8 @@ async def test_usage_is_stored_once_per_request(stage: OpenStage, collect: Any) 
 
         def keep(delivery: Delivery) -> None:
             delivery.ack()
-            found(codec(RequestUsage).decode(delivery.payload))
+            for usage in codec(UsageBatch).decode(delivery.payload).requests:
+                found(usage)
 
         spec = ConsumerSpec(stream="USAGE", name="meter", filter_subject=on.bus.subjects.usage("*", "*"))
         async with meter.pull(spec, keep) as pull:

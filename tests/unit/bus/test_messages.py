@@ -17,6 +17,7 @@ from bus.messages.inference import (
     StepBatch,
     Stopping,
     TokenLogprobs,
+    UsageBatch,
 )
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
 from bus.messages.route import Placed, RouteBatch
@@ -79,19 +80,25 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "83a474797065a663616e63656ca866726f6e74656e64a3662d31a77469636b657473c4080700000008000000",
     ),
     (
-        RequestUsage(
-            request_id="r1",
-            model="m",
+        UsageBatch(
             tenant="t",
-            prompt_tokens=3,
-            output_tokens=4,
-            cached_tokens=1,
-            finish_reason="stop",
-            finished_at=1.5,
+            requests=[
+                RequestUsage(
+                    request_id="r1",
+                    model="m",
+                    tenant="t",
+                    prompt_tokens=3,
+                    output_tokens=4,
+                    cached_tokens=1,
+                    finish_reason="stop",
+                    finished_at=1.5,
+                )
+            ],
         ),
-        "89a474797065ad726571756573745f7573616765aa726571756573745f6964a27231a56d6f64656ca16da674656e616e74a1"
-        "74ad70726f6d70745f746f6b656e7303ad6f75747075745f746f6b656e7304ad6361636865645f746f6b656e7301ad66696e"
-        "6973685f726561736f6ea473746f70ab66696e69736865645f6174cb3ff8000000000000",
+        "83a474797065ab75736167655f6261746368a674656e616e74a174a872657175657374739189a474797065ad726571756573"
+        "745f7573616765aa726571756573745f6964a27231a56d6f64656ca16da674656e616e74a174ad70726f6d70745f746f6b65"
+        "6e7303ad6f75747075745f746f6b656e7304ad6361636865645f746f6b656e7301ad66696e6973685f726561736f6ea47374"
+        "6f70ab66696e69736865645f6174cb3ff8000000000000",
     ),
     (
         KvBatch(

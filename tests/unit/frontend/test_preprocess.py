@@ -11,7 +11,7 @@ from bus.messages.base import unpack_u32
 from frontend.model import ServedModel
 from frontend.openai.body import chat_body, completion_body
 from frontend.preprocess import Defaults, prepare_chat, prepare_completion
-from frontend.requests import Generation
+from frontend.request import Generation
 
 DEFAULTS = Defaults(max_tokens=50, seed=42, tenant="t")
 

@@ -20,7 +20,8 @@ from bus.messages.inference import (
 )
 from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
-from frontend.requests import Generation, Request, Requests, Usage
+from frontend.request import Generation, Request, Usage
+from frontend.requests import Requests
 
 
 class Recorder:

@@ -15,7 +15,7 @@ from frontend.doors.ask_answers import AskAnswer, AskChunks
 from frontend.model import ServedModel
 from frontend.openai.answers import WholeAnswer
 from frontend.openai.chunks import CHAT, COMPLETION, EventChunks
-from frontend.requests import Generation, Output, Usage
+from frontend.request import Generation, Output, Usage
 from frontend.stream import answer_to, stream_to
 
 USAGE = Usage(10, 4, 8)

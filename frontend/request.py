@@ -1,0 +1,133 @@
+"""Pure. One request as its owner knows it: what was asked, which attempt is live, which tokens are there."""
+
+from array import array
+from typing import Protocol
+
+import msgspec
+
+from bus.errors import BuswayError
+from bus.messages.base import pack_u32
+from bus.messages.inference import FinishReason, GenerateJob, LatencyClass, Sampling, Stopping, TokenLogprobs
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for, ready for an engine; the same for every attempt."""
+
+    model: str
+    model_slug: str
+    prompt: bytes
+    """Token ids, packed uint32."""
+    sampling: Sampling
+    stopping: Stopping
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    latency_class: LatencyClass = "standard"
+    tenant: str = "default"
+    cache_salt: str = ""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt) // 4
+
+    @property
+    def needs_pieces(self) -> bool:
+        """Whether its output cannot take the path of plain text."""
+        return bool(self.stop_strings) or self.sampling.top_logprobs is not None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that one request took."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+class Output(Protocol):
+    """Where the tokens of one request go. None of its methods waits or raises."""
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Take what belongs to a token that was pushed."""
+
+    def flush(self) -> bool:
+        """Show what was pushed; return True when a stop string is complete and no token is wanted any more."""
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Show the rest and end."""
+
+    def fail(self, error: BuswayError) -> None:
+        """End without success."""
+
+
+class Request:
+    """One request in flight. `now` and `_at` are seconds of one monotonic clock."""
+
+    __slots__ = (
+        "attempt",
+        "cached_tokens",
+        "dispatched_at",
+        "first_token_at",
+        "flush_at",
+        "generation",
+        "is_live",
+        "last_token_at",
+        "num_tokens",
+        "opened_at",
+        "output",
+        "request_id",
+        "suspect_at",
+        "ticket",
+        "tokens",
+        "worker",
+    )
+
+    def __init__(self, request_id: str, generation: Generation, output: Output) -> None:
+        self.request_id = request_id
+        self.generation = generation
+        self.output = output
+        self.tokens = array("I")
+        self.num_tokens = 0
+        self.attempt = 0
+        self.ticket = 0
+        self.worker = ""
+        """Empty until a worker accepts the present attempt."""
+        self.is_live = False
+        self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
+        self.cached_tokens = 0
+        self.flush_at = 0.0
+        """When its output may be flushed again."""
+
+    def job(self, frontend: str, submitted_at: float) -> GenerateJob:
+        """Return the message for the present attempt; `submitted_at` is in unix seconds."""
+        generation = self.generation
+        return GenerateJob(
+            request_id=self.request_id,
+            attempt=self.attempt,
+            frontend=frontend,
+            ticket=self.ticket,
+            model=generation.model,
+            prompt=generation.prompt,
+            output=pack_u32(self.tokens),
+            sampling=generation.sampling,
+            stopping=generation.stopping,
+            latency_class=generation.latency_class,
+            tenant=generation.tenant,
+            cache_salt=generation.cache_salt,
+            submitted_at=submitted_at,
+        )
+
+    def usage(self) -> Usage:
+        """Return what it took so far."""
+        return Usage(self.generation.num_prompt_tokens, self.num_tokens, self.cached_tokens)
+
+    def ending(self) -> FinishReason | None:
+        """Return why the tokens so far are all there will be (the message that said so may be lost), else None."""
+        stopping = self.generation.stopping
+        if self.num_tokens and self.num_tokens >= stopping.min_tokens:
+            last = self.tokens[-1]
+            if last in stopping.stop_token_ids or (not stopping.ignore_eos and last in self.generation.eos_token_ids):
+                return "stop"
+        return "length" if self.num_tokens >= stopping.max_tokens else None
