@@ -101,7 +101,8 @@ class PrefixIndex:
         """Return how long a prefix of this chain of block hashes each worker holds; who holds none is absent."""
         if any(tier.runs for tier in self._lower):
             return self._match_tiers(hashes)
-        return {worker: _same_in_all(length) for worker, length in self._device.match(hashes).items()}
+        lengths = self._device.match(hashes)
+        return dict(zip(lengths, map(_same_in_all, lengths.values()), strict=True))
 
     def _match_tiers(self, hashes: Sequence[int]) -> dict[str, Overlap]:
         """Match with blocks in several tiers: each counts for those below it, and a prefix may pass between them."""
