@@ -117,6 +117,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     """kv: where it costs least, in seconds, with what each worker has cached; the others are for comparison."""
     temperature_s: Annotated[float, Meta(ge=0)] = 0.0
     """A worker that costs so much more is chosen e times less often; 0: always the cheapest."""
+    compute_weight: Positive = 1.2
+    """What a second of computing counts, beside one of waiting: those who come later find the worker busy."""
     decode_weight: Annotated[float, Meta(ge=0)] = 0.02
     """What a second counts that the requests which decode at a worker wait for a new prompt there."""
     session_affinity_s: Annotated[float, Meta(ge=0)] = 0.02

@@ -13,13 +13,13 @@ class DrainRate:
     def __init__(self) -> None:
         self._tokens = 0.0
         self._seconds = 0.0
-        self._at = 0.0
+        self._at: float | None = None
 
     def note(self, now: float, tokens: int, *, had_queue: bool) -> None:
         """Take into account that `tokens` left since the last call, during which requests waited or not."""
-        elapsed_s = now - self._at
+        elapsed_s = 0.0 if self._at is None else now - self._at
         self._at = now
-        if not had_queue:
+        if not had_queue or not elapsed_s:
             return
         kept = math.exp2(-elapsed_s / HALF_LIFE_S)
         self._tokens = self._tokens * kept + tokens

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from bus.messages.fleet import WorkerCard, WorkerLoad
-from components.router.model import StepModel, pooled
+from components.router.model import StepModel
 
 SETTLED_S = 0.01
 """A report that comes so long after a decision counts the request already."""
@@ -27,6 +27,7 @@ SHORTEST_STEP_S = 0.01
 REQUEST_S = 2e-6
 """Cost of each request that a worker has: decides between workers that are equal otherwise."""
 LONGEST_GAP_S = 60.0
+TIE_S = 1e-9
 
 T = TypeVar("T")
 
@@ -94,11 +95,12 @@ class WorkerState(Generic[T]):
 class Fleet(Generic[T]):
     """The workers by number; numbers of workers that left are given again.
 
-    Costs are in seconds: waiting for what is ahead, computing the prompt, and `decode_weight` times what those wait
-    that decode there meanwhile.
+    Costs are in seconds: waiting for what is ahead, and computing the prompt. The latter counts `compute_weight` times,
+    for those who come later and find the worker busy, and `decode_weight` times for each request that decodes there.
     """
 
-    def __init__(self, decode_weight: float) -> None:
+    def __init__(self, compute_weight: float, decode_weight: float) -> None:
+        self._compute_weight = compute_weight
         self._decode_weight = decode_weight
         self._states: list[WorkerState[T] | None] = []
         self.numbers: dict[str, int] = {}
@@ -121,7 +123,7 @@ class Fleet(Generic[T]):
         number = self.numbers.get(card.worker)
         if number is not None:
             return number
-        model = StepModel(pooled([self.state(other).model for other in self.present]))
+        model = StepModel.like([self.state(other).model for other in self.present])
         state: WorkerState[T] = WorkerState(card, model, now)
         if None in self._states:
             number = self._states.index(None)
@@ -186,8 +188,11 @@ class Fleet(Generic[T]):
             state.num_unsettled += 1
             state.unsettled_blocks += flight.blocks
         state.flights[key] = flight
-        seconds = state.model.prefill_s(flight.tokens, state.decode, state.kv_tokens)
-        self.free_at[number] = max(self.free_at[number], now) + seconds
+        fixed_s, token_s = state.model.prefill_line(state.decode, state.kv_tokens)
+        if self.free_at[number] <= now:
+            self.free_at[number] = now + fixed_s
+        # What is ahead and this share steps.
+        self.free_at[number] += token_s * flight.tokens
         self._price(number, state, now)
 
     def withdraw(self, number: int, key: str, now: float) -> None:
@@ -199,7 +204,7 @@ class Fleet(Generic[T]):
         if not flight.is_settled:
             state.num_unsettled -= 1
             state.unsettled_blocks -= flight.blocks
-        self.free_at[number] -= state.model.prefill_s(flight.tokens, state.decode, state.kv_tokens)
+        self.free_at[number] -= state.model.prefill_line(state.decode, state.kv_tokens)[1] * flight.tokens
         self._price(number, state, now)
 
     def silent(self, now: float) -> list[str]:
@@ -242,7 +247,7 @@ class Fleet(Generic[T]):
             return False
         free = (state.free_blocks - state.waiting_blocks - state.unsettled_blocks) * kept
         # Each request that runs needs a block more, sooner or later.
-        return self.free_at[number] - now <= state.full_step_s and blocks + num_requests <= free
+        return self.free_at[number] - now <= state.full_step_s + TIE_S and blocks + num_requests <= free
 
     def has_place(self, number: int) -> bool:
         """Say whether a worker accepts one more request at all."""
@@ -282,7 +287,7 @@ class Fleet(Generic[T]):
         decode, kv_tokens = state.decode, state.kv_tokens
         fixed_s, token_s = state.model.prefill_line(decode, kv_tokens)
         num_requests = state.num_requests
-        factor = 1.0 + self._decode_weight * num_requests
+        factor = self._compute_weight + self._decode_weight * num_requests
         # Half a step passes until the one that runs has ended.
         extra_s = fixed_s * factor + (fixed_s if decode else 0.0) + REQUEST_S * num_requests
         if num_requests >= state.max_running:
@@ -292,5 +297,4 @@ class Fleet(Generic[T]):
             extra_s += silence_s
         self.extra_s[number] = extra_s
         self.token_s[number] = token_s * factor
-        chunk_s = state.model.step_s(state.model.chunk_tokens, decode, kv_tokens)
-        state.full_step_s = max(SHORTEST_STEP_S, chunk_s)
+        state.full_step_s = max(SHORTEST_STEP_S, state.model.prefill_s(state.model.chunk_tokens, decode, kv_tokens))

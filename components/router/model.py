@@ -37,9 +37,9 @@ _SCALES = (1.0, 1024.0, 16.0, 65536.0)
 class StepModel:
     """The model of one worker. `coefficients` change with `fit`, not with `observe`."""
 
-    def __init__(self, prior: Coefficients) -> None:
+    def __init__(self, prior: Coefficients, chunk_tokens: int = FIRST_CHUNK_TOKENS) -> None:
         self.coefficients = prior
-        self.chunk_tokens = FIRST_CHUNK_TOKENS
+        self.chunk_tokens = chunk_tokens
         """Most prompt tokens seen in one step: what the engine computes at a time."""
         self.num_samples = 0
         values = (prior.step_s, prior.prefill_token_s, prior.decode_request_s, prior.kv_token_s)
@@ -47,6 +47,16 @@ class StepModel:
         self._prior = list(self._theta)
         self._normal = [[0.0] * 4 for _ in range(4)]
         self._right = [0.0] * 4
+
+    @classmethod
+    def like(cls, peers: list["StepModel"]) -> "StepModel":
+        """Return a model to begin with: the mean of those peers that have learned, or the default."""
+        learned = [peer for peer in peers if peer.num_samples]
+        if not learned:
+            return cls(Coefficients())
+        rows = [msgspec.structs.astuple(peer.coefficients) for peer in learned]
+        mean = Coefficients(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+        return cls(mean, max(peer.chunk_tokens for peer in learned))
 
     def observe(self, duration_s: float, prefill_tokens: int, decode_requests: int, kv_tokens: int) -> None:
         """Take one step into account."""
@@ -98,12 +108,3 @@ class StepModel:
             return 0.0
         fixed_s, token_s = self.prefill_line(decode_requests, kv_tokens)
         return fixed_s + token_s * num_tokens
-
-
-def pooled(models: list[StepModel]) -> Coefficients:
-    """Return the prior for a worker that joins these: the mean of those that have learned, or the default."""
-    learned = [model.coefficients for model in models if model.num_samples]
-    if not learned:
-        return Coefficients()
-    rows = [(c.step_s, c.prefill_token_s, c.decode_request_s, c.kv_token_s) for c in learned]
-    return Coefficients(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))

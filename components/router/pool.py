@@ -58,7 +58,7 @@ class Pool:
         self._blind = None if config.mode == "kv" else BlindChoice(config.mode, rng)
         self._drain = DrainRate()
         self._drained = 0
-        self.fleet: Fleet[Entry[Request]] = Fleet(config.decode_weight)
+        self.fleet: Fleet[Entry[Request]] = Fleet(config.compute_weight, config.decode_weight)
         self._scorer = Scorer(config, index, self.fleet)
         shares: dict[LatencyClass, float] = {"standard": config.standard_share, "batch": config.batch_share}
         self.queue: FairQueue[Request] = FairQueue(config.tenant_weights, shares, max_waiting=config.queue_size)
@@ -250,8 +250,8 @@ class Pool:
         if fleet.can_start(number, -(-choice.uncached_tokens // state.block_size), now, headroom):
             return choice
         if parked or any(fleet.can_start(other, 0, now, headroom) for other in fleet.present):
-            seconds = state.model.prefill_s(choice.uncached_tokens, state.decode, state.kv_tokens)
-            parked[number] = parked.get(number, 0.0) + seconds
+            _, token_s = state.model.prefill_line(state.decode, state.kv_tokens)
+            parked[number] = parked.get(number, 0.0) + token_s * choice.uncached_tokens
         return None
 
     def _has_idle(self, headroom: float, now: float) -> bool:

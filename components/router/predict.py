@@ -1,7 +1,8 @@
 """Pure. Prefixes that a worker will hold soon, because a request with them was just sent there.
 
 The worker tells of its blocks only after the step that computes them; a burst of equal prompts comes before that. What
-is predicted is believed for `ttl_s` at least and one and a half of it at most, or until the worker's own events say so.
+is predicted is believed for `ttl_s` at least and one and a half of it at most; once the worker's own events say the
+same, it makes no difference.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ MAX_HASHES = 1 << 20
 class Predictions:
     """Chains of block hashes, each with the bit set of the workers (by number) that were sent a prompt with it.
 
-    Two generations: entries go to the young one; it becomes the old one after half of the longest life, or when full.
+    Three generations: entries go to the young one, and all move on by one after half of `ttl_s`, or when that is full.
     """
 
     def __init__(self, ttl_s: float, *, max_hashes: int = MAX_HASHES) -> None:
@@ -23,7 +24,7 @@ class Predictions:
         self._young: dict[int, int] = {}
         self._middle: dict[int, int] = {}
         self._old: dict[int, int] = {}
-        self._turned_at = float("-inf")
+        self._turned_at = 0.0
 
     def __len__(self) -> int:
         return len(self._young) + len(self._middle) + len(self._old)
@@ -62,15 +63,6 @@ class Predictions:
                         depths[worker] = depth
         return depths
 
-    def confirm(self, worker: int, hashes: Sequence[int]) -> None:
-        """Forget what is known now."""
-        keep = ~(1 << worker)
-        for generation in (self._young, self._middle, self._old):
-            if generation:
-                for block_hash in hashes:
-                    if block_hash in generation:
-                        generation[block_hash] &= keep
-
     def remove_worker(self, worker: int) -> None:
         """Forget a worker; its number may be given to another."""
         keep = ~(1 << worker)
@@ -79,10 +71,11 @@ class Predictions:
                 generation[block_hash] = mask & keep
 
     def _turn(self, now: float) -> None:
-        if now - self._turned_at >= self._half_life_s:
-            is_quick = now - self._turned_at < 2 * self._half_life_s
-            is_recent = now - self._turned_at < 3 * self._half_life_s
-            self._old = self._middle if is_quick else {}
-            self._middle = self._young if is_recent else {}
-            self._young = {}
+        turns = (now - self._turned_at) // self._half_life_s
+        if turns >= 3:
+            self._young, self._middle, self._old = {}, {}, {}
             self._turned_at = now
+            return
+        for _ in range(int(turns)):
+            self._young, self._middle, self._old = {}, self._young, self._middle
+            self._turned_at += self._half_life_s

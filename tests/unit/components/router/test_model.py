@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from components.router.model import Coefficients, StepModel, pooled
+from components.router.model import Coefficients, StepModel
 
 TRUE = Coefficients(step_s=0.016, prefill_token_s=2e-5, decode_request_s=1e-4, kv_token_s=5e-9)
 
@@ -73,5 +73,6 @@ def test_a_long_prompt_takes_several_steps() -> None:
 def test_a_new_worker_is_expected_to_be_as_its_peers() -> None:
     peer = StepModel(Coefficients())
     observe(peer, 300, random.Random(4))
-    assert pooled([]) == pooled([StepModel(TRUE)]) == Coefficients()
-    assert pooled([peer, StepModel(Coefficients())]) == peer.coefficients
+    assert StepModel.like([]).coefficients == StepModel.like([StepModel(TRUE)]).coefficients == Coefficients()
+    new = StepModel.like([peer, StepModel(Coefficients())])
+    assert (new.coefficients, new.chunk_tokens) == (peer.coefficients, 8192)
