@@ -118,6 +118,8 @@ WORKER_WAITING = Gauge("busway_worker_waiting_sequences", "Sequences accepted, n
 
 WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engine can hand out.", registry=REGISTRY)
 
+KV_ANSWERS = Counter("busway_kv_answers", "Answers of this worker to readers that missed KV events.", registry=REGISTRY)
+
 # Frontend
 
 FRONTEND_REQUESTS = Counter(

@@ -10,6 +10,7 @@ from bus.messages.base import pack_u64, unpack_u64
 from bus.messages.kv import BlocksCleared, BlocksStored, KvBatch, KvEvent, KvQuery, Tier
 
 MAX_BATCH_EVENTS = 512
+"""Events of one message; a burst (an evicted long prompt) is cut into several."""
 MAX_PART_BLOCKS = 16_384
 """Blocks in one part of a snapshot: 128 KiB of hashes."""
 MAX_RECENT_BATCHES = 8192
@@ -88,10 +89,10 @@ class KvLog:
             MIN_CHECKPOINT_BLOCKS, sum([len(parents) for parents in self._parents.values()])
         )
 
-    def checkpoint(self) -> list[bytes]:
+    def checkpoint(self) -> Iterator[bytes]:
         """Return a snapshot that can stand for all batches before it."""
         self._blocks_since_checkpoint = 0
-        return list(self.snapshot())
+        return self.snapshot()
 
     def _apply(self, event: KvEvent) -> None:
         parents = self._parents.setdefault(event.tier, {})
