@@ -1,7 +1,7 @@
 """Pure. Which worker holds how much of a prompt's beginning, in which tier."""
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple, get_args
@@ -65,17 +65,10 @@ class PrefixIndex:
                 case BlocksCleared():
                     self._num_blocks -= tier.clear(worker)
 
-    def replace(self, worker: str, hashes_by_tier: Mapping[Tier, Iterable[int]]) -> None:
-        """Let a worker hold these blocks and no others.
-
-        Each becomes a run of its own unless another worker holds it: where parents are known, `remove_worker` and
-        `apply` of stored chains is better.
-        """
+    def replace(self, worker: str, events: Iterable[KvEvent]) -> None:
+        """Let a worker hold what these events, those of a snapshot, lead to from nothing. Raises as `apply`."""
         self.remove_worker(worker)
-        self._workers[worker] = None
-        for tier, hashes in hashes_by_tier.items():
-            for block in hashes:
-                self._store(worker, tier, 0, array("Q", (block,)))
+        self.apply(worker, events)
 
     def remove_worker(self, worker: str) -> None:
         """Forget a worker and its blocks."""

@@ -132,7 +132,7 @@ class RunIndex:
         return lengths
 
     def spans(self, hashes: Hashes) -> Iterator[tuple[int, int, dict[str, int]]]:
-        """Yield the runs along a chain: where each starts, how many blocks they share, who holds how many of the run."""
+        """Yield the runs along a chain: where each starts, how many blocks they share, who holds how many."""
         start, stop = 0, len(hashes)
         while start < stop:
             number = self.run_of.get(hashes[start])

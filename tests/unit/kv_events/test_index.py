@@ -93,10 +93,9 @@ def test_it_equals_a_dict_of_sets(steps: list[tuple[str, list[KvEvent], int]]) -
             index.remove_worker(worker)
             model = {key: blocks for key, blocks in model.items() if key[0] != worker}
         elif luck == 1:
-            device = model.get((worker, "device"), set()) ^ set(CHAINS[0][2:5])
             model = {key: blocks for key, blocks in model.items() if key[0] != worker}
-            model[worker, "device"] = device
-            index.replace(worker, {"device": device})
+            model[worker, "host"] = set(CHAINS[0][2:5])
+            index.replace(worker, [stored(CHAINS[0][2:5], CHAINS[0][1], "host")])
     check(index, model)
     for worker in WORKERS:
         index.remove_worker(worker)
@@ -149,8 +148,8 @@ def test_a_full_index_leaves_out_what_comes_and_says_whose() -> None:
     assert index.match([1, 2, 3, 4]) == {"w-a": Overlap(4, 4, 4, 4), "w-b": Overlap(2, 2, 2, 2)}
     assert [index.is_truncated(worker) for worker in WORKERS] == [False, True, False]
     index.remove_worker("w-a")
-    index.replace("w-b", {"device": range(1, 7)})
+    index.replace("w-b", [stored([1, 2, 3, 4, 5, 6])])
     assert not index.is_truncated("w-b")
-    index.replace("w-b", {"device": range(1, 9)})
+    index.replace("w-b", [stored([1, 2, 3, 4]), stored([5, 6, 7, 8], 4)])
     assert index.is_truncated("w-b")
     assert len(index) == 6
