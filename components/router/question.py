@@ -17,7 +17,7 @@ MAX_BODY_BYTES = 8 * 2**20
 MAX_TOKENS = 1_048_576
 
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-BlockHash = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+BlockHash = Annotated[int, Meta(ge=0)]
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +58,8 @@ def read_question(body: bytes) -> Question:
     question = _questions.decode_json(body)
     if bool(question.tokens) == bool(question.block_hashes):
         raise InvalidRequest("give either tokens or block_hashes", param="tokens")
+    if max(question.block_hashes, default=0) >= 2**64:
+        raise InvalidRequest("a block hash is below 2**64", param="block_hashes")
     if question.block_hashes and not question.num_tokens:
         raise InvalidRequest("block_hashes need num_tokens, the length of the prompt", param="num_tokens")
     if question.reserve and not question.request_id:

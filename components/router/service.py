@@ -112,19 +112,22 @@ class Router:
             ROUTER_WAITING.set(sum([len(desk.pool.queue) for desk in self._desks.values()]))
             ROUTER_WORKERS.set(sum([len(desk.pool.fleet.present) for desk in self._desks.values()]))
 
-    async def _keep_desk(self, model: str) -> None:
-        """Serve one model until stopped; a broker that refuses is asked again."""
+    def _open_desk(self, model: str) -> Desk | None:
+        """Begin to serve a model, unless there are too many."""
+        if len(self._desks) >= MAX_MODELS:
+            return None
         index = PrefixIndex()
-        config = self._config
-        pool = Pool(config, index, random.Random(f"{config.seed}:{self._router}"))
+        pool = Pool(self._config, index, random.Random(f"{self._config.seed}:{self._router}"))
         desk = self._desks[slug(model)] = Desk(self._bus, self._router, model, pool, self._sending, wall=self._wall)
-        for card in self._cards.values():
-            if card.model == model:
-                pool.join(card, anyio.current_time())
+        self._tasks.start_soon(self._guard, lambda: self._keep_desk(model, index, desk))
+        return desk
+
+    async def _keep_desk(self, model: str, index: PrefixIndex, desk: Desk) -> None:
+        """Serve one model until stopped; a broker that refuses is asked again."""
         while not self._stopping.is_set():
             try:
                 async with AsyncExitStack() as stack:
-                    if config.mode == "kv":
+                    if self._config.mode == "kv":
                         await stack.enter_async_context(follow(self._bus, slug(model), index))
                     await desk.open(stack)
                     log.info("model.opened", model=model)
@@ -143,12 +146,10 @@ class Router:
                 desk.lose(worker)
             return
         self._cards[worker] = card
-        desk = self._desks.get(slug(card.model))
+        desk = self._desks.get(slug(card.model)) or self._open_desk(card.model)
         if desk is not None:
             desk.pool.join(card, anyio.current_time())
             desk.work()
-        elif len(self._desks) < MAX_MODELS:
-            self._tasks.start_soon(self._guard_desk, card.model)
 
     def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
         if not incoming.subject.endswith(f".{load.worker}"):
@@ -179,9 +180,6 @@ class Router:
                 desk.pool.hear(placed, now)
         except Malformed:
             MALFORMED_MESSAGES.labels(family="route").inc()
-
-    async def _guard_desk(self, model: str) -> None:
-        await self._guard(lambda: self._keep_desk(model))
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         """Keep what `work` raises for `run` to raise: a task group would wrap it."""
