@@ -23,6 +23,7 @@ GROUPS = {
     "Use": {
         "chat": "talk to a model; shows time to first token and tokens/s",
         "bench": "load the running system, show CPU per token of each process",
+        "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
     },
     "Look": {
         "tap": "print what passes on the bus, readable",

@@ -2,8 +2,10 @@
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
 
 T = TypeVar("T")
 
@@ -47,7 +49,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
 
-def run_virtual(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_virtual(work: Callable[[], Awaitable[T]]) -> T:
     """Run `work()` in virtual time to its end; raise what it raises, and `Stalled` if it can never end."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work())
+    return anyio.run(work, backend_options={"loop_factory": VirtualLoop})

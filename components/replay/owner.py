@@ -1,6 +1,5 @@
 """I/O. Owns requests on a bus, as a frontend does: sends jobs, takes tokens, makes lost attempts again."""
 
-import asyncio
 import os
 import socket
 import time
@@ -37,12 +36,11 @@ class Owner:
         self._model = model
         self._tasks = tasks
         self._routers: set[str] = set()
-        self._clock = asyncio.get_running_loop().time  # handlers run outside of tasks, where anyio knows no time
         self._news = anyio.Event()
 
     async def send(self, arrival: Arrival) -> None:
         """Send a request that arrives now; one that the bus does not take has failed."""
-        await self._append(self.book.open(arrival, self._clock()))
+        await self._append(self.book.open(arrival, anyio.current_time()))
 
     async def wait_done(self, patience_s: float) -> None:
         """Wait until every request has ended; those that no worker says a word about for `patience_s` have failed."""
@@ -52,12 +50,12 @@ class Owner:
                 await self._news.wait()
             if scope.cancelled_caught:
                 log.error("replay.stalled", num_requests=len(self.book), patience_s=patience_s)
-                self.book.give_up(self._clock(), "silence")
+                self.book.give_up(anyio.current_time(), "silence")
 
     def on_batch(self, batch: StepBatch, _incoming: Incoming) -> None:
         """Take a step of a worker, or a router's refusal."""
         try:
-            again = self.book.take(batch, self._clock())
+            again = self.book.take(batch, anyio.current_time())
         except Malformed:
             MALFORMED_MESSAGES.labels(family="out").inc()
             return
@@ -86,7 +84,7 @@ class Owner:
         try:
             await self._bus.append(subject, payload)
         except BuswayError as error:
-            self.book.fail(request, self._clock(), error.code)
+            self.book.fail(request, anyio.current_time(), error.code)
 
 
 @asynccontextmanager

@@ -95,9 +95,7 @@ class PromptWriter:
 def arrivals_of(requests: Iterable[TraceRequest], writer: PromptWriter, *, load: float = 1.0) -> Iterator[Arrival]:
     """Yield the requests as load, `load` times as fast as recorded; prompts are written when they are due."""
     for request in requests:
-        yield Arrival(
-            at_s=request.arrival_s / load, prompt=writer.write(request), num_output=request.output_length
-        )
+        yield Arrival(at_s=request.arrival_s / load, prompt=writer.write(request), num_output=request.output_length)
 
 
 class ReuseBound(msgspec.Struct, frozen=True):

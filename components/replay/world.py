@@ -1,17 +1,19 @@
 """I/O. A whole system in one event loop: broker in memory, real workers with mock engines, owners under load."""
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
 import msgspec
 
-from bus.config import Config, MockConfig, WorkerConfig
+from bus.config import Config, MockConfig, RouterConfig, WorkerConfig
+from bus.protocol import Bus
 from bus.testing import MemoryBroker
 from components.engines.mock.engine import MockEngine
 from components.replay.book import Arrival
 from components.replay.owner import Owner, open_owner
+from components.router.service import Router
 from components.worker.model import Model
 from components.worker.service import Worker
 
@@ -42,21 +44,28 @@ there: 4.209989e-7 t^2 + 1.518344e-2 t + 16.50142 for t prompt tokens, and -25.7
 the cache in context."""
 
 
+Connect = Callable[[str], AbstractAsyncContextManager[Bus]]
+"""Opens a connection to the broker under a name."""
+
+
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """What the system under load consists of."""
 
     num_workers: int = 8
+    num_routers: int = 0
+    """0: requests go to the lane that all workers share."""
     num_frontends: int = 1
     slots: int = 256
     engine: MockConfig = DYNAMO_MOCKER
+    router: RouterConfig = RouterConfig()
 
 
 async def replay(world: World, arrivals: Iterable[Arrival]) -> list[Owner]:
     """Run `arrivals` (in order of time, read lazily) against a system of its own; return the owners with their books.
 
-    The requests go to the frontends in turn. Starts when all workers pull, ends when every request has ended.
+    The requests go to the frontends in turn. Ends when every request has ended.
     """
-    async with open_world(world) as owners:
+    async with open_world(world, MemoryBroker().connect) as owners:
         await drive(owners, arrivals)
         return owners
 
@@ -75,23 +84,24 @@ async def drive(owners: list[Owner], arrivals: Iterable[Arrival]) -> None:
 
 
 @asynccontextmanager
-async def open_world(world: World) -> AsyncIterator[list[Owner]]:
-    """Start the system, and stop it at the end."""
-    broker = MemoryBroker()
-    broker.ensure()
+async def open_world(world: World, connect: Connect) -> AsyncIterator[list[Owner]]:
+    """Start the system in this event loop on any broker, and cancel it at the end."""
     async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
         for number in range(world.num_workers):
-            tasks.start_soon(_run_worker, world, broker, f"w-{number}")
+            tasks.start_soon(_run_worker, world, connect, f"w-{number}")
+        for number in range(world.num_routers):
+            tasks.start_soon(_run_router, world, connect, f"r-{number}")
         owners = []
         for number in range(world.num_frontends):
-            bus = await stack.enter_async_context(broker.connect(f"f-{number}"))
+            bus = await stack.enter_async_context(connect(f"f-{number}"))
+            await bus.ensure()
             owners.append(await stack.enter_async_context(open_owner(bus, f"f-{number}", MODEL, tasks)))
         await anyio.sleep(SETTLE_S)
         yield owners
         tasks.cancel_scope.cancel()
 
 
-async def _run_worker(world: World, broker: MemoryBroker, name: str) -> None:
+async def _run_worker(world: World, connect: Connect, name: str) -> None:
     model = Model(
         name=MODEL,
         directory=Path(),
@@ -101,6 +111,14 @@ async def _run_worker(world: World, broker: MemoryBroker, name: str) -> None:
         files={},
     )
     engine = MockEngine(world.engine, model=MODEL, vocab_size=VOCAB_SIZE)
-    config = Config(worker=WorkerConfig(engine="mock", slots=world.slots), mock=world.engine)
-    async with broker.connect(name) as bus:
-        await Worker(config, bus, engine, model, name).run()
+    # Each step's tokens at their own time: what steps share messages for is CPU time, which costs nothing here.
+    worker = WorkerConfig(engine="mock", slots=world.slots, publish_gap_s=0.0)
+    async with connect(name) as bus:
+        await bus.ensure()
+        await Worker(Config(worker=worker, mock=world.engine), bus, engine, model, name).run()
+
+
+async def _run_router(world: World, connect: Connect, name: str) -> None:
+    async with connect(name) as bus:
+        await bus.ensure()
+        await Router(Config(router=world.router), bus, name).run()
