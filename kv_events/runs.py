@@ -1,10 +1,11 @@
 """Pure. Who holds which block in one tier, kept as runs: pieces of chains of which each worker holds a beginning."""
 
-import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import count, repeat
+
+from kv_events.columns import common_length, followed_length, xor_of
 
 Hashes = Sequence[int]
 
@@ -87,7 +88,7 @@ class RunIndex:
                 first = run.index(blocks[at])
                 removed = max(1, min(common_length(run, first, blocks, at), held - first))
                 if first + removed < held:
-                    self._split(number, first + removed)
+                    number, _ = self._split(number, first + removed)
                 if first < held:
                     self._shrink(worker, holding, number, first)
             at += removed
@@ -184,8 +185,8 @@ class RunIndex:
         held = run.held.get(worker, 0)
         first = held if held < len(run.blocks) and run.blocks[held] == blocks[at] else run.blocks.index(blocks[at])
         if first > held:
-            number, first, held = self._split(number, first), 0, 0
-            run = self.runs[number]
+            _, number = self._split(number, first)
+            run, first, held = self.runs[number], 0, 0
         length = common_length(run.blocks, first, blocks, at)
         if first + length > held:
             holding.num_blocks += first + length - held
@@ -213,51 +214,28 @@ class RunIndex:
             if not longest:
                 del self.runs[number]
 
-    def _split(self, number: int, length: int) -> int:
-        """Cut a run after `length` blocks, and return the number of the run of the others."""
+    def _split(self, number: int, length: int) -> tuple[int, int]:
+        """Cut a run after `length` blocks, visiting those of the shorter piece; return the numbers of both."""
         run, other = self.runs[number], next(self._numbers)
-        rest = self.runs[other] = Run(run.blocks[length:], {})
-        del run.blocks[length:]
-        self.run_of.update(zip(rest.blocks, repeat(other)))
-        for worker, held in run.held.items():
-            if held > length:
-                rest.held[worker] = held - length
-                run.held[worker] = length
-                self.holdings[worker].runs.add(other)
-        return other
-
-
-def xor_of(blocks: "array[int]") -> int:
-    """Return the xor of hashes: halves of one long integer are folded upon each other, four times as fast as a loop."""
-    number, length = int.from_bytes(blocks.tobytes(), sys.byteorder), len(blocks)
-    while length > 1:
-        length = (length + 1) >> 1
-        high = number >> 64 * length
-        number ^= high << 64 * length ^ high
-    return number
-
-
-def common_length(ours: "array[int]", first: int, theirs: "array[int]", at: int) -> int:
-    """Return how many elements from `ours[first]` and `theirs[at]` on are equal."""
-    longest = min(len(ours) - first, len(theirs) - at)
-    if ours[first : first + longest] == theirs[at : at + longest]:
-        return longest
-    length = 0
-    while ours[first + length] == theirs[at + length]:
-        length += 1
-    return length
-
-
-def followed_length(blocks: "array[int]", hashes: Hashes, start: int) -> int:
-    """Return how many of a run's blocks come in a chain from `start` on; as hashes are chained, a bisection tells."""
-    high = min(len(blocks), len(hashes) - start)
-    if blocks[high - 1] == hashes[start + high - 1]:
-        return high
-    low = 0
-    while low < high:
-        middle = (low + high) >> 1
-        if blocks[middle] == hashes[start + middle]:
-            low = middle + 1
+        front = {worker: min(held, length) for worker, held in run.held.items()}
+        rest = {worker: held - length for worker, held in run.held.items() if held > length}
+        if length <= len(run.blocks) // 2:
+            first, second = other, number
+            moved = Run(run.blocks[:length], front)
+            del run.blocks[:length]
+            run.held = rest
         else:
-            high = middle
-    return low
+            first, second = number, other
+            moved = Run(run.blocks[length:], rest)
+            del run.blocks[length:]
+            run.held = front
+        self.runs[other] = moved
+        self.run_of.update(zip(moved.blocks, repeat(other)))
+        for worker in front:
+            runs = self.holdings[worker].runs
+            runs.add(first)
+            if worker in rest:
+                runs.add(second)
+            else:
+                runs.discard(second)
+        return first, second

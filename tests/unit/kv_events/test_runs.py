@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_events.hashing import block_hashes
-from kv_events.runs import RunIndex, xor_of
+from kv_events.runs import RunIndex
 
 WORKERS = ("w-a", "w-b")
 
@@ -78,6 +78,20 @@ def test_a_chain_that_grows_and_shrinks_at_its_end_is_one_run(grow: list[int], s
     check_books(index)
 
 
+def test_a_chain_may_be_evicted_from_its_beginning_or_anywhere() -> None:
+    chain = column(block_hashes(range(100), 1, 7))
+    index = RunIndex()
+    for worker in WORKERS:
+        index.store(worker, 0, chain)
+    for block in chain[:40]:
+        assert index.remove("w-a", column([block])) == 1
+    assert index.remove("w-a", column([chain[70], chain[60], chain[60]])) == 2
+    assert check_books(index) == {"w-a": {*chain[40:60], *chain[61:70], *chain[71:]}, "w-b": {*chain}}
+    assert index.match(chain) == {"w-b": 100}
+    index.store("w-a", 0, chain)
+    assert index.match(chain) == {"w-a": 100, "w-b": 100}
+
+
 def test_forks_split_no_run() -> None:
     index = RunIndex()
     trunk = block_hashes(range(20), 1, 7)
@@ -87,8 +101,3 @@ def test_forks_split_no_run() -> None:
     index.store("w-b", 0, column(trunk))
     check_books(index)
     assert len(index.runs) == 6, "one for each chain, from where it left the others"
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=40))
-def test_xor_of_a_column(blocks: list[int]) -> None:
-    assert xor_of(column(blocks)) == reduce(xor, blocks, 0)
