@@ -28,10 +28,8 @@ MAX_DELIVER = 50
 """A request comes again each time that a router dies or leaves."""
 GRANT_SIZE = 256
 """Most deliveries that one class has open."""
-TELL_AFTER_S = 0.005
-"""Decisions within this are told to other routers in one message."""
 MAX_NEWS = 256
-"""Decisions in one message."""
+"""Decisions in one message to other routers; those of one turn of the event loop are told together."""
 RETRY_S = 0.1
 LONGEST_NAP_S = 0.25
 MAX_DEAD_BYTES = 64 * 1024
@@ -112,7 +110,7 @@ class Desk:
             self._tasks.start_soon(self._send, placement)
         if pool.news and not self._is_telling:
             self._is_telling = True
-            self._loop.call_later(TELL_AFTER_S, self._tell)
+            self._loop.call_soon(self._tell)
         self._grant()
         if self._timer is not None:
             self._timer.cancel()

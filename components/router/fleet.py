@@ -27,6 +27,8 @@ SHORTEST_STEP_S = 0.01
 REQUEST_S = 2e-6
 """Cost of each request that a worker has: decides between workers that are equal otherwise."""
 LONGEST_GAP_S = 60.0
+TURNOVER_S = 300.0
+"""Half of what a worker computed before this counts no more for the turnover of its cache."""
 TIE_S = 1e-9
 
 T = TypeVar("T")
@@ -61,6 +63,8 @@ class WorkerState(Generic[T]):
         "placed_at",
         "reported",
         "slots",
+        "turned_at",
+        "turnover",
         "unsettled_blocks",
         "waiting_blocks",
     )
@@ -85,6 +89,8 @@ class WorkerState(Generic[T]):
         self.flights: dict[str, Flight[T]] = {}
         self.num_unsettled = 0
         self.unsettled_blocks = 0
+        self.turnover = 0.0
+        self.turned_at = now
 
     @property
     def num_requests(self) -> int:
@@ -191,6 +197,8 @@ class Fleet(Generic[T]):
         fixed_s, token_s = state.model.prefill_line(state.decode, state.kv_tokens)
         if self.free_at[number] <= now:
             self.free_at[number] = now + fixed_s
+        state.turnover = self.turnover(number, now) + flight.tokens
+        state.turned_at = now
         # What is ahead and this share steps.
         self.free_at[number] += token_s * flight.tokens
         self._price(number, state, now)
@@ -206,6 +214,11 @@ class Fleet(Generic[T]):
             state.unsettled_blocks -= flight.blocks
         self.free_at[number] -= state.model.prefill_line(state.decode, state.kv_tokens)[1] * flight.tokens
         self._price(number, state, now)
+
+    def turnover(self, number: int, now: float) -> float:
+        """Return the prompt tokens that a worker computed lately: so much was pushed out of its cache, or will be."""
+        state = self.state(number)
+        return state.turnover * math.exp2((state.turned_at - now) / TURNOVER_S)
 
     def silent(self, now: float) -> list[str]:
         """Return the workers that are silent for so long that they count as dead; suspect those before that."""

@@ -2,19 +2,28 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Mode = Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"]
 
-TIE_S = 1e-6
-"""Costs that differ by less are equal."""
+TIE_S = 1e-3
+TIE_PART = 0.05
+"""Costs that differ by less than this part of them, or by `TIE_S`, are equal: no estimate is better than that."""
 
 
-def pick_cheapest(costs: Sequence[float], rng: random.Random, temperature_s: float = 0.0) -> int | None:
-    """Return the position of the least cost in seconds, None when all are infinite; equal ones by chance.
+Rank = tuple[int, float]
+"""Tokens that a worker would have to compute, and those that it computed lately: equal costs go where the prefix is,
+and cold prompts where they push the least out of a cache."""
 
-    With a temperature, a worker that costs `temperature_s` more is chosen e times less often.
+
+def pick_cheapest(
+    costs: Sequence[float], rank: Callable[[list[int]], list[Rank]], rng: random.Random, temperature_s: float = 0.0
+) -> int | None:
+    """Return the position of the least cost in seconds, None when all are infinite.
+
+    Among equal ones it is the one of the least rank, then chance decides. With a temperature, a worker that costs
+    `temperature_s` more is chosen e times less often.
     """
     least = min(costs, default=math.inf)
     if least == math.inf:
@@ -22,9 +31,13 @@ def pick_cheapest(costs: Sequence[float], rng: random.Random, temperature_s: flo
     if temperature_s > 0.0:
         weights = [math.exp((least - cost) / temperature_s) for cost in costs]
         return rng.choices(range(len(costs)), weights)[0]
-    limit = least + TIE_S
+    limit = least + max(TIE_S, TIE_PART * least)
     tied = [position for position, cost in enumerate(costs) if cost <= limit]
-    return tied[0] if len(tied) == 1 else rng.choice(tied)
+    if len(tied) == 1:
+        return tied[0]
+    ranks = rank(tied)
+    first = min(ranks)
+    return rng.choice([position for position, other in zip(tied, ranks, strict=True) if other == first])
 
 
 class BlindChoice:

@@ -12,7 +12,7 @@ from bus.messages.inference import LatencyClass
 from bus.messages.route import Placed
 from components.router.drain import DrainRate
 from components.router.fleet import Fleet, Flight
-from components.router.policy import BlindChoice, pick_cheapest
+from components.router.policy import BlindChoice, Rank, pick_cheapest
 from components.router.queue import NO_DEADLINE, Entry, FairQueue
 from components.router.request import Request
 from components.router.scoring import Scorer
@@ -178,7 +178,7 @@ class Pool:
             number = self._blind.pick(self.fleet.present, self.fleet.num_requests())
             return None if number is None else self._choice(request, number, 0.0)
         costs = self._scorer.costs(request, now)
-        number = pick_cheapest(costs, self._rng, self._config.temperature_s)
+        number = self._cheapest(request, costs, now)
         return None if number is None else self._choice(request, number, costs[number])
 
     def reserve(self, request: Request, choice: Choice, entry: Entry[Request] | None, now: float) -> None:
@@ -242,7 +242,7 @@ class Pool:
         costs = self._scorer.costs(request, now)
         for number, seconds in parked.items():
             costs[number] += seconds
-        number = pick_cheapest(costs, self._rng, self._config.temperature_s)
+        number = self._cheapest(request, costs, now)
         if number is None:
             return None
         choice = self._choice(request, number, costs[number])
@@ -253,6 +253,13 @@ class Pool:
             _, token_s = state.model.prefill_line(state.decode, state.kv_tokens)
             parked[number] = parked.get(number, 0.0) + token_s * choice.uncached_tokens
         return None
+
+    def _cheapest(self, request: Request, costs: list[float], now: float) -> int | None:
+        def rank(numbers: list[int]) -> list[Rank]:
+            uncached = self._scorer.all_uncached(request)
+            return [(uncached.get(n, request.num_tokens), self.fleet.turnover(n, now)) for n in numbers]
+
+        return pick_cheapest(costs, rank, self._rng, self._config.temperature_s)
 
     def _has_idle(self, headroom: float, now: float) -> bool:
         idle = sum([self.fleet.free_at[number] <= now for number in self.fleet.present])

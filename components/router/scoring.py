@@ -58,6 +58,10 @@ class Scorer:
                 return self._uncached(request, holding)
         return request.num_tokens
 
+    def all_uncached(self, request: Request) -> dict[int, int]:
+        """Return the tokens that each worker has to compute which holds any, as of the last look."""
+        return {holding[0]: self._uncached(request, holding) for holding in request.holdings}
+
     def fewest_uncached(self, request: Request, now: float) -> int:
         """Return the tokens that the worker computes which holds the most."""
         self._match(request, now)

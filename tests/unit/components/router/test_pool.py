@@ -216,16 +216,35 @@ def test_round_robin_goes_round(stage: Make) -> None:
     assert [s.place(s.request()) for _ in range(6)] == ["w-0", "w-1", "w-2"] * 2
 
 
-def test_ties_are_broken_by_chance_and_temperature_softens() -> None:
+def test_equal_costs_go_by_rank_and_then_by_chance() -> None:
     rng = Random(1)
-    assert pick_cheapest([], rng) is None
-    assert pick_cheapest([float("inf")], rng) is None
-    picks = Counter(pick_cheapest([2.0, 1.0, 1.0, float("inf")], rng) for _ in range(1000))
+    ranks = [(7, 0.0), (7, 5.0), (7, 5.0), (0, 0.0)]
+
+    def rank(numbers: list[int]) -> list[tuple[int, float]]:
+        return [ranks[number] for number in numbers]
+
+    assert pick_cheapest([], rank, rng) is None
+    assert pick_cheapest([float("inf")], rank, rng) is None
+    assert pick_cheapest([1.02, 1.0, 1.0, 2.0], rank, rng) == 0
+    picks = Counter(pick_cheapest([2.0, 1.0, 1.0, float("inf")], rank, rng) for _ in range(1000))
     assert set(picks) == {1, 2}
     assert min(picks.values()) > 400
-    softened = Counter(pick_cheapest([1.1, 1.0, float("inf")], rng, 0.1) for _ in range(4000))
-    assert 2.3 < softened[1] / softened[0] < 3.2
-    assert set(softened) == {0, 1}
+
+
+def test_temperature_softens_the_choice() -> None:
+    rng = Random(1)
+    picks = Counter(pick_cheapest([1.1, 1.0, float("inf")], lambda _: [], rng, 0.1) for _ in range(4000))
+    assert 2.3 < picks[1] / picks[0] < 3.2
+    assert set(picks) == {0, 1}
+
+
+def test_cold_prompts_use_all_caches_alike(stage: Make) -> None:
+    s = stage(4)
+    tokens: Counter[str] = Counter()
+    for length in range(1000, 9000, 100):
+        tokens[s.place(s.request(length=length))] += length
+        s.tick(1.0)
+    assert max(tokens.values()) < 1.1 * min(tokens.values())
 
 
 def test_power_of_two_prefers_the_idler() -> None:
