@@ -120,6 +120,20 @@ WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engi
 
 KV_ANSWERS = Counter("busway_kv_answers", "Answers of this worker to readers that missed KV events.", registry=REGISTRY)
 
+# Readers of KV events
+
+KV_EVENTS = Counter("busway_kv_events", "KV events that went into the index.", registry=REGISTRY)
+
+KV_GAPS = Counter(
+    "busway_kv_gaps",
+    "Times that the index of a worker was found to be wrong, by what showed it.",
+    ["reason"],
+    registry=REGISTRY,
+)
+"""`reason`: `missing` (numbers of events), `digest` (number and xor of the blocks)."""
+
+KV_QUERIES = Counter("busway_kv_queries", "Questions to workers about missed KV events.", registry=REGISTRY)
+
 # Frontend
 
 FRONTEND_REQUESTS = Counter(
