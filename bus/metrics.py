@@ -163,7 +163,7 @@ FRONTEND_RETRIES = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `aborted`."""
+"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `router_lost`, `aborted`."""
 
 FRONTEND_DROPPED_TOKENS = Counter(
     "busway_frontend_dropped_tokens",
