@@ -34,6 +34,8 @@ STALL_S = 1.0
 """A tick that comes so late says that this process stood still: then the silence of workers proves nothing."""
 RETRY_S = 0.5
 MAX_MODELS = 256
+CARD_TTL_S = 3
+"""Frontends send requests to a router that was killed for so long, if it was the only one."""
 
 log = structlog.get_logger()
 
@@ -90,7 +92,9 @@ class Router:
                 stack.callback(subscription.unsubscribe)
             await stack.enter_async_context(watch_cards(self._bus, "worker", WorkerCard, self._on_worker))
             await stack.enter_async_context(serve_picks(self._bus, self._config, self.find))
-            await stack.enter_async_context(keep_card(self._bus, f"router.{self._router}", self._card()))
+            await stack.enter_async_context(
+                keep_card(self._bus, f"router.{self._router}", self._card(), ttl_s=CARD_TTL_S)
+            )
             log.info("router.started", router=self._router, mode=self._config.mode, num_workers=len(self._cards))
             await self._tick_until_stopped()
 
