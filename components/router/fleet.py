@@ -6,6 +6,7 @@ comprehension.
 """
 
 import math
+from collections import Counter
 from typing import Generic, TypeVar
 
 import msgspec
@@ -111,6 +112,7 @@ class Fleet(Generic[T]):
         self._states: list[WorkerState[T] | None] = []
         self.numbers: dict[str, int] = {}
         self.present: list[int] = []
+        self.block_sizes: Counter[int] = Counter()
         self.free_at: list[float] = []
         """When each worker has computed the prompts that it has."""
         self.extra_s: list[float] = []
@@ -143,6 +145,7 @@ class Fleet(Generic[T]):
             self.token_s.append(0.0)
         self.numbers[card.worker] = number
         self.present.append(number)
+        self.block_sizes[card.block_size] += 1
         self._price(number, state, now)
         return number
 
@@ -151,8 +154,10 @@ class Fleet(Generic[T]):
         number = self.numbers.pop(worker, None)
         if number is None:
             return []
-        flights = self.state(number).flights.values()
+        state = self.state(number)
+        flights = state.flights.values()
         self._states[number] = None
+        self.block_sizes -= Counter([state.block_size])
         self.extra_s[number] = math.inf
         self.present.remove(number)
         return [flight.item for flight in flights if flight.item is not None]

@@ -101,7 +101,7 @@ class Pool:
         """Return the block sizes that prompts must be hashed for."""
         if self._blind is not None:
             return set()
-        return {self.fleet.state(number).block_size for number in self.fleet.present}
+        return set(self.fleet.block_sizes)
 
     def admit(self, request: Request, deadline: float | None, now: float) -> Refusal | None:
         """Let a request wait for its turn, or say why that would be in vain."""

@@ -6,7 +6,6 @@ same, it makes no difference.
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 
 MAX_HASHES = 1 << 20
 """Held at a time; what was predicted first is forgotten first, half of it at once."""
@@ -42,25 +41,17 @@ class Predictions:
             young[block_hash] = young.get(block_hash, 0) | bit
 
     def match(self, hashes: Sequence[int], now: float) -> dict[int, int]:
-        """Return for each worker how many blocks from the start of this chain it is expected to hold.
-
-        A block that was predicted stands for all before it: its hash contains them.
-        """
+        """Return for each worker how many blocks from the start of this chain it is expected to hold."""
         self._turn(now)
         depths: dict[int, int] = {}
         for generation in (self._young, self._middle, self._old):
-            if not generation:
-                continue
-            masks = list(map(generation.get, hashes, repeat(0)))
-            seen = 0
-            for depth in range(len(masks), 0, -1):
-                new = (masks[depth - 1] or 0) & ~seen
-                seen |= new
-                while new:
-                    worker = (new & -new).bit_length() - 1
-                    new &= new - 1
-                    if depth > depths.get(worker, 0):
-                        depths[worker] = depth
+            for length, mask in _spans(generation, hashes):
+                rest = mask
+                while rest:
+                    worker = rest.bit_length() - 1
+                    rest ^= 1 << worker
+                    if length > depths.get(worker, 0):
+                        depths[worker] = length
         return depths
 
     def remove_worker(self, worker: int) -> None:
@@ -79,3 +70,30 @@ class Predictions:
         for _ in range(int(turns)):
             self._young, self._middle, self._old = {}, self._young, self._middle
             self._turned_at += self._half_life_s
+
+
+def _spans(generation: dict[int, int], hashes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where workers drop out along a chain: lengths, each with the bit set of those that come so far.
+
+    Chains are added whole, so whoever has a block here has all before it: between two equal sets nobody drops out.
+    """
+    if not hashes or not generation:
+        return []
+    get = generation.get
+    spans = []
+    start, mask = 0, get(hashes[0], 0)
+    while mask:
+        # `low` has this set, `high` has a smaller one or is the end.
+        low, high = start, len(hashes)
+        if get(hashes[-1], 0) == mask:
+            low = high - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if get(hashes[middle], 0) == mask:
+                low = middle
+            else:
+                high = middle
+        rest = get(hashes[high], 0) if high < len(hashes) else 0
+        spans.append((high, mask & ~rest))
+        start, mask = high, rest
+    return spans
