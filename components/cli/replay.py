@@ -1,6 +1,7 @@
 """I/O. Replay a recorded load (Mooncake trace): in virtual time on mock workers of its own, or live."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from components.cli.options import add_config_options, read_config
@@ -23,10 +24,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--load", type=_factor, metavar="X", default=1.0, help="in virtual time: arrivals X times denser"
     )
-    parser.add_argument("--workers", type=_count, metavar="N", default=8, help="virtual workers (8)")
-    parser.add_argument("--routers", type=int, metavar="N", default=1, help="virtual routers; 0: the shared lane (1)")
-    parser.add_argument("--frontends", type=_count, metavar="N", default=1, help="owners that share the load (1)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="the first N requests only")
+    parser.add_argument("--workers", type=_at_least(1), metavar="N", default=8, help="virtual workers (8)")
+    parser.add_argument(
+        "--routers", type=_at_least(0), metavar="N", default=1, help="virtual routers; 0: the shared lane (1)"
+    )
+    parser.add_argument("--frontends", type=_at_least(1), metavar="N", default=1, help="owners that share the load (1)")
+    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="the first N requests only")
     parser.add_argument("--goal", metavar="TTFT,ITL", type=_goal, help="seconds that a good request takes (1.0,0.025)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     add_config_options(parser)
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         trace=options.trace,
         limit=options.limit or MAX_REQUESTS,
         num_workers=options.workers,
-        num_routers=max(0, options.routers),
+        num_routers=options.routers,
         num_frontends=options.frontends,
         load=options.speed or options.load,
         goal=goal,
@@ -73,19 +76,28 @@ def _speed(text: str) -> float | None:
 
 
 def _factor(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.001 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.001 and 1000")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0.001 and 1000")
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
+def _at_least(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text) if text.isdecimal() else -1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return value
+
+    return read
 
 
 def _goal(text: str) -> tuple[float, float]:
     ttft, _, itl = text.partition(",")
-    return float(ttft), float(itl)
+    try:
+        return float(ttft), float(itl)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers of seconds, as in 1.0,0.025") from None
