@@ -31,6 +31,7 @@ GRANT_SIZE = 256
 MAX_NEWS = 256
 """Decisions in one message to other routers; those of one turn of the event loop are told together."""
 RETRY_S = 0.1
+SHORTEST_NAP_S = 0.001
 LONGEST_NAP_S = 0.25
 MAX_DEAD_BYTES = 64 * 1024
 
@@ -66,6 +67,7 @@ class Desk:
         self._answers = Answers(bus, router)
         self._pulls: dict[LatencyClass, Pull] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
         self._is_telling = False
         self._told = 0
         self._renewed_at = self._loop.time()
@@ -112,12 +114,12 @@ class Desk:
             self._is_telling = True
             self._loop.call_soon(self._tell)
         self._grant()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if len(pool.queue) and self._pulls:
             at = min(pool.fleet.next_room_at(now), now + LONGEST_NAP_S)
-            self._timer = self._loop.call_at(max(at, now + 0.001), self.work)
+            self._wake_at(max(at, now + SHORTEST_NAP_S))
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def lose(self, worker: str) -> None:
         """Forget a worker; what it had not accepted goes to others."""
@@ -161,11 +163,15 @@ class Desk:
             self._refuse(request.origin, refusal, "refused")
         if len(pool.queue) == 1:
             self.work()
-        elif self._timer is None or self._timer.when() > now:
+        elif self._timer is None or self._due_at > now + SHORTEST_NAP_S:
             # A burst is planned together, once all of it is here.
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(now, self.work)
+            self._wake_at(now + SHORTEST_NAP_S)
+
+    def _wake_at(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = at
+        self._timer = self._loop.call_at(at, self.work)
 
     async def _send(self, placement: Placement) -> None:
         """Append a job to the lane of its worker; the broker lost it: it waits again."""
