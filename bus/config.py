@@ -139,8 +139,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     """Part of the prompt tokens that standard requests get while interactive ones wait."""
     batch_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """Part of the prompt tokens that batch requests get while others wait."""
-    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.25
-    """Part of the workers, and of each worker's places, that batch requests leave free for others."""
+    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """Part of the workers, and of each worker's places, that batch requests leave free while there are others."""
     pick_host: str = "127.0.0.1"
     pick_port: Port = 0
     """Where gateways ask over HTTP which worker to take; 0: nowhere."""
