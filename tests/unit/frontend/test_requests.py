@@ -163,7 +163,7 @@ def test_a_job_that_reached_two_workers_belongs_to_the_first_that_speaks() -> No
     )
     outcome = table.take(late, 1.1)
     assert outcome.unknown == {ticket}
-    assert not (outcome.gaps or outcome.finished or outcome.failed or recorder.logprobs)
+    assert (outcome.gaps, outcome.finished, outcome.failed, recorder.logprobs) == ({}, [], [], [])
     table.take(batch([(ticket, 1, 11)], seq=2), 1.2)
     assert (recorder.tokens, request.worker) == ([10, 11], "w-1")
 
