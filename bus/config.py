@@ -50,7 +50,7 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """How long a request may wait for a worker to accept it."""
     worker_timeout_s: Positive = 3.0
     """A worker that is silent for so long is dead: its requests go elsewhere."""
-    write_gap_s: Gap = 0.02
+    write_gap_s: Gap = 0.015
     """Tokens that a stream gets faster than that are written together, but for the first. 0: each at once."""
     slow_client_bytes: Count = 256 * 2**10
     """Unsent bytes after which a client that does not read is cut off."""

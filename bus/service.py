@@ -55,12 +55,17 @@ class Call:
         if self.reply:
             self._bus.publish(self.reply, payload, headers=headers)
 
-    def fail(self, code: str, description: str, payload: bytes = b"") -> None:
-        """Answer with an error, as NATS clients read it from headers, and end the call."""
+    def fail(self, code: str, description: str, payload: bytes = b"", *, to: str | None = None) -> None:
+        """Answer with an error, as NATS clients read it from headers, and end the call.
+
+        `to` stands in for the reply subject; empty, nobody is told. Raises as `respond` does.
+        """
         line = " ".join(description.split())
         self._stats.count_error(f"{code}: {line}")
         self.finish()
-        self.respond(payload, headers={_ERROR: line, _ERROR_CODE: code})
+        subject = self.reply if to is None else to
+        if subject:
+            self._bus.publish(subject, payload, headers={_ERROR: line, _ERROR_CODE: code})
 
     def finish(self) -> None:
         """End the call: its duration goes into the statistics. Ending twice is ending once."""

@@ -1,12 +1,14 @@
 """Pure. A model as a frontend uses it: tokenizer, chat template and the text of its tokens, built from its files."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from bus.errors import Malformed
 from bus.messages.fleet import ModelCard
+from bus.messages.inference import Probability, Sampling
 from bus.subjects import slug
 from frontend.template import ChatTemplate
 from frontend.tokenizer import Tokenizer, load_tokenizer
@@ -15,10 +17,13 @@ from frontend.vocabulary import Vocabulary, read_vocabulary
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-WANTED_FILES = frozenset({TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE})
+GENERATION_CONFIG = "generation_config.json"
+WANTED_FILES = frozenset({TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG})
 """Files of a model card that a frontend fetches."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+T = TypeVar("T")
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +39,8 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     template: ChatTemplate | None
     """None: the model has none, and serves completions only."""
     vocabulary: Vocabulary
+    sampling: Sampling = Sampling()
+    """What holds where a request says nothing."""
 
 
 class _NamedTemplate(msgspec.Struct):
@@ -56,7 +63,17 @@ class _TokenizerConfig(msgspec.Struct):
     mask_token: str | _AddedToken | None = None
 
 
+class _GenerationConfig(msgspec.Struct):
+    do_sample: bool | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] | None = None
+
+
 _config = msgspec.json.Decoder(_TokenizerConfig)
+_generation_config = msgspec.json.Decoder(_GenerationConfig)
 
 
 def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
@@ -66,7 +83,7 @@ def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
     """
     if TOKENIZER not in files:
         raise Malformed(f"model {card.model!r} comes without {TOKENIZER}")
-    config = _read_config(files.get(TOKENIZER_CONFIG, b"{}"))
+    config = _decode(_config, TOKENIZER_CONFIG, files.get(TOKENIZER_CONFIG, b"{}"))
     source = _template_source(config, files.get(CHAT_TEMPLATE))
     return ServedModel(
         name=card.model,
@@ -78,14 +95,27 @@ def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
         tokenizer=load_tokenizer(files[TOKENIZER]),
         template=ChatTemplate(source, _special_tokens(config)) if source else None,
         vocabulary=read_vocabulary(files[TOKENIZER], card.eos_token_ids),
+        sampling=_default_sampling(_decode(_generation_config, GENERATION_CONFIG, files.get(GENERATION_CONFIG, b"{}"))),
     )
 
 
-def _read_config(data: bytes) -> _TokenizerConfig:
+def _decode(decoder: msgspec.json.Decoder[T], name: str, data: bytes) -> T:
     try:
-        return _config.decode(data)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(f"{TOKENIZER_CONFIG}: {error}") from error
+        raise Malformed(f"{name}: {error}") from error
+
+
+def _default_sampling(config: _GenerationConfig) -> Sampling:
+    """Return what the model's makers recommend; a model that says it is not to be sampled is greedy."""
+    given = {
+        "temperature": 0.0 if config.do_sample is False else config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "min_p": config.min_p,
+        "repetition_penalty": config.repetition_penalty,
+    }
+    return msgspec.structs.replace(Sampling(), **{name: value for name, value in given.items() if value is not None})
 
 
 def _template_source(config: _TokenizerConfig, file: bytes | None) -> str:

@@ -40,29 +40,32 @@ class Models:
         self._waiting: dict[str, ModelCard] = {}
         self._problems: dict[str, str] = {}
         self._changed = anyio.Event()
+        self._is_settled = False
+        """Every card that was seen is built or refused: what is unknown now does not exist."""
 
     async def run(self) -> None:
         """Watch the registry until cancelled."""
         async with watch_cards(self._bus, "model", ModelCard, self._on_card):
             while True:
-                await self._changed.wait()
-                self._changed = anyio.Event()
                 while self._waiting:
                     slug, card = self._waiting.popitem()
                     await self._build(slug, card)
+                self._is_settled = True
+                await self._changed.wait()
+                self._changed = anyio.Event()
 
     def find(self, name: str) -> ServedModel:
         """Return the model of that name; raise `UnknownModel`, or `NoWorker` when nobody serves it at present."""
         for model in self._models.values():
             if model.name == name:
                 return self._check_served(model)
-        raise UnknownModel(self.describe_unknown(name))
+        raise self._missing(name)
 
     def find_slug(self, slug: str) -> ServedModel:
         """Return the model whose subject token is `slug`; raise as `find`."""
         model = self._models.get(slug)
         if model is None:
-            raise UnknownModel(self.describe_unknown(slug))
+            raise self._missing(slug)
         return self._check_served(model)
 
     def listed(self) -> list[ServedModel]:
@@ -94,6 +97,11 @@ class Models:
             raise NoWorker(f"No worker serves model {model.name!r} at present; try again soon.", delay_s=1.0)
         return model
 
+    def _missing(self, name: str) -> BuswayError:
+        if self._is_settled:
+            return UnknownModel(self.describe_unknown(name))
+        return NoWorker("This frontend is still loading its models; try again soon.", delay_s=1.0)
+
     def describe_unknown(self, name: str) -> str:
         """Say that there is no such model, and which there are."""
         names = [model.name for model in self.listed()]
@@ -110,6 +118,7 @@ class Models:
         self._left_at.pop(slug, None)
         if self._sources.get(slug) != _source_of(card):
             self._waiting[slug] = card
+            self._is_settled = False
             self._changed.set()
 
     async def _build(self, slug: str, card: ModelCard) -> None:

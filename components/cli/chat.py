@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("message", nargs="*", help="one question; the answer goes to stdout, its figures to stderr")
     parser.add_argument("--url", help="frontend (the one that `busway up` runs here)")
     parser.add_argument("--model", metavar="NAME", help="model to ask (the first that is served)")
-    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="0, the likeliest answer, to 2 (0)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 to 2 (what the model says)")
     add_config_options(parser)
 
 

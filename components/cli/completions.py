@@ -25,7 +25,8 @@ class Target(msgspec.Struct, frozen=True):
     url: str
     """Of the frontend, without a path."""
     model: str
-    temperature: float
+    temperature: float | None
+    """None leaves it to the model."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -120,11 +121,12 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
     """Yield the pieces of the answer; raise `ChatFailed` when it is refused or breaks off."""
     body = {
         "model": target.model,
-        "temperature": target.temperature,
         "messages": [msgspec.to_builtins(message) for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if target.temperature is not None:
+        body["temperature"] = target.temperature
     connection = http.client.HTTPConnection(*split_url(target.url), timeout=300)
     figures.started = time.perf_counter()
     try:

@@ -14,7 +14,7 @@ QUESTION = "What is Busway?"
 def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
     """Return the lines that are shown once the system serves."""
     question = {"role": "user", "content": QUESTION}
-    body = {"model": model, "messages": [question], "temperature": 0, "stream": True}
+    body = {"model": model, "messages": [question], "stream": True}
     curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")

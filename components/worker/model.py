@@ -9,7 +9,7 @@ from bus.config import WorkerConfig
 from bus.errors import BadConfig
 from components import builtin
 
-FRONTEND_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FRONTEND_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Files that go to frontends where they exist; `tokenizer.json` must."""
 
 MAX_FILE_BYTES = 128 * 2**20

@@ -23,7 +23,9 @@ from anyio.abc import TaskGroup
 
 from bus.errors import BusUnavailable, InvalidRequest
 from bus.metrics import FRONTEND_REQUESTS
-from bus.protocol import Bus, Incoming
+from bus.protocol import Bus
+from bus.service import Call, Endpoint, Service, run_service
+from bus.version import VERSION
 from frontend.doors.ask_answers import AskAnswer, AskChunks
 from frontend.doors.ask_body import decode_ask
 from frontend.doors.sinks import SubjectSink
@@ -50,41 +52,51 @@ class NatsDoor:
     async def run(self, stopping: anyio.Event) -> None:
         """Take questions until `stopping`, and return when those that were taken are answered."""
         async with anyio.create_task_group() as tasks:
-            subject = self._bus.subjects.ask("*", "*")
-            subscription = self._bus.subscribe(subject, lambda incoming: self._take(incoming, tasks), queue=QUEUE)
-            try:
+            endpoint = Endpoint(
+                name="ask",
+                subject=self._bus.subjects.ask("*", "*"),
+                handler=lambda call: self._take(call, tasks),
+                queue=QUEUE,
+            )
+            service = Service(
+                name=f"{self._bus.subjects.namespace}-frontend",
+                version=VERSION,
+                description="Answers questions to models: text or JSON on ask.v1.{model}.{tenant}",
+                endpoints=[endpoint],
+            )
+            with run_service(self._bus, service):
                 await stopping.wait()
-            finally:
-                subscription.unsubscribe()
 
-    def _take(self, incoming: Incoming, tasks: TaskGroup) -> None:
+    def _take(self, call: Call, tasks: TaskGroup) -> None:
         if self._num_running >= self._intake.config.max_requests:
-            self._refuse(incoming.reply, TooManyRequests("Too many questions are in flight here; try again soon."))
+            busy = TooManyRequests("Too many questions are in flight here; try again soon.")
+            self._refuse(call, call.reply, busy)
             return
         self._num_running += 1
-        tasks.start_soon(self._handle, incoming)
+        tasks.start_soon(self._handle, call)
 
-    async def _handle(self, incoming: Incoming) -> None:
+    async def _handle(self, call: Call) -> None:
         """Answer one question; its reply subject becomes known while it is decoded."""
-        sink = SubjectSink(self._bus, incoming.reply)
+        sink = SubjectSink(self._bus, call.reply)
         status = 200
         try:
-            await self._answer(incoming, sink)
+            await self._answer(call, sink)
         except Exception as error:
             status = answer_for(error).status
             if status == 500:
                 log.error("question.crashed", exc_info=error)
-            self._refuse(sink.subject, error)
+            self._refuse(call, sink.subject, error)
         finally:
             self._num_running -= 1
+            call.finish()
             FRONTEND_REQUESTS.labels(endpoint="ask", status=str(status)).inc()
 
-    async def _answer(self, incoming: Incoming, sink: SubjectSink) -> None:
-        slug, tenant = self._bus.subjects.parse(incoming.subject).fields
+    async def _answer(self, call: Call, sink: SubjectSink) -> None:
+        slug, tenant = self._bus.subjects.parse(call.subject).fields
         model = self._intake.models.find_slug(slug)
-        num_bytes = len(incoming.payload)
+        num_bytes = len(call.payload)
         can_chat = model.template is not None
-        ask = await off_loop(num_bytes, lambda data: decode_ask(data, can_chat=can_chat), incoming.payload)
+        ask = await off_loop(num_bytes, lambda data: decode_ask(data, can_chat=can_chat), call.payload)
         sink.subject = sink.subject or ask.reply_to
         if not self._may_reply(sink.subject):
             log.warning("question.without_reply", model=model.name, tenant=tenant)
@@ -104,13 +116,11 @@ class NatsDoor:
         """Whether an answer may go there: not to the server's own subjects, nor to ours."""
         return bool(_SUBJECT.match(subject)) and not subject.startswith(f"{self._bus.subjects.namespace}.")
 
-    def _refuse(self, subject: str, error: Exception) -> None:
-        if not self._may_reply(subject):
-            return
+    def _refuse(self, call: Call, subject: str, error: Exception) -> None:
         answer = answer_for(error)
         shown = re.sub(r"[^ -~]", " ", answer.error.message)[:500]
-        headers = {"Nats-Service-Error-Code": str(answer.status), "Nats-Service-Error": shown}
+        to = subject if self._may_reply(subject) else ""
         try:
-            self._bus.publish(subject, envelope(answer.error), headers=headers)
+            call.fail(str(answer.status), shown, envelope(answer.error), to=to)
         except BusUnavailable:
             log.debug("question.unanswered", subject=subject)

@@ -37,6 +37,7 @@ def write_model(directory: Path) -> None:
     """Write a random Qwen3 checkpoint in bfloat16."""
     config = {
         "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,

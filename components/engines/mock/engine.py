@@ -10,11 +10,11 @@ from bus.config import Config, MockConfig
 from bus.errors import BadConfig, PromptTooLong
 from bus.messages.kv import KvEvent
 from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines.batching.pool import BlockPool
+from components.engines.batching.scheduler import Plan, Scheduler
+from components.engines.batching.sequence import Sequence
 from components.engines.mock.oracle import MASK, STRIDE, plain_ids, prompt_seed
 from components.engines.mock.timing import step_seconds
-from components.engines.torch.pool import BlockPool
-from components.engines.torch.scheduler import Plan, Scheduler
-from components.engines.torch.sequence import Sequence
 
 
 class _MockSequence(Sequence):

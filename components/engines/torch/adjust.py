@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bus.messages.inference import Sampling
-from components.engines.torch.history import TokenHistory
-from components.engines.torch.sequence import Sequence
+from components.engines.batching.history import TokenHistory
+from components.engines.batching.sequence import Sequence
 
 
 def adjust(logits: Tensor, sequences: Items[Sequence]) -> Tensor:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from components.engines.batching.scheduler import Chunk, Plan
+from components.engines.batching.sequence import Sequence
 from components.engines.torch.cache import KvCache
-from components.engines.torch.scheduler import Chunk, Plan
-from components.engines.torch.sequence import Sequence
 
 SMALL_BLOCKS = 8
 """Sequences of up to so many blocks share a group: padding them costs less than one more kernel call."""

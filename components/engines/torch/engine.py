@@ -6,14 +6,14 @@ import torch
 
 from bus.errors import EngineDied, InvalidRequest, PromptTooLong
 from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines.batching.pool import BlockPool
+from components.engines.batching.scheduler import Outcome, Scheduler
+from components.engines.batching.sequence import Sequence
 from components.engines.torch.batch import build_batch
 from components.engines.torch.cache import KvCache
 from components.engines.torch.network import Network
-from components.engines.torch.pool import BlockPool
 from components.engines.torch.rows import without_rows
 from components.engines.torch.sampler import Sampled, sample
-from components.engines.torch.scheduler import Outcome, Scheduler
-from components.engines.torch.sequence import Sequence
 
 
 class TorchEngine:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from components.engines import Logprobs
+from components.engines.batching.features import ADJUSTED, LOGPROBS, RANDOM, TRUNCATED
+from components.engines.batching.sequence import Sequence
 from components.engines.torch.adjust import adjust
-from components.engines.torch.features import ADJUSTED, LOGPROBS, RANDOM, TRUNCATED
 from components.engines.torch.randomness import uniforms
-from components.engines.torch.sequence import Sequence
 from components.engines.torch.truncation import least_weights
 
 MIN_TEMPERATURE = 1e-6

@@ -6,9 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.errors import BuswayError, InvalidRequest, PromptTooLong
+from bus.errors import BuswayError, InvalidRequest, Malformed, PromptTooLong
 from bus.messages.base import unpack_u32
-from frontend.model import ServedModel
+from bus.messages.fleet import ModelCard
+from bus.messages.inference import Sampling
+from frontend.model import ServedModel, build_model
 from frontend.openai.body import chat_body, completion_body
 from frontend.preprocess import Defaults, prepare_chat, prepare_completion
 from frontend.request import Generation
@@ -54,6 +56,32 @@ def test_roles_parts_tools_and_earlier_calls_reach_the_template(model: ServedMod
     assert "tools" not in text_of(model, chat(model, tools=[], tool_choice="none"))
     without = chat(model, tools=[{"function": {"name": "f"}}], tool_choice="none")
     assert '"name"' not in text_of(model, without)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, Sampling(seed=42)),
+        ({"do_sample": False, "temperature": 0.6}, Sampling(temperature=0.0, seed=42)),
+        (
+            {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.1, "eos_token_id": [1, 2]},
+            Sampling(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.1, seed=42),
+        ),
+    ],
+)
+def test_the_model_says_how_it_is_sampled_by_default(
+    card: ModelCard, files: dict[str, bytes], config: dict[str, Any], expected: Sampling
+) -> None:
+    model = build_model(card, files | {"generation_config.json": json.dumps(config).encode()})
+    assert chat(model).sampling == expected
+    given = chat(model, temperature=1.0, top_p=0.5, top_k=-1, min_p=0.1, repetition_penalty=1.0).sampling
+    assert given == Sampling(temperature=1.0, top_p=0.5, min_p=0.1, seed=42)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"temperature": -1}', b'{"top_p": "x"}', b"\xff", b"[" * 100_000])
+def test_a_broken_generation_config_is_refused_by_name(card: ModelCard, files: dict[str, bytes], data: bytes) -> None:
+    with pytest.raises(Malformed, match="generation_config"):
+        build_model(card, files | {"generation_config.json": data})
 
 
 def test_sampling_fields_arrive(model: ServedModel) -> None:

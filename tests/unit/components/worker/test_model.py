@@ -23,7 +23,7 @@ def test_a_directory_is_read(tmp_path: Path) -> None:
     model = read_model(WorkerConfig(model=str(tmp_path), served_name="org/tiny"))
     assert (model.name, model.vocab_size, model.max_model_len) == ("org/tiny", 100, 64)
     assert model.eos_token_ids == {2, 3}
-    assert sorted(model.files) == ["tokenizer.json"]
+    assert sorted(model.files) == ["generation_config.json", "tokenizer.json"]
 
 
 def test_the_directory_names_the_model_and_the_length_can_be_set(tmp_path: Path) -> None:

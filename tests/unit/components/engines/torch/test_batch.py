@@ -4,12 +4,12 @@ from torch.nn.functional import softmax
 
 from bus.messages.inference import Sampling, Stopping
 from components.engines import EngineRequest
+from components.engines.batching.scheduler import Chunk, Plan
+from components.engines.batching.sequence import Sequence
 from components.engines.torch.architecture import Architecture, RopeScaling
 from components.engines.torch.attention import attend_as_block_diagonal, attend_by_head
 from components.engines.torch.batch import build_batch, length_groups
 from components.engines.torch.cache import KvCache, block_bytes
-from components.engines.torch.scheduler import Chunk, Plan
-from components.engines.torch.sequence import Sequence
 
 SHAPE = Architecture(
     name="LlamaForCausalLM",

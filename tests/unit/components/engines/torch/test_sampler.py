@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bus.messages.inference import Sampling, Stopping
 from components.engines import EngineRequest
+from components.engines.batching.sequence import Sequence
 from components.engines.torch.randomness import uniforms
 from components.engines.torch.sampler import sample
-from components.engines.torch.sequence import Sequence
 
 VOCAB = 50
 PROMPT, OUTPUT = [3, 4, 4, 5], [5, 6, 6]

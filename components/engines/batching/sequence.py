@@ -4,8 +4,8 @@ from array import array
 
 from bus.messages.inference import FinishReason
 from components.engines import EngineRequest
-from components.engines.torch.features import features_of, has_penalties
-from components.engines.torch.history import TokenHistory
+from components.engines.batching.features import features_of, has_penalties
+from components.engines.batching.history import TokenHistory
 from kv_events.hashing import block_hashes, salt_hash
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from bus.messages.base import unpack_u64
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
-from components.engines.torch.pool import START, BlockPool
+from components.engines.batching.pool import START, BlockPool
 
 
 def replay(events: Iterable[KvEvent], known: set[int]) -> set[int]:

@@ -8,9 +8,9 @@ from bus.messages.base import unpack_u64
 from bus.messages.inference import Sampling, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored
 from components.engines import EngineRequest
-from components.engines.torch.pool import BlockPool
-from components.engines.torch.scheduler import Outcome, Plan, Scheduler
-from components.engines.torch.sequence import Sequence
+from components.engines.batching.pool import BlockPool
+from components.engines.batching.scheduler import Outcome, Plan, Scheduler
+from components.engines.batching.sequence import Sequence
 from kv_events.hashing import block_hashes, salt_hash
 
 BLOCK_SIZE = 4

@@ -11,8 +11,8 @@ from collections import deque
 import msgspec
 
 from bus.messages.inference import FinishReason
-from components.engines.torch.pool import START, BlockPool
-from components.engines.torch.sequence import Sequence
+from components.engines.batching.pool import START, BlockPool
+from components.engines.batching.sequence import Sequence
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):

@@ -2,9 +2,9 @@ import pytest
 
 from bus.messages.inference import FinishReason, Sampling, Stopping
 from components.engines import EngineRequest
-from components.engines.torch.features import ADJUSTED, LOGPROBS, RANDOM, TRUNCATED, features_of
-from components.engines.torch.history import TokenHistory
-from components.engines.torch.sequence import Sequence
+from components.engines.batching.features import ADJUSTED, LOGPROBS, RANDOM, TRUNCATED, features_of
+from components.engines.batching.history import TokenHistory
+from components.engines.batching.sequence import Sequence
 from kv_events.hashing import block_hashes, salt_hash
 
 

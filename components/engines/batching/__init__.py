@@ -1,0 +1,1 @@
+"""Continuous batching, without tensors: the block pool, sequences and the scheduler that all own engines share."""
