@@ -50,7 +50,7 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """How long a request may wait for a worker to accept it."""
     worker_timeout_s: Positive = 3.0
     """A worker that is silent for so long is dead: its requests go elsewhere."""
-    write_gap_s: Gap = 0.02
+    write_gap_s: Gap = 0.015
     """Tokens that a stream gets faster than that are written together, but for the first. 0: each at once."""
     slow_client_bytes: Count = 256 * 2**10
     """Unsent bytes after which a client that does not read is cut off."""
@@ -139,8 +139,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     """Part of the prompt tokens that standard requests get while interactive ones wait."""
     batch_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """Part of the prompt tokens that batch requests get while others wait."""
-    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.25
-    """Part of the workers, and of each worker's places, that batch requests leave free for others."""
+    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """Part of the workers, and of each worker's places, that batch requests leave free while there are others."""
     pick_host: str = "127.0.0.1"
     pick_port: Port = 0
     """Where gateways ask over HTTP which worker to take; 0: nowhere."""

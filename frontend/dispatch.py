@@ -28,6 +28,8 @@ from frontend.routers import Routers
 TICK_S = 0.25
 STALL_S = 1.0
 """A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
+SLACK_S = 0.005
+"""How much later than due a stream may be written, if that lets it go with the next step's tokens."""
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 
@@ -143,12 +145,13 @@ class Dispatcher:
                 self._finish(request, finished.reason)
         for request in outcome.touched:
             if now >= request.flush_at:
+                self._late.pop(request, None)
                 self._flush(request, now)
             else:
                 self._late[request] = None
         if self._late and self._late_timer is None:
-            due = min([request.flush_at for request in self._late]) - now
-            self._late_timer = asyncio.get_running_loop().call_later(max(due, 0.0), self._flush_late)
+            wait_s = self._config.write_gap_s + SLACK_S
+            self._late_timer = asyncio.get_running_loop().call_later(wait_s, self._flush_late)
         for request in outcome.gaps.values():
             self._retry(request, "gap", now)
         for request, failed in outcome.failed:

@@ -11,11 +11,13 @@ from bus.messages.kv import BlocksCleared, BlocksStored, KvBatch, KvEvent, KvQue
 
 MAX_BATCH_EVENTS = 512
 """Events of one message; a burst (an evicted long prompt) is cut into several."""
-MAX_PART_BLOCKS = 16_384
-"""Blocks in one part of a snapshot: 128 KiB of hashes."""
+MAX_PART_BLOCKS = 4096
+"""Blocks in one part of a snapshot: 32 KiB of hashes, and some milliseconds for who writes and who reads it."""
 MAX_RECENT_BATCHES = 8192
 MAX_RECENT_BYTES = 8 * 2**20
 """Of batches kept for readers that missed some; older ones are replaced by a snapshot."""
+MIN_SNAPSHOT_BYTES = 64 * 2**10
+"""Missed events that are not replaced by a snapshot, small as that may be."""
 MIN_CHECKPOINT_BLOCKS = 4096
 
 
@@ -71,12 +73,15 @@ class KvLog:
     def answer(self, query: KvQuery) -> Iterator[bytes]:
         """Return the batches that bring a reader up to the present: those since `query.since`, or a snapshot.
 
-        What is returned is fixed at the call; a snapshot is encoded as it is iterated.
+        A snapshot it is when the events are not all there any more, or more than all that is held. What is returned is
+        fixed at the call; a snapshot is encoded as it is iterated.
         """
         oldest = self._recent[0].first_seq if self._recent else self.next_seq
         if query.epoch != self.epoch or not oldest <= query.since <= self.next_seq:
             return self.snapshot()
-        return iter([recent.payload for recent in self._recent if recent.end_seq > query.since])
+        missed = [recent.payload for recent in self._recent if recent.end_seq > query.since]
+        num_bytes = sum([len(payload) for payload in missed])
+        return self.snapshot() if num_bytes > MIN_SNAPSHOT_BYTES + 8 * self._num_held() else iter(missed)
 
     def snapshot(self) -> Iterator[bytes]:
         """Return the parts of a snapshot of the present, at least one; see `answer`."""
@@ -84,15 +89,16 @@ class KvLog:
         return _encode_parts(self.worker, self.epoch, self.next_seq, held)
 
     def is_checkpoint_due(self) -> bool:
-        """Whether more has changed since the last `checkpoint` than a snapshot holds."""
-        return self._blocks_since_checkpoint > max(
-            MIN_CHECKPOINT_BLOCKS, sum([len(parents) for parents in self._parents.values()])
-        )
+        """Whether more has changed since the last `checkpoint` than half of what a snapshot holds."""
+        return self._blocks_since_checkpoint > max(MIN_CHECKPOINT_BLOCKS, self._num_held() // 2)
 
     def checkpoint(self) -> Iterator[bytes]:
         """Return a snapshot that can stand for all batches before it."""
         self._blocks_since_checkpoint = 0
         return self.snapshot()
+
+    def _num_held(self) -> int:
+        return sum([len(parents) for parents in self._parents.values()])
 
     def _apply(self, event: KvEvent) -> None:
         parents = self._parents.setdefault(event.tier, {})

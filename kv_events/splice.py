@@ -26,8 +26,10 @@ NOTHING = Update(False, ())
 class Splice:
     """Puts live batches, replayed ones, answers and snapshots of one worker together by their numbers.
 
-    Every worker begins with no blocks and event 0, so who knows nothing is at a gap like any other. At a gap the
-    blocks that are known stay; a snapshot replaces them part by part, and counts when all parts are there.
+    Every worker begins with no blocks and event 0, so who knows nothing is at a gap like any other. What comes after a
+    gap is applied at once, and again behind what was missing: what holds of a block is what its last event says, so
+    this ends with the truth, and until then only what was lost is wrong. A snapshot replaces everything part by part,
+    and counts when all parts are there.
     """
 
     def __init__(self) -> None:
@@ -123,13 +125,17 @@ class Splice:
         return Update(is_reset, [*part.events, *self._advance()])
 
     def _take_events(self, batch: KvBatch) -> list[msgspec.Raw]:
-        if batch.first_seq + len(batch.events) <= self.next_seq:
+        end_seq = batch.first_seq + len(batch.events)
+        if end_seq <= self.next_seq:
             return []
+        if batch.first_seq == self.next_seq and not self._early and not self._needs_snapshot:
+            self.next_seq = end_seq
+            return batch.events
         insort(self._early, batch, key=_first_seq)
         events = self._advance()
         if len(self._early) > MAX_EARLY:
             del self._early[0]
-        return events
+        return events or batch.events
 
     def _advance(self) -> list[msgspec.Raw]:
         """Return the events that follow without a gap, and move on behind them."""

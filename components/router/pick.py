@@ -104,7 +104,7 @@ async def _serve_http(config: RouterConfig, find: Find) -> AsyncIterator[None]:
         )
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(server.serve, [listener])
+            tasks.start_soon(_run_server, server, listener)
             try:
                 yield
             except Exception as error:
@@ -114,6 +114,12 @@ async def _serve_http(config: RouterConfig, find: Find) -> AsyncIterator[None]:
                 server.should_exit = True
         if failure is not None:
             raise failure
+
+
+async def _run_server(server: _Server, listener: socket.socket) -> None:
+    """Serve until `should_exit`: uvicorn does not bear to be cancelled while it shuts down, which takes 1 s at most."""
+    with anyio.CancelScope(shield=True):
+        await server.serve([listener])
 
 
 async def _respond(find: Find, scope: Message, receive: Callable[[], Any]) -> tuple[int, bytes]:

@@ -3,7 +3,7 @@
 Classes first: interactive, then standard, then batch; a lower class with a share gets that part of the tokens while
 higher ones wait. Within a class tenants share by weight: the one that was served the fewest uncached tokens, divided by
 its weight, comes next (fair queueing in virtual time, which is deficit round robin without a quantum). Within a tenant
-the earliest deadline goes first, then the earliest arrival.
+the earliest deadline goes first, then the earliest arrival, some requests counting as earlier (`lead_s`).
 
 Several routers that tell each other what they place (`charge`) share as one does.
 """
@@ -37,6 +37,8 @@ class Entry(msgspec.Struct, Generic[T], eq=False):
     """What it costs: prompt tokens that no worker holds, as far as known; at least 1."""
     deadline: float
     arrived_at: float
+    lead_s: float = 0.0
+    """It has its place among the others as if it had arrived so much earlier."""
     number: int = 0
 
 
@@ -46,7 +48,7 @@ class _Tenant(Generic[T]):
     def __init__(self, served: float) -> None:
         self.served = served
         self.tokens = 0
-        self.waiting: list[tuple[float, int, Entry[T]]] = []
+        self.waiting: list[tuple[float, float, int, Entry[T]]] = []
 
 
 class _Lane(Generic[T]):
@@ -71,14 +73,14 @@ class _Lane(Generic[T]):
         if not tenant.waiting:
             tenant.served = max(tenant.served, self.clock)
             self.busy[entry.tenant] = tenant
-        insort(tenant.waiting, (entry.deadline, entry.number, entry))
+        insort(tenant.waiting, (entry.deadline, entry.arrived_at - entry.lead_s, entry.number, entry))
         tenant.tokens += entry.tokens
         self.tokens += entry.tokens
         self.num_waiting += 1
 
     def remove(self, entry: Entry[T]) -> None:
         tenant = self.busy[entry.tenant]
-        position = next(i for i, (_, number, _) in enumerate(tenant.waiting) if number == entry.number)
+        position = next(i for i, (*_, number, _) in enumerate(tenant.waiting) if number == entry.number)
         del tenant.waiting[position]
         tenant.tokens -= entry.tokens
         self.tokens -= entry.tokens
@@ -102,7 +104,7 @@ class _Lane(Generic[T]):
         """Yield entries in the order in which they would leave if each left at its expected cost."""
         if len(self.busy) == 1:
             for tenant in self.busy.values():
-                for _, _, entry in tenant.waiting:
+                for *_, entry in tenant.waiting:
                     yield entry
             return
         heads = {name: (tenant.served, 0) for name, tenant in self.busy.items()}
@@ -110,7 +112,7 @@ class _Lane(Generic[T]):
             name = min(heads, key=lambda key: heads[key][0])
             served, position = heads[name]
             waiting = self.busy[name].waiting
-            entry = waiting[position][2]
+            entry = waiting[position][3]
             if position + 1 < len(waiting):
                 heads[name] = (served + entry.tokens / self.weight(name), position + 1)
             else:
@@ -194,9 +196,7 @@ class FairQueue(Generic[T]):
 
     def all(self) -> list[Entry[T]]:
         """Return everything that waits, in no particular order."""
-        return [
-            entry for lane in self._lanes.values() for tenant in lane.busy.values() for _, _, entry in tenant.waiting
-        ]
+        return [entry for lane in self._lanes.values() for tenant in lane.busy.values() for *_, entry in tenant.waiting]
 
     def tokens_ahead(self, latency_class: LatencyClass, tenant: str) -> float:
         """Estimate the tokens that leave before a request of this tenant that comes now.

@@ -11,6 +11,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from bus.codec import codec
 from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BuswayError, Malformed
@@ -38,6 +39,7 @@ CARD_TTL_S = 3
 """Frontends send requests to a router that was killed for so long, if it was the only one."""
 
 log = structlog.get_logger()
+_batches = codec(RouteBatch)
 
 
 async def run_router(config: Config) -> None:
@@ -87,7 +89,7 @@ class Router:
         async with AsyncExitStack() as stack:
             for subscription in (
                 subscribe_typed(self._bus, subjects.load("*", "*"), WorkerLoad, self._on_load),
-                subscribe_typed(self._bus, subjects.route("*", "*"), RouteBatch, self._on_route),
+                self._bus.subscribe(subjects.route("*", "*"), self._on_route),
             ):
                 stack.callback(subscription.unsubscribe)
             await stack.enter_async_context(watch_cards(self._bus, "worker", WorkerCard, self._on_worker))
@@ -173,14 +175,15 @@ class Router:
         if len(pool.queue):
             desk.work()
 
-    def _on_route(self, batch: RouteBatch, incoming: Incoming) -> None:
-        address = self._bus.subjects.parse(incoming.subject)
-        desk = self._desks.get(address.fields[0])
-        if batch.router == self._router or desk is None:
+    def _on_route(self, incoming: Incoming) -> None:
+        if incoming.subject.endswith(f".{self._router}"):
+            return  # our own
+        desk = self._desks.get(self._bus.subjects.parse(incoming.subject).fields[0])
+        if desk is None:
             return
         now = anyio.current_time()
         try:
-            for placed in batch.placed:
+            for placed in _batches.decode(incoming.payload).placed:
                 desk.pool.hear(placed, now)
         except Malformed:
             MALFORMED_MESSAGES.labels(family="route").inc()

@@ -20,6 +20,9 @@ TELL_AFTER_S = 0.005
 FIRST_TOKEN_GAP_S = 0.004
 """Least time between two messages to a frontend when one brings a first token or an end, which somebody waits for."""
 
+SLACK_S = 0.01
+"""How much later than due tokens may go, if that lets them go with the next step: waking up costs more than sending."""
+
 RETRY_AFTER_S = 0.02
 """When to try again after the bus took no more."""
 
@@ -193,12 +196,12 @@ class Sequences:
         return False
 
     def _flush_after(self, now: float, gap_s: float) -> None:
-        """Flush when `gap_s` have passed since the last time."""
+        """Flush if `gap_s` have passed since the last time, else with the step after that, or without one soon."""
         wait_s = self._flushed_at + min(gap_s, self._publish_gap_s) - now
-        if wait_s > 0:
-            self.flush_soon(wait_s)
-        else:
+        if wait_s <= 0:
             self.flush()
+        else:
+            self.flush_soon(wait_s if gap_s < self._publish_gap_s else wait_s + SLACK_S)
 
     def _give_up(self, owner: str) -> None:
         outbox = self.publisher.outbox(owner)

@@ -2,6 +2,8 @@
 
 A real broker, a real router process, and 64 workers played by this process: they report load with step samples every
 250 ms, take what comes into their lanes, and tell the blocks of it. Prompts of 4,096 tokens share prefixes in groups.
+Beside it, in turn, a process that only moves the same requests from `REQ` to lanes: what the way through the broker
+costs on this machine, without any decision.
 """
 
 import argparse
@@ -129,8 +131,9 @@ async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: in
     due: deque[float] = deque(began + n / options.rate for n in range(int(options.seconds * options.rate)))
     ticket = 0
     while due:
-        if due[0] > time.monotonic():
-            await anyio.sleep(due[0] - time.monotonic())
+        wait_s = due[0] - time.monotonic()
+        if wait_s > 0:
+            await anyio.sleep(wait_s)
         due.popleft()
         ticket += 1
         group = rng.randrange(NUM_GROUPS)
@@ -153,11 +156,36 @@ async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: in
     return Result(ticket, 1e6 * cpu_s / ticket, background_share, players.hits / ticket)
 
 
-async def run(options: argparse.Namespace) -> Result:
+async def forward(url: str) -> None:
+    """Move requests to lanes in turn: pull, append, ack."""
+    async with open_bus(BusConfig(url=url), Subjects(), name="forwarder") as bus, anyio.create_task_group() as tasks:
+        count = 0
+
+        async def move(delivery: Delivery, worker: str) -> None:
+            await bus.append(bus.subjects.work(MODEL, "both", worker, "standard"), delivery.payload)
+            delivery.ack()
+
+        def on_delivery(delivery: Delivery) -> None:
+            nonlocal count
+            count += 1
+            tasks.start_soon(move, delivery, f"w-{count % 64}")
+            pull.grant(256)
+
+        spec = ConsumerSpec(
+            stream="REQ", name="req-m-standard", filter_subject=bus.subjects.req(MODEL, "standard", "*")
+        )
+        async with bus.pull(spec, on_delivery) as pull:
+            pull.grant(256)
+            await anyio.sleep_forever()
+
+
+async def run(options: argparse.Namespace, *, is_bare: bool) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         async with run_server(f"{directory}/nats") as server:
             bus_config = BusConfig(url=server.url)
             command = [sys.executable, "-P", "-m", "components.cli", "router", "--set", f"bus.url={server.url}"]
+            if is_bare:
+                command = [sys.executable, "-m", "tests.bench.router", "--forward", server.url]
             environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
             async with open_bus(bus_config, Subjects(), name="players") as bus:
                 await bus.ensure()
@@ -183,8 +211,14 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=10.0)
-    result = anyio.run(run, parser.parse_args(), backend_options={"use_uvloop": True})
-    print(msgspec.json.format(msgspec.json.encode(result)).decode())
+    parser.add_argument("--forward", metavar="URL", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.forward:
+        anyio.run(forward, options.forward, backend_options={"use_uvloop": True})
+        return
+    for name, is_bare in (("router", False), ("forwarder", True)):
+        result = anyio.run(lambda bare=is_bare: run(options, is_bare=bare), backend_options={"use_uvloop": True})
+        print(name, msgspec.json.encode(result).decode())
 
 
 if __name__ == "__main__":

@@ -98,11 +98,19 @@ def test_an_empty_worker_has_a_snapshot_too(log):
     assert (batch.first_seq, batch.num_parts, batch.events) == (0, 1, [])
 
 
-def test_recent_batches_are_bounded(log):
+def test_recent_batches_are_bounded(log, monkeypatch):
     for number in range(MAX_RECENT_BATCHES + 1):
         log.append([stored(0, number + 1)])
+    monkeypatch.setattr("kv_events.log.MIN_SNAPSHOT_BYTES", 2**30)
     assert decode(log.answer(KvQuery(epoch=EPOCH, since=0)))[0].num_parts > 0
     assert len(list(log.answer(KvQuery(epoch=EPOCH, since=1)))) == MAX_RECENT_BATCHES
+
+
+def test_who_missed_more_than_is_held_gets_a_snapshot(log):
+    for _ in range(3):
+        log.append([stored(0, *range(1, 5000)), BlocksCleared()])
+    (batch,) = decode(log.answer(KvQuery(epoch=EPOCH, since=0)))
+    assert batch.num_parts == 1
 
 
 def test_a_snapshot_is_cut_into_parts_and_does_not_see_what_comes_later(log):
@@ -149,3 +157,7 @@ def test_a_checkpoint_is_due_when_more_changed_than_is_held(log):
     (part,) = decode(log.checkpoint())
     assert part.num_parts == 1
     assert not log.is_checkpoint_due()
+    log.append([stored(0, *range(5000, 17_000))])
+    log.checkpoint()
+    log.append([removed(*range(5000, 11_000))])
+    assert log.is_checkpoint_due()

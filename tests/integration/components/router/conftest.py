@@ -175,6 +175,11 @@ class Stage:
                 await is_up.wait()
         return routers[0]
 
+    async def run_router(self, name: str, **settings: Any) -> None:
+        """Run a router to its end."""
+        async with self.connect(name) as bus:
+            await Router(Config(router=RouterConfig(**settings)), bus, name).run()
+
     def kill(self, name: str) -> None:
         """End a process without a word: its card stays."""
         self._scopes[name].cancel()

@@ -1,4 +1,4 @@
-"""What a router relies on: a lane for each worker, load reports that say enough, and block events that can be caught up."""
+"""What a router relies on: a lane for each worker, reports that say enough, block events that can be caught up."""
 
 import pytest
 

@@ -43,6 +43,18 @@ def test_first_come_first_served_within_a_tenant_and_deadlines_before_that() -> 
     assert queue.peek(5) == []
 
 
+def test_a_lead_counts_like_an_earlier_arrival_and_never_beats_a_deadline() -> None:
+    queue = make_queue()
+    for name, arrived_at, lead_s, deadline in (
+        ("first", 1.0, 0.0, NO_DEADLINE),
+        ("long", 1.5, 0.6, NO_DEADLINE),
+        ("late", 1.7, 0.6, NO_DEADLINE),
+        ("due", 1.8, 0.0, 9.0),
+    ):
+        queue.put(Entry(name, "t", "standard", 10, deadline, arrived_at, lead_s))
+    assert [take(queue).item for _ in range(4)] == ["due", "long", "first", "late"]
+
+
 def test_interactive_before_standard_before_batch() -> None:
     queue = make_queue()
     for latency_class in ("batch", "standard", "interactive"):
