@@ -7,6 +7,7 @@ import anyio
 import structlog
 
 from bus.messages.inference import Accepted, Failed, Finished, GenerateJob, TokenLogprobs
+from bus.messages.kv import KvEvent
 from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
 from components.engines import Engine, EngineRequest, Step
 from components.worker.events import EventPublisher
@@ -58,6 +59,7 @@ class Sequences:
         self._publish_gap_s = publish_gap_s
         self._flushed_at = 0.0
         self._due: asyncio.TimerHandle | None = None
+        self._block_events: list[KvEvent] = []
         self._became_idle = anyio.Event()
 
     def next_key(self) -> int:
@@ -118,9 +120,8 @@ class Sequences:
                 queue_s=round((attempt.first_token_at or now) - attempt.accepted_at, 4),
                 duration_s=round(now - attempt.accepted_at, 4),
             )
+        self._block_events += self._engine.take_events()
         self._flush_after(now, FIRST_TOKEN_GAP_S if is_awaited else self._publish_gap_s)
-        if events := self._engine.take_events():
-            self._events.publish(events)
         self.last_step_s = step.stats.duration_s
         self.steps.add(step.stats)
         WORKER_STEP_SECONDS.observe(step.stats.duration_s)
@@ -187,6 +188,9 @@ class Sequences:
             self._due.cancel()
             self._due = None
         self._flushed_at = self._loop.time()
+        if self._block_events:
+            self._events.publish(self._block_events)
+            self._block_events = []
         if self.publisher.flush():
             return True
         for outbox in list(self.publisher.outboxes.values()):
