@@ -90,10 +90,7 @@ class Desk:
 
     def close(self) -> None:
         """Take nothing more and give back what waits."""
-        self._pulls = {}
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.rest()
         for entry in self.pool.queue.all():
             self.pool.queue.remove(entry)
             origin = entry.item.origin
@@ -103,6 +100,13 @@ class Desk:
                 self._tasks.start_soon(self._send_to_any, origin, entry.latency_class)
             else:
                 origin.delivery.nak()
+
+    def rest(self) -> None:
+        """Take nothing more, and wake no more."""
+        self._pulls = {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def work(self) -> None:
         """Place what can be placed now, and see when to look again."""
@@ -161,11 +165,9 @@ class Desk:
         refusal = pool.admit(request, deadline, now)
         if refusal is not None and request.origin is not None:
             self._refuse(request.origin, refusal, "refused")
-        if len(pool.queue) == 1:
-            self.work()
-        elif self._timer is None or self._due_at > now + SHORTEST_NAP_S:
-            # A burst is planned together, once all of it is here.
-            self._wake_at(now + SHORTEST_NAP_S)
+        if self._timer is None or self._due_at > now:
+            # What comes in one turn of the loop is planned together: first come is a matter of chance in a burst.
+            self._wake_at(now)
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None:

@@ -135,6 +135,7 @@ class Router:
                 async with AsyncExitStack() as stack:
                     if self._config.mode == "kv":
                         await stack.enter_async_context(follow(self._bus, slug(model), index))
+                    stack.callback(desk.rest)  # also when it is cancelled: appends have no task group then
                     await desk.open(stack)
                     log.info("model.opened", model=model)
                     await self._stopping.wait()
