@@ -91,7 +91,7 @@ class Sequences:
         now = self._loop.time()
         is_awaited = bool(step.ended)
         if step.logprobs:
-            self._append_with_logprobs(step, now)
+            is_awaited |= self._append_with_logprobs(step, now)
         else:
             live = self.ledger.live
             for key, token in zip(step.keys, step.tokens, strict=True):
@@ -215,7 +215,9 @@ class Sequences:
         outbox.give_up(tickets, "bus_unavailable", "the worker could not send what it computed")
         log.warning("sequences.given_up", frontend=owner, num_sequences=len(tickets))
 
-    def _append_with_logprobs(self, step: Step, now: float) -> None:
+    def _append_with_logprobs(self, step: Step, now: float) -> bool:
+        """Add all rows, some with log-probabilities; say whether one was a first token."""
+        has_first = False
         by_row = {entry.row: entry for entry in step.logprobs}
         for row, (key, token) in enumerate(zip(step.keys, step.tokens, strict=True)):
             attempt = self.ledger.live[key]
@@ -226,7 +228,10 @@ class Sequences:
                     TokenLogprobs(attempt.ticket, attempt.offset, entry.logprob, entry.top_ids, entry.top_logprobs)
                 )
             attempt.offset += 1
-            attempt.first_token_at = attempt.first_token_at or now
+            if not attempt.first_token_at:
+                attempt.first_token_at = now
+                has_first = True
+        return has_first
 
     def _end(self, key: int, now: float) -> Attempt:
         attempt = self.ledger.end(key, now)
