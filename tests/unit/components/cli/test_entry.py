@@ -54,7 +54,8 @@ def test_every_command_has_help_that_fits_a_screen(name: str, capsys: pytest.Cap
         (["subjects", "--schema", "StepBach"], "no message type 'StepBach'"),
         (["config", "worker.slot"], "no key worker.slot; did you mean worker.slots?"),
         (["tap", "busway."], "did the shell take the `>`?"),
-        (["tap", "a", "b"], "the shell has put file names"),
+        (["tap", "a", "b"], "one pattern is tapped, not 2"),
+        (["tap", "--count", "0"], "--count 0: at least 1"),
         (["tap", "busway..x"], "no subject"),
     ],
 )
