@@ -18,7 +18,7 @@ from frontend.models import REMEMBER_S, Models
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - a condition, not an event
             await anyio.sleep(0.01)
 
 
