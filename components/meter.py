@@ -1,6 +1,6 @@
 """I/O. A worked example of a component: adds up what each tenant used.
 
-Run it with `busway run components.meter:UsageMeter`; read it with `nats kv get busway_STATE usage.<tenant>`.
+Run it with `busway run components.meter:UsageMeter`; read it with `nats kv get BUSWAY_STATE usage.<tenant>`.
 """
 
 import msgspec

@@ -19,6 +19,8 @@ from frontend.model import WANTED_FILES, ServedModel, build_model
 REMEMBER_S = 300.0
 """A model that nobody serves any more is answered 503 for so long, then 404: workers come back."""
 FETCH_RETRY_S = 0.5
+LOOK_EVERY_S = 1.0
+"""Between two looks for models to forget."""
 _MAX_NAMES = 10
 """Names that an error message lists."""
 
@@ -51,8 +53,10 @@ class Models:
                     slug, card = self._waiting.popitem()
                     await self._build(slug, card)
                 self._is_settled = True
-                await self._changed.wait()
+                with anyio.move_on_after(LOOK_EVERY_S):
+                    await self._changed.wait()
                 self._changed = anyio.Event()
+                self._forget_left(self._clock())
 
     def find(self, name: str) -> ServedModel:
         """Return the model of that name; raise `UnknownModel`, or `NoWorker` when nobody serves it at present."""
@@ -83,7 +87,7 @@ class Models:
             return f"no live worker serves {', '.join(model.name for model in self._models.values())}"
         return "no model is registered: start a worker (busway worker)"
 
-    def forget_left(self, now: float) -> None:
+    def _forget_left(self, now: float) -> None:
         """Drop models whose cards went away long ago and that no worker serves."""
         for slug, left_at in list(self._left_at.items()):
             if self._fleet.serves(slug):
@@ -114,6 +118,7 @@ class Models:
                 self._left_at[slug] = self._clock()
             else:
                 self._problems.pop(slug, None)
+                self._sources.pop(slug, None)
             return
         self._left_at.pop(slug, None)
         if self._sources.get(slug) != _source_of(card):

@@ -1,6 +1,6 @@
 """Train ``busway-tiny`` and write the model folder. Does I/O: reads the corpus, writes ``model/`` and a log file.
 
-Run ``python -m components.builtin.train`` from the root of the repository; ``--minutes`` sets the training time.
+Run ``python -m components.builtin.train`` from the root of the repository; ``--steps`` sets how long it trains.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from bus.version import VERSION
 from components.cli.completions import is_ready, served_models
 from components.supervisor.plan import frontend_ports
 from components.supervisor.ports import is_free
-from components.supervisor.running import RunningSystem, read_running
+from components.supervisor.running import RunningSystem, option_for, read_running
 
 MIN_PYTHON = (3, 11)
 MIN_OPEN_FILES = 4096
@@ -75,9 +75,10 @@ def check_machine(config: Config) -> Iterator[Finding]:
 
 def check_system(config: Config) -> Iterator[Finding]:
     """Look at what `busway up` runs here, or whether it could."""
-    running = read_running(Path(config.state_dir))
+    state_dir = Path(config.state_dir)
+    running = read_running(state_dir)
     if running is not None:
-        yield _check_running(running)
+        yield _check_running(running, state_dir)
         return
     yield Finding(Verdict.OK, f"nothing runs in {config.state_dir} yet: `busway up` starts it")
     for port in frontend_ports(config):
@@ -182,15 +183,17 @@ def _check_model(model: str) -> Finding:
     return Finding(Verdict.OK, f"model {model} is complete")
 
 
-def _check_running(running: RunningSystem) -> Finding:
+def _check_running(running: RunningSystem, state_dir: Path) -> Finding:
     counts = ", ".join(f"{p.name} ({p.pid})" for p in running.processes)
     try:
         models = served_models(running.url)
         ready = is_ready(running.url)
     except BuswayError as error:
-        return Finding(Verdict.FAIL, f"system: {counts}; {error}", "look into .busway/logs, or: busway down; busway up")
+        option = option_for(state_dir)
+        mend = f"look into {state_dir}/logs, or: busway down{option}; busway up{option}"
+        return Finding(Verdict.FAIL, f"system: {counts}; {error}", mend)
     if not models or not ready:
-        return Finding(Verdict.FAIL, f"system: {counts}; no model is ready", "tail .busway/logs/worker-0.log")
+        return Finding(Verdict.FAIL, f"system: {counts}; no model is ready", f"tail {state_dir}/logs/worker-0.log")
     return Finding(Verdict.OK, f"system at {running.url} serves {', '.join(models)}: {counts}")
 
 

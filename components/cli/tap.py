@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("pattern", nargs="*", help="subject with wildcards (everything of the namespace)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--count", type=int, metavar="N", default=0, help="stop after N messages")
+    parser.add_argument("--count", type=int, metavar="N", help="stop after N messages")
     add_config_options(parser)
 
 
@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     """Print until Ctrl-C, or until enough."""
     from bus.logs import set_up_logs
 
+    if options.count is not None and options.count < 1:
+        raise UsageError(f"--count {options.count}: at least 1, or leave it out", "busway tap --count 1")
     config = find_broker(read_config(options))
     set_up_logs(replace(config.log, level="warning"), "tap")
     pattern = check_pattern(options.pattern, config.namespace)
@@ -44,13 +46,13 @@ def check_pattern(words: list[str], namespace: str) -> str:
     pattern = words[0] if words else f"{namespace}.>"
     hint = f"busway tap '{namespace}.>'   (with the quotes)"
     if len(words) > 1:
-        raise UsageError(f"{len(words)} patterns: the shell has put file names for a wildcard", hint)
+        raise UsageError(f"one pattern is tapped, not {len(words)}: did the shell put file names for a wildcard?", hint)
     if not pattern or pattern.endswith(".") or ".." in pattern or any(c.isspace() for c in pattern):
         raise UsageError(f"{pattern!r} is no subject: did the shell take the `>`?", hint)
     return pattern
 
 
-async def _tap(config: Config, pattern: str, as_json: bool, count: int) -> None:
+async def _tap(config: Config, pattern: str, as_json: bool, count: int | None) -> None:
     from bus.connection import open_bus
     from bus.protocol import Incoming
     from bus.subjects import Subjects

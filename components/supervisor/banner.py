@@ -1,34 +1,36 @@
 """Pure. What a newcomer reads: how to talk to what runs, and how to stop it."""
 
 import shlex
+from pathlib import Path
 
 import msgspec
 
 from bus.config import Config
 from bus.version import VERSION
-from components.supervisor.running import RunningSystem
+from components.supervisor.running import RunningSystem, option_for
 
 QUESTION = "What is Busway?"
 
 
-def ready_banner(system: RunningSystem, model: str, took_s: float) -> str:
+def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Path) -> str:
     """Return the lines that are shown once the system serves."""
     question = {"role": "user", "content": QUESTION}
     body = {"model": model, "messages": [question], "stream": True}
     curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")
+    option = option_for(state_dir)
     return "\n".join(
         [
             f"ready in {took_s:.1f} s: {model}",
             "",
             f"  URL         {urls}",
-            f"  talk        busway chat          or once: busway chat {shlex.quote(QUESTION)}",
+            f"  talk        busway chat{option}          or once: busway chat{option} {shlex.quote(QUESTION)}",
             f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
             f"  any client  export OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none",
-            f"  look        busway tap '{system.namespace}.>'   busway doctor   {system.url}/metrics",
+            f"  look        busway tap '{system.namespace}.>'{option}   busway doctor{option}   {system.url}/metrics",
             *([f"  bus         {system.nats_url}"] if any(p.role == "nats" for p in system.processes) else []),
-            "  stop        Ctrl-C, or: busway down",
+            f"  stop        Ctrl-C, or: busway down{option}",
             "",
         ]
     )

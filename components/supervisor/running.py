@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bus.config import Config
 from components.supervisor.errors import CannotStart
 
 
@@ -63,11 +65,12 @@ def hold(state_dir: Path) -> Iterator[None]:
         try:
             _lock(descriptor)
         except BlockingIOError:
-            running = read_running(state_dir)
+            running, option = read_running(state_dir), option_for(state_dir)
             where = f" at {running.url}, process {running.pid}" if running else ""
             raise CannotStart(
                 f"a system runs in {state_dir} already{where}",
-                "busway chat, or `busway down` to stop it, or --set state_dir=.busway-2 for another beside it",
+                f"busway chat{option}, or `busway down{option}` to stop it, or --set state_dir=.busway-2 for another "
+                "beside it",
             ) from None
         try:
             yield
@@ -90,6 +93,13 @@ def is_held(state_dir: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def option_for(state_dir: Path) -> str:
+    """Return what a command needs at its end to find the system in `state_dir`: nothing if that is the default."""
+    if state_dir == Path(Config().state_dir):
+        return ""
+    return f" --set {shlex.quote(f'state_dir={state_dir}')}"
 
 
 def _lock(descriptor: int) -> None:

@@ -143,7 +143,8 @@ class Supervisor:
             await wait_until_ready(host, port)
         model = await first_model(host, self._config.frontend.port)
         self._ready.set()
-        self._say(ready_banner(self._fleet.system, model, time.monotonic() - started))
+        took_s = time.monotonic() - started
+        self._say(ready_banner(self._fleet.system, model, took_s, Path(self._config.state_dir)))
 
     async def _tell_progress(self) -> None:
         started = time.monotonic()

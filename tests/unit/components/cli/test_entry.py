@@ -58,7 +58,8 @@ def test_every_command_has_help_that_fits_a_screen(name: str, capsys: pytest.Cap
         (["replay", "t", "--workers", "0"], "'0' is no number from 1 on"),
         (["replay", "t", "--goal", "1"], "'1' is not two numbers of seconds"),
         (["tap", "busway."], "did the shell take the `>`?"),
-        (["tap", "a", "b"], "the shell has put file names"),
+        (["tap", "a", "b"], "one pattern is tapped, not 2"),
+        (["tap", "--count", "0"], "--count 0: at least 1"),
         (["tap", "busway..x"], "no subject"),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
     system = RunningSystem(
         namespace="fleet", url="http://127.0.0.1:9000", nats_url="nats://127.0.0.1:4222", pid=3, processes=processes
     )
-    banner = ready_banner(system, "it's-a-model", 1.25)
+    banner = ready_banner(system, "it's-a-model", 1.25, Path(".busway"))
     for text in (
         "http://127.0.0.1:9000/v1   (and 1 more",
         "OPENAI_BASE_URL=http://127.0.0.1:9000/v1",
@@ -71,9 +71,18 @@ def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
     assert "2 workers (torch, builtin) and 2 frontends" in start_line(CONFIG)
 
 
+def test_commands_of_the_banner_find_a_system_in_another_state_directory() -> None:
+    system = RunningSystem(namespace="busway", url="http://127.0.0.1:9000", nats_url="nats://h:2", pid=3)
+    banner = ready_banner(system, "m", 1.0, Path("/tmp/my state"))
+    option = "--set 'state_dir=/tmp/my state'"
+    for command in ("busway chat", "busway tap 'busway.>'", "busway doctor", "busway down"):
+        assert f"{command} {option}" in banner
+    assert "--set" not in ready_banner(system, "m", 1.0, Path(".busway"))
+
+
 def test_the_address_of_a_broker_elsewhere_is_not_shown_for_it_may_hold_a_password() -> None:
     system = RunningSystem(namespace="busway", url="http://127.0.0.1:9000", nats_url="nats://me:secret@host", pid=3)
-    assert "secret" not in ready_banner(system, "m", 1.0)
+    assert "secret" not in ready_banner(system, "m", 1.0, Path(".busway"))
     nats = RunningProcess(name="nats", role="nats", pid=4)
     system = RunningSystem(namespace="busway", url="http://h:1", nats_url="nats://h:2", pid=3, processes=[nats])
-    assert "nats://h:2" in ready_banner(system, "m", 1.0)
+    assert "nats://h:2" in ready_banner(system, "m", 1.0, Path(".busway"))

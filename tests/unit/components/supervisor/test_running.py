@@ -31,7 +31,7 @@ def test_a_second_supervisor_is_told_of_the_first(tmp_path: Path) -> None:
         write_running(tmp_path, SYSTEM)
         with pytest.raises(CannotStart, match=r"http://127\.0\.0\.1:8000, process 1") as caught, hold(tmp_path):
             pass
-        assert "busway down" in caught.value.hint
+        assert f"busway down --set state_dir={tmp_path}`" in caught.value.hint
         assert read_running(tmp_path) == SYSTEM
 
 
