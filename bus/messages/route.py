@@ -26,3 +26,5 @@ class RouteBatch(Hot, frozen=True):
     seq: int
     """Number of this batch, from 0."""
     placed: list[Placed]
+    is_leading: bool = False
+    """The router takes the requests of the model at present; it says so ten times a second, also without decisions."""

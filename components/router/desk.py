@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+import anyio
 import structlog
 from anyio.abc import TaskGroup
 
@@ -12,11 +13,12 @@ from bus.codec import codec, encode
 from bus.errors import BusUnavailable, BuswayError, Malformed
 from bus.messages.fleet import DeadLetter
 from bus.messages.inference import LATENCY_CLASSES, GenerateJob, LatencyClass
-from bus.messages.route import RouteBatch
+from bus.messages.route import Placed, RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
 from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
 from bus.subjects import ANY_WORKER, slug
 from components.router.answers import Answers
+from components.router.lead import Lead
 from components.router.pool import Placement, Pool, Refusal
 from components.router.request import Origin, to_request
 
@@ -71,7 +73,26 @@ class Desk:
         self._is_telling = False
         self._told = 0
         self._renewed_at = self._loop.time()
+        self._is_stopped = False
+        self._turned = anyio.Event()
         self.pool = pool
+        self.lead = Lead(router, self._loop.time())
+
+    async def wait_turn(self, *, is_leading: bool) -> None:
+        """Wait until this router leads, or until it does no more; `stop` ends every wait."""
+        while self.lead.is_leading != is_leading and not self._is_stopped:
+            self._turned = anyio.Event()
+            await self._turned.wait()
+
+    def stop(self) -> None:
+        """Wait for no turn any more."""
+        self._is_stopped = True
+        self._turned.set()
+
+    def hear_leader(self, router: str) -> None:
+        """Another router says that it leads."""
+        self.lead.hear(router, self._loop.time())
+        self._turned.set()
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Pull requests until `stack` closes."""
@@ -136,6 +157,10 @@ class Desk:
     def tick(self) -> None:
         """Do what is due every so often: hold on to what waits, give up what waited too long."""
         now = self._loop.time()
+        self.lead.look(now)
+        self._turned.set()
+        if self.lead.is_leading and not self._is_stopped:
+            self._publish([])
         self.pool.note_time(now)
         for request, refusal in self.pool.expire(now):
             if request.origin is not None:
@@ -215,12 +240,15 @@ class Desk:
         self._is_telling = False
         news, self.pool.news = self.pool.news, []
         for first in range(0, len(news), MAX_NEWS):
-            batch = RouteBatch(self._router, self._told, news[first : first + MAX_NEWS])
-            self._told += 1
-            try:
-                self._bus.publish(self._bus.subjects.route(self._model, self._router), encode(batch))
-            except BusUnavailable:
-                return  # reports of the workers will tell
+            self._publish(news[first : first + MAX_NEWS])
+
+    def _publish(self, placed: list[Placed]) -> None:
+        batch = RouteBatch(self._router, self._told, placed, self.lead.is_leading)
+        self._told += 1
+        try:
+            self._bus.publish(self._bus.subjects.route(self._model, self._router), encode(batch))
+        except BusUnavailable:
+            pass  # reports of the workers will tell
 
     def _grant(self) -> None:
         for latency_class, pull in self._pulls.items():

@@ -25,6 +25,7 @@ from bus.subjects import Subjects, slug
 from bus.typed import subscribe_typed
 from bus.version import VERSION
 from components.router.desk import Desk
+from components.router.lead import SILENCE_S
 from components.router.pick import serve_picks
 from components.router.pool import Pool
 from kv_events.follower import follow
@@ -69,13 +70,15 @@ class Router:
     def stop(self) -> None:
         """Take nothing new, give back what waits, finish what is on its way."""
         self._stopping.set()
+        for desk in self._desks.values():
+            desk.stop()
 
     async def run(self) -> None:
         """Route until stopped; what raises stops it."""
         async with anyio.create_task_group() as sending, anyio.create_task_group() as tasks:
             self._sending, self._tasks = sending, tasks
             await self._guard(self._serve)
-            self._stopping.set()
+            self.stop()
         if self._failure is not None:
             raise self._failure
         log.info("router.drained", router=self._router)
@@ -107,8 +110,11 @@ class Router:
                 await self._stopping.wait()
             now = anyio.current_time()
             is_deaf = now - ticked_at > STALL_S or not self._bus.is_connected
+            is_late = is_deaf or now - ticked_at > SILENCE_S
             ticked_at = now
             for desk in self._desks.values():
+                if is_late:
+                    desk.lead.excuse_silence(now)
                 if is_deaf:
                     desk.pool.fleet.excuse_silence(now)
                 for worker in desk.pool.fleet.silent(now):
@@ -136,13 +142,22 @@ class Router:
                     if self._config.mode == "kv":
                         await stack.enter_async_context(follow(self._bus, slug(model), index))
                     stack.callback(desk.rest)  # also when it is cancelled: appends have no task group then
-                    await desk.open(stack)
                     log.info("model.opened", model=model)
-                    await self._stopping.wait()
+                    while not self._stopping.is_set():
+                        await desk.wait_turn(is_leading=True)
+                        await self._lead(desk)
             except BuswayError as error:
                 log.warning("model.not_opened", model=model, reason=str(error))
                 with anyio.move_on_after(RETRY_S):
                     await self._stopping.wait()
+
+    async def _lead(self, desk: Desk) -> None:
+        """Take the requests of a model while this router leads; then give back what waits."""
+        if self._stopping.is_set():
+            return
+        async with AsyncExitStack() as pulls:
+            await desk.open(pulls)
+            await desk.wait_turn(is_leading=False)
         desk.close()
 
     def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
@@ -184,7 +199,10 @@ class Router:
             return
         now = anyio.current_time()
         try:
-            for placed in _batches.decode(incoming.payload).placed:
+            batch = _batches.decode(incoming.payload)
+            if batch.is_leading:
+                desk.hear_leader(batch.router)
+            for placed in batch.placed:
                 desk.pool.hear(placed, now)
         except Malformed:
             MALFORMED_MESSAGES.labels(family="route").inc()
@@ -195,7 +213,7 @@ class Router:
             await work()
         except Exception as error:
             self._failure = self._failure or error
-            self._stopping.set()
+            self.stop()
 
     def _card(self) -> RouterCard:
         return RouterCard(

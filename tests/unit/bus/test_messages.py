@@ -185,8 +185,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             3,
             [Placed("q-1", "w-1", "acme", "interactive", 130, 66, 64, pack_u64([7, 2**64 - 1]))],
         ),
-        "93a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
-        "ffffffffff",
+        "94a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
+        "ffffffffffc2",
     ),
     (
         KvQuery(epoch=9, since=3),

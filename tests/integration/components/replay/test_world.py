@@ -74,6 +74,18 @@ def test_reuse_and_latency_do_not_depend_on_the_number_of_routers_and_frontends(
         assert many.ttft.p99_s == pytest.approx(one.ttft.p99_s, rel=0.05)
 
 
+def test_bursts_spread_as_well_with_many_routers_as_with_one() -> None:
+    bursts = [
+        Arrival(at_s=3.0 * number, prompt=prompt(Random(10 * number + place), 4000), num_output=2)
+        for number in range(8)
+        for place in range(10)
+    ]
+    _, one = run(World(num_routers=1, num_frontends=1), bursts)
+    _, many = run(World(num_routers=8, num_frontends=8), bursts)
+    assert many.ttft.mean_s == pytest.approx(one.ttft.mean_s, rel=0.05)
+    assert many.ttft.p99_s == pytest.approx(one.ttft.p99_s, rel=0.05)
+
+
 def test_prefixes_are_found_again_which_round_robin_loses() -> None:
     load = conversations(60, 5)
     _, kv = run(World(num_routers=1), load)
