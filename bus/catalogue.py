@@ -11,9 +11,10 @@ import msgspec
 
 from bus.codec import Codec
 from bus.errors import BadConfig
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
+from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
 from bus.subjects import Subjects
 
@@ -61,7 +62,7 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.req("{model}", "{class}", "{tenant}")),  # type: ignore[arg-type]
-        carrier=RESERVED,
+        carrier="stream REQ",
         sender="frontend",
         receiver="router",
         messages=(GenerateJob,),
@@ -93,12 +94,20 @@ CHANNELS: tuple[Channel, ...] = (
     ),
     Channel(
         pattern=_relative(_S.kv("{model}", "{worker}")),
-        carrier=CORE,
+        carrier="stream KV",
         sender="worker",
         receiver="router, observers",
         messages=(KvBatch,),
         parts=(BlocksStored, BlocksRemoved, BlocksCleared),
         purpose="which KV blocks a worker stored and removed",
+    ),
+    Channel(
+        pattern=_relative(_S.kvq("{worker}")),
+        carrier=CORE,
+        sender="router, observers",
+        receiver="worker",
+        messages=(KvQuery,),
+        purpose="missed KV events or a snapshot, sent as KvBatch to the reply subject",
     ),
     Channel(
         pattern=_relative(_S.load("{model}", "{worker}")),
@@ -107,6 +116,21 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="frontend, router, planner",
         messages=(WorkerLoad,),
         purpose="heartbeat with load, every 250 ms and on change",
+    ),
+    Channel(
+        pattern=_relative(_S.route("{model}", "{router}")),
+        carrier=CORE,
+        sender="router",
+        receiver="router, observers",
+        messages=(RouteBatch,),
+        purpose="which request a router sent to which worker",
+    ),
+    Channel(
+        pattern=_relative(_S.pick("{model}")),
+        carrier=CORE,
+        sender="any gateway",
+        receiver="router",
+        purpose="which worker would be the best for a prompt, in JSON, optionally reserved",
     ),
     Channel(
         pattern=_relative(_S.usage("{model}", "{tenant}")),
@@ -147,6 +171,14 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="worker, people",
         messages=(FrontendCard,),
         purpose="a frontend that lives, and its URL",
+    ),
+    Channel(
+        pattern="router.{router}",
+        carrier="bucket REG",
+        sender="router",
+        receiver="frontend, people",
+        messages=(RouterCard,),
+        purpose="a router that lives, and the models that it routes",
     ),
 )
 

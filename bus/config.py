@@ -86,12 +86,23 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
 
 
 class MockConfig(_Section, frozen=True, kw_only=True):
-    """The mock engine's step-time model, in seconds: fixed + per prefill token + per sequence + per KV token."""
+    """The mock engine's step-time model, in seconds.
+
+    A step takes `step_base_s`; its prefill adds a base and a parabola in the tokens computed, its decode adds a base,
+    so much a sequence, and a parabola in the KV tokens read. The squares serve models fitted elsewhere: all is 0 here.
+    """
 
     step_base_s: float = 0.0
+    prefill_base_s: float = 0.0
+    """Of each step that computes prompt tokens."""
     prefill_token_s: float = 0.0
+    prefill_token_squared_s: float = 0.0
+    decode_base_s: float = 0.0
+    """Of each step that decodes."""
     decode_sequence_s: float = 0.0
     kv_token_s: float = 0.0
+    kv_token_squared_s: float = 0.0
+    """May be negative: reading much at once is cheaper a token."""
     num_blocks: Count = 16_384
     block_size: Count = 64
     max_running: Count = 256
@@ -99,11 +110,50 @@ class MockConfig(_Section, frozen=True, kw_only=True):
     max_model_len: Count = 131_072
 
 
+class RouterConfig(_Section, frozen=True, kw_only=True):
+    """How requests find their worker. Without a router they go to whichever worker is free first."""
+
+    mode: Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"] = "kv"
+    """kv: where it costs least, in seconds, with what each worker has cached; the others are for comparison."""
+    temperature_s: Annotated[float, Meta(ge=0)] = 0.0
+    """A worker that costs so much more is chosen e times less often; 0: always the cheapest."""
+    compute_weight: Positive = 1.2
+    """What a second of computing counts, beside one of waiting: those who come later find the worker busy."""
+    decode_weight: Annotated[float, Meta(ge=0)] = 0.02
+    """What a second counts that the requests which decode at a worker wait for a new prompt there."""
+    session_affinity_s: Annotated[float, Meta(ge=0)] = 0.02
+    """What it costs to send a session elsewhere than the last time."""
+    predicted_ttl_s: Positive = 10.0
+    """How long a worker is expected to get the blocks of a prompt that was sent there, before it tells so itself."""
+    host_token_s: Positive = 3e-6
+    """Loading the KV of one token from host memory; only loads that beat computing are counted with."""
+    disk_token_s: Positive = 3e-5
+    remote_token_s: Positive = 1e-4
+    queue_size: Count = 1024
+    """Requests of one model and latency class that wait in one router; more wait in the broker."""
+    max_wait_s: Positive = 30.0
+    """A request that would wait longer for a worker is refused with 429."""
+    tenant_weights: dict[str, Positive] = {}
+    """Share of a tenant under saturation, in relation to others; 1 for those that are not named."""
+    standard_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Part of the prompt tokens that standard requests get while interactive ones wait."""
+    batch_share: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Part of the prompt tokens that batch requests get while others wait."""
+    batch_headroom: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    """Part of the workers, and of each worker's places, that batch requests leave free while there are others."""
+    pick_host: str = "127.0.0.1"
+    pick_port: Port = 0
+    """Where gateways ask over HTTP which worker to take; 0: nowhere."""
+    seed: int = 0
+    """Of the choice among equal workers, together with the router's id."""
+
+
 class UpConfig(_Section, frozen=True, kw_only=True):
     """What `busway up` starts."""
 
     frontends: Count = 1
     workers: Count = 1
+    routers: Annotated[int, Meta(ge=0)] = 0
     nats_port: Port = 4222
     """Port of the embedded server; the next free one is taken when it is busy."""
     with_nats: bool = True
@@ -128,6 +178,7 @@ class Config(_Section, frozen=True, kw_only=True):
     frontend: FrontendConfig = FrontendConfig()
     worker: WorkerConfig = WorkerConfig()
     mock: MockConfig = MockConfig()
+    router: RouterConfig = RouterConfig()
     up: UpConfig = UpConfig()
     log: LogConfig = LogConfig()
     component: dict[str, Any] = {}

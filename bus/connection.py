@@ -16,6 +16,7 @@ from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
 from bus.link import Link
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
 from bus.queue import StandingPull, consumer_config, to_deliveries
+from bus.replay import Replay
 from bus.streams import Declared
 from bus.subjects import Subjects
 
@@ -97,6 +98,14 @@ class NatsBus:
         pull = StandingPull(self._jetstream, stream.name, create, to_deliveries(self._jetstream, handler))
         async with self._run_pull(pull):
             yield pull
+
+    async def replay(self, stream: str, filter_subject: str, handler: Handler) -> None:
+        replay = Replay(self._jetstream, self._find_declared("stream", stream).name, filter_subject, handler)
+        async with self._run_pull(replay.pull):
+            try:
+                await replay.wait()
+            finally:
+                replay.close()
 
     def bucket(self, name: str) -> NatsBucket:
         stream = self._find_declared("bucket", name)

@@ -118,6 +118,22 @@ WORKER_WAITING = Gauge("busway_worker_waiting_sequences", "Sequences accepted, n
 
 WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engine can hand out.", registry=REGISTRY)
 
+KV_ANSWERS = Counter("busway_kv_answers", "Answers of this worker to readers that missed KV events.", registry=REGISTRY)
+
+# Readers of KV events
+
+KV_EVENTS = Counter("busway_kv_events", "KV events that went into the index.", registry=REGISTRY)
+
+KV_GAPS = Counter(
+    "busway_kv_gaps",
+    "Times that the index of a worker was found to be wrong, by what showed it.",
+    ["reason"],
+    registry=REGISTRY,
+)
+"""`reason`: `missing` (numbers of events), `digest` (number and xor of the blocks)."""
+
+KV_QUERIES = Counter("busway_kv_queries", "Questions to workers about missed KV events.", registry=REGISTRY)
+
 # Frontend
 
 FRONTEND_REQUESTS = Counter(
@@ -147,7 +163,7 @@ FRONTEND_RETRIES = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `aborted`."""
+"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `router_lost`, `aborted`."""
 
 FRONTEND_DROPPED_TOKENS = Counter(
     "busway_frontend_dropped_tokens",
@@ -200,3 +216,28 @@ FRONTEND_TTFT = DoublingHistogram(
 )
 FRONTEND_ITL = DoublingHistogram("busway_frontend_inter_token_seconds", "Time between two tokens of a request.")
 FRONTEND_DURATION = DoublingHistogram("busway_frontend_generation_seconds", "Time from a request to its last token.")
+
+# Router
+
+ROUTER_REQUESTS = Counter(
+    "busway_router_requests",
+    "Requests that this router decided about, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `placed`, `refused` (would wait too long), `expired` (waited too long), `withdrawn` (the lane did not take
+it: it waits again), `rescued` (its worker died before it accepted), `buried`."""
+
+ROUTER_WAITING = Gauge("busway_router_waiting_requests", "Requests that wait for a worker.", registry=REGISTRY)
+
+ROUTER_WORKERS = Gauge("busway_router_workers", "Workers that requests can go to.", registry=REGISTRY)
+
+ROUTER_TOKENS = Counter("busway_router_prompt_tokens", "Prompt tokens of placed requests.", ["kind"], registry=REGISTRY)
+"""`kind`: `cached` (its worker should hold them), `computed`."""
+
+ROUTER_WAIT = DoublingHistogram("busway_router_wait_seconds", "Time that a placed request waited for room.")
+
+ROUTER_PICKS = Counter(
+    "busway_router_picks", "Questions of gateways which worker to take, by answer.", ["outcome"], registry=REGISTRY
+)
+"""`outcome`: `answered`, `no_worker`, `malformed`."""

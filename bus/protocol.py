@@ -167,6 +167,13 @@ class Bus(Protocol):
         A delivery whose handler raises comes again after `ack_wait_s`.
         """
 
+    async def replay(self, stream: str, filter_subject: str, handler: Handler) -> None:
+        """Call `handler` with every message that a stream holds under a filter, in the order of storing.
+
+        Returns when those that were there at the start have been handed over; what is stored meanwhile may come, too,
+        and after a reconnect messages come again. Raises `BusUnavailable`, also when there is no such stream.
+        """
+
     def bucket(self, name: str) -> Bucket:
         """Open a bucket declared in `nats/buckets/*.json`."""
 

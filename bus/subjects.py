@@ -71,9 +71,21 @@ class Subjects(msgspec.Struct, frozen=True):
         """KV block events of one worker."""
         return f"{self.namespace}.kv.v1.{model}.{worker}"
 
+    def kvq(self, worker: str) -> str:
+        """Questions to one worker about the blocks that it holds."""
+        return f"{self.namespace}.kvq.v1.{worker}"
+
     def load(self, model: str, worker: str) -> str:
         """Load reports of one worker."""
         return f"{self.namespace}.load.v1.{model}.{worker}"
+
+    def route(self, model: str, router: str) -> str:
+        """Decisions of one router."""
+        return f"{self.namespace}.route.v1.{model}.{router}"
+
+    def pick(self, model: str) -> str:
+        """Questions which worker would be the best for a prompt: JSON in, JSON out."""
+        return f"{self.namespace}.pick.v1.{model}"
 
     def usage(self, model: str, tenant: str) -> str:
         """What finished requests used."""
@@ -96,5 +108,5 @@ class Subjects(msgspec.Struct, frozen=True):
         return Address(parts[1], tuple(parts[3:]))
 
 
-FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "load", "usage", "dead"})
+FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "dead"})
 """The closed set of families, fit for labels."""

@@ -11,11 +11,11 @@ from bus import metrics
 from bus.codec import encode
 from bus.config import FrontendConfig
 from bus.errors import BusUnavailable, BuswayError, InvalidRequest, Malformed, NoWorker, Retryable
-from bus.messages.fleet import WorkerCard, WorkerLoad
+from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import FinishReason, StepBatch
 from bus.protocol import Bus, Incoming
 from bus.registry import watch_cards
-from bus.subjects import ANY_WORKER
+from bus.subjects import ANY_WORKER, slug
 from bus.typed import subscribe_typed
 from frontend.books import Books
 from frontend.cancels import Cancels
@@ -23,6 +23,7 @@ from frontend.errors import GenerationFailed, ShuttingDown
 from frontend.fleet import Fleet
 from frontend.request import Request
 from frontend.requests import Requests
+from frontend.routers import Routers
 
 TICK_S = 0.25
 STALL_S = 1.0
@@ -48,6 +49,7 @@ class Dispatcher:
         self._fleet = fleet
         self._books = books
         self._tasks = tasks
+        self._routers = Routers()
         self._cancels = Cancels(bus, frontend)
         self._num_shown = (0, 0)
         self._late: dict[Request, None] = {}
@@ -65,7 +67,10 @@ class Dispatcher:
         loads = subscribe_typed(self._bus, subjects.load("*", "*"), WorkerLoad, self._on_load)
         self._bus.on_reconnect(self._on_reconnect)
         try:
-            async with watch_cards(self._bus, "worker", WorkerCard, self._on_worker):
+            async with (
+                watch_cards(self._bus, "router", RouterCard, self._on_router),
+                watch_cards(self._bus, "worker", WorkerCard, self._on_worker),
+            ):
                 await self._tick_forever()
         finally:
             outs.unsubscribe()
@@ -100,11 +105,17 @@ class Dispatcher:
             self._books.cancelled(request, now)
 
     async def _append(self, request: Request) -> None:
-        generation = request.generation
+        """Publish the present attempt: to the routers while there are any, else to whichever worker is free first."""
+        generation, subjects = request.generation, self._bus.subjects
         payload = encode(request.job(self._frontend, time.time()))
         if len(payload) > self._bus.max_payload_bytes:
             raise InvalidRequest(f"The request takes {len(payload)} bytes on the bus, more than it carries.")
-        subject = self._bus.subjects.work(generation.model_slug, "both", ANY_WORKER, generation.latency_class)
+        model, latency_class = generation.model_slug, generation.latency_class
+        request.is_routed = self._routers.take(generation.model)
+        if request.is_routed:
+            subject = subjects.req(model, latency_class, slug(generation.tenant))
+        else:
+            subject = subjects.work(model, "both", ANY_WORKER, latency_class)
         await self._bus.append(
             subject,
             payload,
@@ -119,7 +130,9 @@ class Dispatcher:
             metrics.MALFORMED_MESSAGES.labels(family="out").inc()
             return
         now = time.monotonic()
-        self._fleet.hear(worker, now)
+        if batch.tickets or batch.accepted or batch.finished:
+            # Refusals alone may come from a router, which is no worker to be missed when it is silent.
+            self._fleet.hear(worker, now)
         try:
             outcome = self.requests.take(batch, now)
         except Malformed:
@@ -145,7 +158,7 @@ class Dispatcher:
             if failed.is_retryable:
                 self._retry(request, "failed", now, delay_s=FIRST_RETRY_S * 2**request.attempt)
             else:
-                self._fail(request, GenerationFailed(failed.message, code=failed.code))
+                self._fail(request, GenerationFailed(failed.message, code=failed.code, delay_s=failed.retry_after_s))
         if outcome.unknown:
             self._cancels.tell(worker, outcome.unknown, now)
 
@@ -172,6 +185,16 @@ class Dispatcher:
             self._fleet.leave(worker)
         else:
             self._fleet.arrive(worker, card, time.monotonic())
+
+    def _on_router(self, router: str, card: RouterCard | None) -> None:
+        if card is not None:
+            self._routers.arrive(router, card)
+            return
+        self._routers.leave(router)
+        now = time.monotonic()
+        for request in self.requests.unaccepted():
+            if request.is_routed and not self._routers.take(request.generation.model):
+                self._retry(request, "router_lost", now)
 
     async def _on_reconnect(self) -> None:
         """What was in flight when the connection broke may be lost, in both directions."""

@@ -66,11 +66,13 @@ class ClientTooSlow(Permanent):
 
 
 class GenerationFailed(BuswayError):
-    """A worker gave the request up for good; `code` is the worker's."""
+    """A worker gave the request up for good, or a router refused it; `code` is theirs."""
 
-    def __init__(self, message: str, *, code: str) -> None:
+    def __init__(self, message: str, *, code: str, delay_s: float | None = None) -> None:
+        """`delay_s` says when another try is worth it, where that is known."""
         super().__init__(message)
         self.worker_code = code
+        self.delay_s = delay_s
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -111,6 +113,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "unsupported_media_type": (415, _INVALID),
     "too_many_requests": (429, _RATE),
     "queue_full": (429, _RATE),
+    "overloaded": (429, _RATE),
     "headers_too_large": (431, _INVALID),
     "no_worker": (503, _SERVER),
     "no_responder": (503, _SERVER),
@@ -130,7 +133,8 @@ def answer_for(error: Exception) -> ErrorAnswer:
         return ErrorAnswer(500, ErrorBody("The server failed on this request.", _SERVER, None, "internal_error"), None)
     code = error.worker_code if isinstance(error, GenerationFailed) else error.code
     status, kind = _ANSWERS.get(code, (503 if isinstance(error, Retryable) else 500, _SERVER))
-    retry_after_s = max(1, round(getattr(error, "delay_s", 1.0))) if status in _WITH_RETRY_AFTER else None
+    delay_s = getattr(error, "delay_s", None)
+    retry_after_s = max(1, round(1.0 if delay_s is None else delay_s)) if status in _WITH_RETRY_AFTER else None
     message = str(error)[:_SAFE_TO_SHOW]
     return ErrorAnswer(status, ErrorBody(message, kind, getattr(error, "param", None), code), retry_after_s)
 

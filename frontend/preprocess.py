@@ -7,13 +7,16 @@ import msgspec
 
 from bus.errors import InvalidRequest, Malformed, PromptTooLong
 from bus.messages.base import pack_u32
-from bus.messages.inference import Sampling, Stopping
+from bus.messages.inference import LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
 from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, Tool, decode_prompt
 from frontend.request import Generation
 
 _MAX_TOOL_BYTES = 256 * 2**10
 """JSON Schemas of all tools of a request: they are decoded without a type, which takes up to 50 times their size."""
+
+_CLASSES: dict[str, LatencyClass] = {"priority": "interactive", "flex": "batch"}
+"""Latency class by OpenAI's `service_tier`; the others are standard."""
 
 _any = msgspec.json.Decoder()
 _NO_CHOICE = msgspec.Raw(b'"none"')
@@ -119,7 +122,9 @@ def _generation(
             ignore_eos=bool(body.ignore_eos),
         ),
         eos_token_ids=model.eos_token_ids,
+        latency_class=_CLASSES.get(body.service_tier or "default", "standard"),
         tenant=defaults.tenant,
+        session=body.prompt_cache_key or "",
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
     )
 

@@ -24,6 +24,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     latency_class: LatencyClass = "standard"
     tenant: str = "default"
     cache_salt: str = ""
+    session: str = ""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -73,6 +74,7 @@ class Request:
         "flush_at",
         "generation",
         "is_live",
+        "is_routed",
         "last_token_at",
         "num_tokens",
         "opened_at",
@@ -95,6 +97,8 @@ class Request:
         self.worker = ""
         """Empty until a worker accepts the present attempt."""
         self.is_live = False
+        self.is_routed = False
+        """Whether the present attempt went to the routers."""
         self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
         self.cached_tokens = 0
         self.flush_at = 0.0
@@ -116,6 +120,7 @@ class Request:
             latency_class=generation.latency_class,
             tenant=generation.tenant,
             cache_salt=generation.cache_salt,
+            session=generation.session,
             submitted_at=submitted_at,
         )
 

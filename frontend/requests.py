@@ -1,8 +1,9 @@
 """Pure. The owner's state: which attempt of each request is the live one, and which token comes next.
 
 Acks of the broker are not fenced and workers may come back from the dead, so "each token once" is decided here alone:
-a token counts if its ticket is the live attempt's and its offset is exactly the next one. Everything else is dropped,
-counted, and answered with `Cancel` (unknown tickets) or with another attempt (gaps).
+a token counts if its ticket is the live attempt's, its worker the first that spoke of this ticket, and its offset
+exactly the next one. Everything else is dropped, counted, and answered with `Cancel` (unknown tickets) or with another
+attempt (gaps).
 """
 
 from collections.abc import Iterable, Iterator
@@ -94,19 +95,17 @@ class Requests:
         by_ticket = self._by_ticket
         for accepted in batch.accepted:
             request = by_ticket.get(accepted.ticket)
-            if request is None:
+            if request is None or not _has(batch.worker, request):
                 outcome.unknown.add(accepted.ticket)
-            else:
-                request.worker = batch.worker
         if batch.tickets:
             self._take_rows(batch, now, outcome)
         for logprobs in batch.logprobs:
             request = by_ticket.get(logprobs.ticket)
-            if request is not None and logprobs.offset < request.num_tokens:
+            if request is not None and request.worker == batch.worker and logprobs.offset < request.num_tokens:
                 request.output.push_logprobs(logprobs)
         for finished in batch.finished:
             request = by_ticket.get(finished.ticket)
-            if request is None:
+            if request is None or not _has(batch.worker, request):
                 continue
             if finished.num_tokens != request.num_tokens:
                 self.num_gaps += 1
@@ -116,7 +115,7 @@ class Requests:
             outcome.finished.append((request, finished))
         for failed in batch.failed:
             request = by_ticket.get(failed.ticket)
-            if request is not None:
+            if request is not None and request.worker in ("", batch.worker):
                 outcome.failed.append((request, failed))
         return outcome
 
@@ -132,7 +131,7 @@ class Requests:
         worker = batch.worker
         for ticket, offset, token in zip(tickets, offsets, tokens, strict=True):
             request = get(ticket)
-            if request is None:
+            if request is None or (request.worker != worker and not _has(worker, request)):
                 self.num_stale += 1
                 outcome.unknown.add(ticket)
             elif offset == request.num_tokens:
@@ -145,7 +144,6 @@ class Requests:
                 else:
                     request.first_token_at = now
                 request.last_token_at = now
-                request.worker = worker
                 request.output.push(token)
                 touched[request] = None
             elif offset < request.num_tokens:
@@ -184,6 +182,12 @@ class Requests:
         for worker in gone:
             self._next_seq.pop(worker, None)
         return [request for request in self._by_ticket.values() if request.worker in gone]
+
+
+def _has(worker: str, request: Request) -> bool:
+    """Whether the worker has the present attempt: the first one that speaks of it does, should a job reach two."""
+    request.worker = request.worker or worker
+    return request.worker == worker
 
 
 def column(data: bytes) -> memoryview:

@@ -1,6 +1,6 @@
 """Pure. Who is there: cards in the registry, load reports, dead letters."""
 
-from bus.messages.base import Fact
+from bus.messages.base import Fact, Hot
 from bus.messages.inference import Role
 
 
@@ -20,6 +20,8 @@ class WorkerCard(Fact, frozen=True, kw_only=True, tag="worker_card"):
     pid: int
     version: str
     started_at: float
+    max_running: int = 0
+    """Requests that can be in one engine step; 0: as many as there are slots."""
 
 
 class ModelCard(Fact, frozen=True, kw_only=True, tag="model_card"):
@@ -45,6 +47,28 @@ class FrontendCard(Fact, frozen=True, kw_only=True, tag="frontend_card"):
     started_at: float
 
 
+class RouterCard(Fact, frozen=True, kw_only=True, tag="router_card"):
+    """One router process: while one lives, frontends send requests to `REQ`."""
+
+    router: str
+    models: list[str] = []
+    """Names of the models that it routes; empty: all."""
+    host: str
+    pid: int
+    version: str
+    started_at: float
+
+
+class StepSample(Hot, frozen=True):
+    """What one engine step did and how long it took."""
+
+    duration_s: float
+    prefill_tokens: int
+    decode_requests: int
+    kv_tokens: int
+    """Context length summed over the decoding sequences."""
+
+
 class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """How busy a worker is: its heartbeat, every 250 ms and on change."""
 
@@ -59,6 +83,18 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     step_s: float
     """Duration of the last engine step."""
     at: float
+    kv_epoch: int = 0
+    """Numbering of the worker's KV batches, as in `KvBatch`; 0: it publishes none."""
+    kv_seq: int = 0
+    """Number that the next event will have."""
+    kv_count: int = 0
+    """Blocks held in the device tier."""
+    kv_xor: int = 0
+    """Xor of their hashes."""
+    waiting_tokens: int = 0
+    """The part of `prefill_tokens` whose sequences did not start yet; what is cached of them is counted, too."""
+    steps: list[StepSample] = []
+    """Engine steps since the last report, evenly thinned to at most 64."""
 
 
 class DeadLetter(Fact, frozen=True, kw_only=True, tag="dead_letter"):

@@ -74,6 +74,8 @@ class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     submitted_at: float = 0.0
     """Unix seconds."""
     deadline_at: float | None = None
+    session: str = ""
+    """What belongs together (a conversation, an agent's run) as far as the client said so."""
 
 
 class Accepted(Hot, frozen=True):
@@ -98,6 +100,8 @@ class Failed(Hot, frozen=True):
     code: str
     message: str
     is_retryable: bool
+    retry_after_s: float | None = None
+    """When the owner's client may try again; None: nothing is known."""
 
 
 class TokenLogprobs(Hot, frozen=True):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from bus.messages.base import Hot
+from bus.messages.base import Fact, Hot
 
 Tier = Literal["device", "host", "disk", "remote"]
 
@@ -36,7 +36,11 @@ KvEvent = BlocksStored | BlocksRemoved | BlocksCleared
 
 
 class KvBatch(Hot, frozen=True):
-    """Events of one worker in the order in which they happened, numbered without gaps."""
+    """Events of one worker in the order in which they happened, numbered without gaps.
+
+    Or, with `num_parts`, a part of a snapshot: the events that lead from nothing to what the worker held just before
+    event `first_seq`. They bear no numbers, and all parts are needed.
+    """
 
     worker: str
     epoch: int
@@ -45,3 +49,19 @@ class KvBatch(Hot, frozen=True):
     """Number of the first event in this batch, from 0."""
     events: list[msgspec.Raw]
     """Encoded `KvEvent`s; readers count and skip tags that they do not know."""
+    part: int = 0
+    """Position of this part in its snapshot, from 0."""
+    num_parts: int = 0
+    """0: no snapshot."""
+
+
+class KvQuery(Fact, frozen=True, kw_only=True, tag="kv_query"):
+    """What a reader asks a worker: the events since `since`, or a snapshot when there is none to go on from.
+
+    The answer comes to the reply subject as `KvBatch`es: all events from `since` on if the worker still has them, else
+    (also for another epoch) a snapshot.
+    """
+
+    epoch: int = 0
+    since: int = 0
+    """Number of the first event that is missing; 0 with an epoch of 0 asks for a snapshot."""

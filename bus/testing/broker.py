@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from bus.connection import load_declared
 from bus.errors import BadConfig, BusUnavailable
@@ -12,6 +13,11 @@ from bus.testing.bucket import MemoryStore
 from bus.testing.connection import MemoryBus, MemorySubscription
 from bus.testing.matching import matches
 from bus.testing.store import MemoryStream
+
+MAX_REMEMBERED = 4096
+"""Subjects of which the broker remembers who takes them."""
+
+T = TypeVar("T")
 
 
 class MemoryBroker:
@@ -29,6 +35,8 @@ class MemoryBroker:
         self.blobs: dict[str, bytes] = {}
         self.is_up = True
         self._subscriptions: list[MemorySubscription] = []
+        self._receivers: dict[str, list[MemorySubscription]] = {}
+        self._streams_of: dict[str, MemoryStream | None] = {}
         self._buses: list[MemoryBus] = []
         self._num_buses = 0
         self._turns: Counter[tuple[str, str]] = Counter()
@@ -45,6 +53,7 @@ class MemoryBroker:
             # What was published is on its way already: delivery is the receivers' affair.
             self._buses.remove(bus)
             self._subscriptions = [entry for entry in self._subscriptions if entry.bus is not bus]
+            self._receivers.clear()
 
     async def restart(self) -> None:
         """Lose what was in memory, and let each connection restore itself."""
@@ -74,6 +83,7 @@ class MemoryBroker:
             await bus.restore()
 
     def ensure(self) -> None:
+        self._streams_of.clear()
         for declared in self.declared:
             if declared.kind == "stream":
                 self.streams.setdefault(declared.short, MemoryStream(declared))
@@ -94,25 +104,35 @@ class MemoryBroker:
         return self.buckets[short]
 
     def find_stream(self, subject: str) -> MemoryStream | None:
+        """Return the stream that stores a subject; remembered, for the same few subjects come all the time."""
+        if subject in self._streams_of:
+            return self._streams_of[subject]
+        found = None
         for stream in self.streams.values():
             if any(matches(pattern, subject) for pattern in stream.filters):
-                return stream
-        return None
+                found = stream
+                break
+        _remember(self._streams_of, subject, found)
+        return found
 
     def add(self, subscription: MemorySubscription) -> None:
         self._subscriptions.append(subscription)
+        self._receivers.clear()
 
     def remove(self, subscription: MemorySubscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+            self._receivers.clear()
 
     def route(self, incoming: Incoming) -> int:
         """Hand a message to every subscription, and to one of each queue group; return how many got it."""
+        receivers = self._receivers.get(incoming.subject)
+        if receivers is None:
+            receivers = [entry for entry in self._subscriptions if matches(entry.pattern, incoming.subject)]
+            _remember(self._receivers, incoming.subject, receivers)
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}
         num_receivers = 0
-        for subscription in self._subscriptions:
-            if not matches(subscription.pattern, incoming.subject):
-                continue
+        for subscription in receivers:
             if subscription.queue:
                 groups.setdefault((subscription.pattern, subscription.queue), []).append(subscription)
             else:
@@ -128,3 +148,11 @@ class MemoryBroker:
         if not any(entry.kind == kind and entry.short == short for entry in self.declared):
             known = ", ".join(entry.short for entry in self.declared if entry.kind == kind)
             raise BadConfig(f"no {kind} {short!r} is declared in nats/; known: {known}")
+
+
+def _remember(cache: dict[str, T], subject: str, found: T) -> None:
+    """Keep an answer for a subject; inboxes come once, and a flood of subjects starts the cache again."""
+    if not subject.startswith("_INBOX."):
+        if len(cache) >= MAX_REMEMBERED:
+            cache.clear()
+        cache[subject] = found

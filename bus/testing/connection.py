@@ -5,6 +5,7 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -17,6 +18,7 @@ from bus.errors import BusUnavailable, Malformed, NoResponder, QueueFull
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
 from bus.subjects import Subjects
 from bus.testing.bucket import MemoryBucket, MemoryStore
+from bus.testing.matching import matches
 from bus.testing.pull import MemoryPull
 from bus.testing.store import MemoryStream
 from bus.troubles import Troubles
@@ -176,6 +178,15 @@ class MemoryBus:
         finally:
             self.pulls.remove(pull)
             pull.close()
+
+    async def replay(self, stream: str, filter_subject: str, handler: Handler) -> None:
+        await self._need_broker(f"stream {stream}", 1.0)
+        for stored in list(self.broker.open_stream(stream).messages.values()):
+            if matches(filter_subject, stored.subject):
+                self.post(
+                    partial(handler, Incoming(stored.subject, stored.payload, "", stored.headers)), stored.subject
+                )
+        await self.flush()
 
     def bucket(self, name: str) -> MemoryBucket:
         return MemoryBucket(

@@ -33,6 +33,7 @@ class MemoryStream:
         self.filters: list[str] = settings["subjects"]
         self.is_work_queue = settings.get("retention") == "workqueue"
         self.has_ttl = bool(settings.get("allow_msg_ttl"))
+        self._has_rollup = bool(settings.get("allow_rollup_hdrs"))
         self._is_discarding_new = settings.get("discard") == "new"
         self._is_per_subject_new = bool(settings.get("discard_new_per_subject"))
         self._max_msgs = settings.get("max_msgs") or 0
@@ -71,6 +72,8 @@ class MemoryStream:
             return AppendAck(seq, is_duplicate=True)
         if ttl_s is not None and not self.has_ttl:
             raise BusUnavailable(f"{subject}: per-message TTL is disabled (10166)")
+        if headers is not None and headers.get("Nats-Rollup") == "sub":
+            self._roll_up(subject)
         self._make_room(subject, len(payload))
         self._last_seq += 1
         seq = self._last_seq
@@ -119,6 +122,13 @@ class MemoryStream:
         for seq, stored in self.messages.items():
             consumer.offer(seq, stored.subject)
         return consumer
+
+    def _roll_up(self, subject: str) -> None:
+        """Forget all messages of a subject: the next one stands for them."""
+        if not self._has_rollup:
+            raise BusUnavailable(f"{subject}: rollup not permitted (10123)")
+        for seq in [seq for seq, stored in self.messages.items() if stored.subject == subject]:
+            self.remove(seq)
 
     def _make_room(self, subject: str, num_bytes: int) -> None:
         while self._max_per_subject and self._per_subject[subject] >= self._max_per_subject:

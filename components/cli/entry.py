@@ -17,11 +17,13 @@ GROUPS = {
         "down": "stop what `up` started",
         "frontend": "run one frontend",
         "worker": "run one worker",
+        "router": "run one router: requests go where their prefix is cached",
         "run": "run your own component: busway run module:Class",
     },
     "Use": {
         "chat": "talk to a model; shows time to first token and tokens/s",
         "bench": "load the running system, show CPU per token of each process",
+        "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
     },
     "Look": {
         "tap": "print what passes on the bus, readable",

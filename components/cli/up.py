@@ -15,6 +15,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--port", type=int, help="port of the first frontend (8000; 0: any free one)")
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers (1)")
     parser.add_argument("--frontends", type=int, metavar="N", help="number of frontends, on ports in a row (1)")
+    parser.add_argument("--routers", type=int, metavar="N", help="number of routers (0: workers take what comes)")
     add_config_options(parser)
 
 
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
             "frontend.port": options.port,
             "up.workers": options.workers,
             "up.frontends": options.frontends,
+            "up.routers": options.routers,
         },
     )
     set_up_logs(replace(config.log, level="warning"), "up")

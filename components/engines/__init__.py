@@ -89,6 +89,8 @@ class EngineLoad(msgspec.Struct, frozen=True, gc=False):
     free_blocks: int
     prefill_tokens: int
     """Prompt tokens accepted and not computed yet."""
+    waiting_tokens: int = 0
+    """The part of them whose sequences did not start yet."""
 
 
 class Engine(Protocol):

@@ -40,5 +40,7 @@ def start_line(config: Config) -> str:
     """Return the first line of `busway up`."""
     worker, up = config.worker, config.up
     workers = f"{up.workers} worker{'s' if up.workers > 1 else ''} ({worker.engine}, {worker.model})"
+    if up.routers:
+        workers += f", {up.routers} router{'s' if up.routers > 1 else ''}"
     frontends = f"{up.frontends} frontend{'s' if up.frontends > 1 else ''}"
     return f"busway {VERSION}: starting {workers} and {frontends}; logs in {config.state_dir}/logs"

@@ -12,8 +12,8 @@ from components.supervisor.plan import Part
 from components.supervisor.process import Process, last_lines, start_process
 from components.supervisor.running import RunningProcess, RunningSystem, write_running
 
-STOP_ORDER = ("spare", "frontend", "worker", "nats")
-"""Frontends drain while workers still work, and the broker goes last."""
+STOP_ORDER = ("spare", "frontend", "router", "worker", "nats")
+"""Frontends drain while routers and workers still work, and the broker goes last."""
 _ROOT = Path(__file__).parents[2]
 
 

@@ -21,6 +21,10 @@ def plan_parts(config: Config, config_file: Path, nats_argv: tuple[str, ...] | N
     parts = [Part(name="nats", role="nats", argv=nats_argv)] if nats_argv else []
     worker = _busway("worker", config_file)
     parts += [Part(name=f"worker-{number}", role="worker", argv=worker) for number in range(config.up.workers)]
+    for number in range(config.up.routers):
+        pick_port = config.router.pick_port + number if config.router.pick_port else 0
+        argv = _busway("router", config_file, "--set", f"router.pick_port={pick_port}")
+        parts.append(Part(name=f"router-{number}", role="router", argv=argv))
     for number, port in enumerate(frontend_ports(config)):
         argv = _busway("frontend", config_file, "--set", f"frontend.port={port}")
         parts.append(Part(name=f"frontend-{number}", role="frontend", argv=argv))

@@ -19,7 +19,7 @@ class RunningProcess(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     role: str
-    """`nats`, `frontend`, `worker`; `spare` is a worker that waits for another's death."""
+    """`nats`, `frontend`, `router`, `worker`; `spare` is a worker that waits for another's death."""
     pid: int
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+import anyio
 import structlog
 
 from bus.codec import encode
@@ -85,7 +86,7 @@ class Intake:
 
     def _decide(self, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences
-        if sequences.ledger.is_known(job.frontend, job.ticket, time.monotonic()):
+        if sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
             delivery.ack()
             return "repeated"
         try:

@@ -12,6 +12,7 @@ from bus.protocol import Bus
 from bus.subjects import slug
 from components.engines import Engine
 from components.worker.sequences import Sequences
+from kv_events.log import KvLog
 
 INTERVAL_S = 0.25
 
@@ -22,13 +23,13 @@ MIN_INTERVAL_S = 0.05
 class LoadReporter:
     """Publishes `WorkerLoad`. A bus that is full loses reports, and the next one says all that they said."""
 
-    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, worker: str, model: str) -> None:
+    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, kv_log: KvLog, model: str) -> None:
         self._bus = bus
         self._engine = engine
         self._sequences = sequences
-        self._worker = worker
+        self._kv_log = kv_log
         self._model = model
-        self._subject = bus.subjects.load(slug(model), worker)
+        self._subject = bus.subjects.load(slug(model), kv_log.worker)
         self._changed = anyio.Event()
 
     def note_change(self) -> None:
@@ -44,12 +45,12 @@ class LoadReporter:
                 await anyio.sleep(MIN_INTERVAL_S)
 
     def _report(self) -> None:
-        load = self._engine.load()
+        load, kv_log = self._engine.load(), self._kv_log
         WORKER_RUNNING.set(load.running)
         WORKER_WAITING.set(load.waiting)
         WORKER_FREE_BLOCKS.set(load.free_blocks)
         report = WorkerLoad(
-            worker=self._worker,
+            worker=kv_log.worker,
             model=self._model,
             running=load.running,
             waiting=load.waiting,
@@ -58,6 +59,12 @@ class LoadReporter:
             prefill_tokens=load.prefill_tokens,
             step_s=self._sequences.last_step_s,
             at=time.time(),
+            kv_epoch=kv_log.epoch,
+            kv_seq=kv_log.next_seq,
+            kv_count=kv_log.num_blocks,
+            kv_xor=kv_log.xor,
+            waiting_tokens=load.waiting_tokens,
+            steps=self._sequences.steps.take(),
         )
         try:
             self._bus.publish(self._subject, encode(report))

@@ -46,6 +46,7 @@ async def join_pool(bus: Bus, worker: str, model: Model, spec: EngineSpec, confi
         pid=os.getpid(),
         version=VERSION,
         started_at=time.time(),
+        max_running=spec.max_running,
     )
     async with (
         keep_shared_card(bus, f"model.{slug(model.name)}", model_card),

@@ -1,7 +1,5 @@
 """I/O. Watches the registry for frontends, and stops the work of those that are gone."""
 
-import time
-
 import anyio
 import structlog
 
@@ -32,7 +30,7 @@ class OwnerWatch:
                 if not self._bus.is_connected:
                     self._presence.suspend()
                     continue
-                for owner in self._presence.find_gone(self._sequences.publisher.outboxes, time.monotonic()):
+                for owner in self._presence.find_gone(self._sequences.publisher.outboxes, anyio.current_time()):
                     num_sequences = self._sequences.abandon(owner)
                     log.info("frontend.lost", frontend=owner, num_sequences=num_sequences)
 

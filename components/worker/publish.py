@@ -1,18 +1,9 @@
 """I/O. Sends what the outboxes hold: one message for each frontend and step, later and merged while the bus is full."""
 
-import msgspec
-import structlog
-
 from bus.codec import encode
 from bus.errors import BusUnavailable
-from bus.messages.kv import KvBatch, KvEvent
 from bus.protocol import Bus
 from components.worker.outbox import Outbox
-
-MAX_BATCH_EVENTS = 512
-"""Block events of one message; a burst (an evicted long prompt) is cut into several."""
-
-log = structlog.get_logger()
 
 
 class Publisher:
@@ -47,29 +38,3 @@ class Publisher:
                     return False
                 outbox.mark_sent()
         return True
-
-
-class EventPublisher:
-    """Numbers block events and sends them. A bus that is full loses them: the gap in the numbers tells readers."""
-
-    def __init__(self, bus: Bus, subject: str, worker: str, epoch: int) -> None:
-        self._bus = bus
-        self._subject = subject
-        self._worker = worker
-        self._epoch = epoch
-        self._next_seq = 0
-        self._num_lost = 0
-
-    def publish(self, events: list[KvEvent]) -> None:
-        for start in range(0, len(events), MAX_BATCH_EVENTS):
-            chunk = events[start : start + MAX_BATCH_EVENTS]
-            batch = KvBatch(self._worker, self._epoch, self._next_seq, [msgspec.Raw(encode(event)) for event in chunk])
-            self._next_seq += len(chunk)
-            try:
-                self._bus.publish(self._subject, encode(batch))
-            except BusUnavailable:
-                self._num_lost += len(chunk)
-                continue
-            if self._num_lost:
-                log.warning("kv_events.lost", num_events=self._num_lost)
-                self._num_lost = 0

@@ -1,17 +1,19 @@
 """I/O. The attempts in the engine, from acceptance to their last row: the per-token path of a worker."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 
 import anyio
 import structlog
 
 from bus.messages.inference import Accepted, Failed, Finished, GenerateJob, TokenLogprobs
+from bus.messages.kv import KvEvent
 from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
 from components.engines import Engine, EngineRequest, Step
+from components.worker.events import EventPublisher
 from components.worker.ledger import Attempt, Ledger
-from components.worker.publish import EventPublisher, Publisher
+from components.worker.publish import Publisher
+from components.worker.steps import StepSamples
 
 TELL_AFTER_S = 0.005
 """What is not a token (accepted, refused) waits so long for a step to go with: a burst costs one message."""
@@ -48,6 +50,8 @@ class Sequences:
         self.ledger = Ledger()
         self.publisher = publisher
         self.last_step_s = 0.0
+        self.steps = StepSamples()
+        self._loop = asyncio.get_running_loop()
         self._engine = engine
         self._events = events
         self._on_change = on_change
@@ -55,6 +59,7 @@ class Sequences:
         self._publish_gap_s = publish_gap_s
         self._flushed_at = 0.0
         self._due: asyncio.TimerHandle | None = None
+        self._block_events: list[KvEvent] = []
         self._became_idle = anyio.Event()
 
     def next_key(self) -> int:
@@ -75,7 +80,7 @@ class Sequences:
                 request_id=job.request_id,
                 num_prompt_tokens=len(request.prompt),
                 first_offset=offset,
-                accepted_at=time.monotonic(),
+                accepted_at=self._loop.time(),
             )
         )
         outbox.accepted.append(Accepted(job.ticket))
@@ -83,10 +88,10 @@ class Sequences:
 
     def on_step(self, step: Step) -> None:
         """Send the rows of one engine step to their owners: at once, or with those of the next where steps are fast."""
-        now = time.monotonic()
+        now = self._loop.time()
         is_awaited = bool(step.ended)
         if step.logprobs:
-            self._append_with_logprobs(step, now)
+            is_awaited |= self._append_with_logprobs(step, now)
         else:
             live = self.ledger.live
             for key, token in zip(step.keys, step.tokens, strict=True):
@@ -115,10 +120,10 @@ class Sequences:
                 queue_s=round((attempt.first_token_at or now) - attempt.accepted_at, 4),
                 duration_s=round(now - attempt.accepted_at, 4),
             )
+        self._block_events += self._engine.take_events()
         self._flush_after(now, FIRST_TOKEN_GAP_S if is_awaited else self._publish_gap_s)
-        if events := self._engine.take_events():
-            self._events.publish(events)
         self.last_step_s = step.stats.duration_s
+        self.steps.add(step.stats)
         WORKER_STEP_SECONDS.observe(step.stats.duration_s)
         WORKER_TOKENS.inc(len(step.tokens))
         if step.ended:
@@ -137,7 +142,7 @@ class Sequences:
 
     def cancel(self, owner: str, tickets: Iterable[int]) -> None:
         """Stop working on these tickets of `owner`, untold; those that are not here never start."""
-        now = time.monotonic()
+        now = self._loop.time()
         for ticket in tickets:
             attempt = self.ledger.cancel(owner, ticket, now)
             if attempt is not None:
@@ -153,7 +158,7 @@ class Sequences:
 
     def hand_back(self, code: str, message: str) -> int:
         """Give every attempt back to its owner for another worker; return how many there were."""
-        now = time.monotonic()
+        now = self._loop.time()
         attempts = list(self.ledger.live.values())
         for attempt in attempts:
             self.ledger.end(attempt.key, now)
@@ -171,19 +176,21 @@ class Sequences:
 
     def flush_soon(self, delay_s: float = TELL_AFTER_S) -> None:
         """Flush within `delay_s`."""
-        loop = asyncio.get_running_loop()
         if self._due is not None:
-            if self._due.when() <= loop.time() + delay_s:
+            if self._due.when() <= self._loop.time() + delay_s:
                 return
             self._due.cancel()
-        self._due = loop.call_later(delay_s, self.flush)
+        self._due = self._loop.call_later(delay_s, self.flush)
 
     def flush(self) -> bool:
         """Send what waits; what the bus does not take is tried again, and given up when it becomes too much."""
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._loop.time()
+        if self._block_events:
+            self._events.publish(self._block_events)
+            self._block_events = []
         if self.publisher.flush():
             return True
         for outbox in list(self.publisher.outboxes.values()):
@@ -208,7 +215,9 @@ class Sequences:
         outbox.give_up(tickets, "bus_unavailable", "the worker could not send what it computed")
         log.warning("sequences.given_up", frontend=owner, num_sequences=len(tickets))
 
-    def _append_with_logprobs(self, step: Step, now: float) -> None:
+    def _append_with_logprobs(self, step: Step, now: float) -> bool:
+        """Add all rows, some with log-probabilities; say whether one was a first token."""
+        has_first = False
         by_row = {entry.row: entry for entry in step.logprobs}
         for row, (key, token) in enumerate(zip(step.keys, step.tokens, strict=True)):
             attempt = self.ledger.live[key]
@@ -219,7 +228,10 @@ class Sequences:
                     TokenLogprobs(attempt.ticket, attempt.offset, entry.logprob, entry.top_ids, entry.top_logprobs)
                 )
             attempt.offset += 1
-            attempt.first_token_at = attempt.first_token_at or now
+            if not attempt.first_token_at:
+                attempt.first_token_at = now
+                has_first = True
+        return has_first
 
     def _end(self, key: int, now: float) -> Attempt:
         attempt = self.ledger.end(key, now)

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import product
 from pathlib import Path
@@ -20,20 +20,24 @@ from bus.protocol import Bus, ConsumerSpec
 from bus.registry import new_id
 from bus.subjects import ANY_WORKER, Subjects, slug
 from components.engines import Engine
+from components.worker.events import EventPublisher
 from components.worker.intake import MAX_DELIVER, Intake
 from components.worker.jobs import Served
 from components.worker.load import LoadReporter
 from components.worker.membership import join_pool
 from components.worker.model import Model, read_model
 from components.worker.owners import OwnerWatch
-from components.worker.publish import EventPublisher, Publisher
+from components.worker.publish import Publisher
 from components.worker.sequences import Sequences
+from kv_events.log import KvLog
 
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
 
 ACCEPT_WITHIN_S = 1.0
 """A job handed to a worker as it died goes to another after this; one that lives accepts within milliseconds."""
+FORGET_LANE_S = 60.0
+"""When the broker forgets the lane of a worker that is gone; the jobs in it go elsewhere long before."""
 FAREWELL_S = 2.0
 """Bound on telling the owners of unfinished sequences."""
 
@@ -81,16 +85,18 @@ class Worker:
         self._model = model
         self._worker = worker
         spec = engine.spec
+        kv_log = KvLog(worker, time.time_ns())
+        self._events = EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), kv_log)
         self._sequences = Sequences(
             engine,
             Publisher(bus, worker),
-            EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), worker, time.time_ns()),
+            self._events,
             self._on_change,
             publish_gap_s=config.worker.publish_gap_s,
         )
         served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
         self._intake = Intake(bus, self._sequences, served, config.worker.slots, self._on_change)
-        self._reporter = LoadReporter(bus, engine, self._sequences, worker, model.name)
+        self._reporter = LoadReporter(bus, engine, self._sequences, kv_log, model.name)
         self._owners = OwnerWatch(bus, self._sequences)
         self._stopping = anyio.Event()
         self._failure: Exception | None = None
@@ -104,7 +110,7 @@ class Worker:
         Raises `EngineDied` when the engine stopped by itself, after every owner was told.
         """
         async with anyio.create_task_group() as tasks:
-            for work in (self._run_engine, self._reporter.run, self._owners.run):
+            for work in (self._run_engine, self._reporter.run, self._events.run, self._owners.run):
                 tasks.start_soon(self._guard, work, tasks.cancel_scope)
             await self._guard(self._serve, tasks.cancel_scope)
             tasks.cancel_scope.cancel()
@@ -127,24 +133,26 @@ class Worker:
 
     @asynccontextmanager
     async def _pull(self) -> AsyncIterator[None]:
-        """Take jobs from the lanes that all workers of the pool share, while the context is open."""
-        model = slug(self._model.name)
+        """Take jobs, while the context is open, from the worker's own lanes and from those that the pool shares."""
         async with AsyncExitStack() as stack:
-            pulls = []
-            for role, latency_class in product(self._config.roles, LATENCY_CLASSES):
-                consumer = ConsumerSpec(
-                    stream="WORK",
-                    name=f"any-{model}-{role}-{latency_class}",
-                    filter_subject=self._bus.subjects.work(model, role, ANY_WORKER, latency_class),
-                    max_deliver=MAX_DELIVER,
-                    ack_wait_s=ACCEPT_WITHIN_S,
-                )
-                pulls.append(await stack.enter_async_context(self._bus.pull(consumer, self._intake.on_delivery)))
+            pulls = [
+                await stack.enter_async_context(self._bus.pull(lane, self._intake.on_delivery))
+                for lane in self._lanes()
+            ]
             self._intake.open(pulls)
             try:
                 yield
             finally:
                 self._intake.close()
+
+    def _lanes(self) -> Iterator[ConsumerSpec]:
+        model = slug(self._model.name)
+        for role in self._config.roles:
+            name, filter_subject = f"own-{self._worker}-{role}", self._bus.subjects.work(model, role, self._worker, "*")
+            yield _lane(name, filter_subject, inactive_s=FORGET_LANE_S)
+        for role, latency_class in product(self._config.roles, LATENCY_CLASSES):
+            name = f"any-{model}-{role}-{latency_class}"
+            yield _lane(name, self._bus.subjects.work(model, role, ANY_WORKER, latency_class))
 
     async def _run_engine(self) -> None:
         try:
@@ -179,3 +187,14 @@ class Worker:
     def _on_change(self) -> None:
         self._intake.grant()
         self._reporter.note_change()
+
+
+def _lane(name: str, filter_subject: str, *, inactive_s: float | None = None) -> ConsumerSpec:
+    return ConsumerSpec(
+        stream="WORK",
+        name=name,
+        filter_subject=filter_subject,
+        max_deliver=MAX_DELIVER,
+        ack_wait_s=ACCEPT_WITHIN_S,
+        inactive_s=inactive_s,
+    )

@@ -48,6 +48,8 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
 
 
 class FunctionCall(msgspec.Struct, frozen=True):

@@ -16,7 +16,8 @@ PAYLOADS = [b"", b"\xc1", b"{", b"\x91" * 50_000, b"\xdd\xff\xff\xff\xff", b"\x8
 
 @pytest.fixture
 def system(shell: Any, wait_for: Callable[..., float]) -> dict[str, Any]:
-    up = shell.start("up", "--engine", "mock", "--port", "0", "--set", "up.nats_port=0", "--set", "log.level=info")
+    words = ["--engine", "mock", "--routers", "1", "--port", "0", "--set", "up.nats_port=0", "--set", "log.level=info"]
+    up = shell.start("up", *words)
     wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
     state: dict[str, Any] = json.loads((shell.directory / ".busway" / "up.json").read_text())
     return state
@@ -64,7 +65,7 @@ def test_nothing_dies_of_bytes_on_any_subject(
     worker = next(word for word in words if word.startswith("worker=")).removeprefix("worker=")
     host, port = system["nats_url"].removeprefix("nats://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(hostile_bytes(system, {"worker": worker, "frontend": "f-00000000"}))
+        connection.sendall(hostile_bytes(system, {"worker": worker, "frontend": "f-00000000", "router": "r-00000000"}))
         answer = b""
         while b"PONG" not in answer:
             answer += connection.recv(65536)

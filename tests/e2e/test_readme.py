@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 SHELL_LINES = re.findall(r"^\$ (.+)$", "\n".join(re.findall(r"```console\n(.*?)```", README, re.S)), re.M)
 BY_CI = {"make up", ". .venv/bin/activate"}
-SERVES = {"busway run components.meter:UsageMeter": "component.started"}
-"""Commands that run until they are stopped, and what they print when they are up."""
+SERVES = {
+    "busway run components.meter:UsageMeter": ("component.started", "--set bus.url=nats://127.0.0.1:4222"),
+    "busway up --config configs/router.toml": ("ready in", "--port 0 --set up.nats_port=0 --set state_dir=.beside"),
+}
+"""Commands that run until they are stopped: what they print when they are up, and what they need to run here."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,8 @@ def addresses(shared_shell: Any, wait_for: Callable[..., float]) -> dict[str, st
     wait_for(lambda: "ready in" in shared_shell.output() or up.poll() is not None, explain=shared_shell.output)
     assert up.poll() is None, shared_shell.output()
     state = json.loads((shared_shell.directory / ".busway" / "up.json").read_text())
-    return {"http://127.0.0.1:8000": state["url"], "nats://127.0.0.1:4222": state["nats_url"]}
+    files = {f" {folder}/": f" {ROOT}/{folder}/" for folder in ("configs", "tests")}
+    return {"http://127.0.0.1:8000": state["url"], "nats://127.0.0.1:4222": state["nats_url"], **files}
 
 
 def translate(text: str, addresses: dict[str, str]) -> str:
@@ -63,15 +68,15 @@ def test_a_command_does_what_it_says(line: str, shared_shell: Any, addresses: di
     assert '"error"' not in done.stdout
 
 
-@pytest.mark.parametrize(("line", "is_up"), SERVES.items())
+@pytest.mark.parametrize("line", SERVES)
 def test_a_command_serves_until_it_is_stopped(
-    line: str, is_up: str, shared_shell: Any, addresses: dict[str, str], wait_for: Callable[..., float]
+    line: str, shared_shell: Any, addresses: dict[str, str], wait_for: Callable[..., float]
 ) -> None:
-    words = line.removeprefix("busway ").split()
-    process = shared_shell.start(*words, "--set", f"bus.url={addresses['nats://127.0.0.1:4222']}")
+    is_up, more = SERVES[line]
+    process = shared_shell.start(*translate(f"{line} {more}", addresses).split()[1:])
     wait_for(lambda: is_up in shared_shell.output(), explain=shared_shell.output)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 0, shared_shell.output()
+    assert process.wait(20) == 0, shared_shell.output()
 
 
 def test_the_python_example_prints_an_answer(shared_shell: Any, addresses: dict[str, str]) -> None:

@@ -66,7 +66,12 @@ class Scheduler:
     def prefill_tokens(self) -> int:
         """Tokens of waiting and half-computed sequences that are still to compute."""
         running = sum(sequence.num_remaining for sequence in self.running if sequence.num_remaining > 1)
-        return running + sum(sequence.num_remaining for sequence in self.waiting)
+        return running + self.waiting_tokens
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of waiting sequences, those that will be found in the cache included."""
+        return sum(sequence.num_remaining for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits into the pool at its full length."""

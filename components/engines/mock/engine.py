@@ -81,6 +81,7 @@ class MockEngine:
             waiting=len(self._scheduler.waiting),
             free_blocks=self._pool.num_available,
             prefill_tokens=self._scheduler.prefill_tokens,
+            waiting_tokens=self._scheduler.waiting_tokens,
         )
 
     def take_events(self) -> list[KvEvent]:

@@ -45,6 +45,7 @@ class TorchEngine:
             waiting=len(self.scheduler.waiting),
             free_blocks=self.pool.num_available,
             prefill_tokens=self.scheduler.prefill_tokens,
+            waiting_tokens=self.scheduler.waiting_tokens,
         )
 
     def add(self, request: EngineRequest) -> None:

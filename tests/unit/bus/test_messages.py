@@ -5,7 +5,7 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, StepSample, WorkerCard, WorkerLoad
 from bus.messages.inference import (
     Accepted,
     Cancel,
@@ -19,7 +19,8 @@ from bus.messages.inference import (
     TokenLogprobs,
     UsageBatch,
 )
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
+from bus.messages.route import Placed, RouteBatch
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
@@ -31,9 +32,9 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             prompt=pack_u32([1, 2]),
             stopping=Stopping(max_tokens=4),
         ),
-        "87a474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a866726f6e74656e64a3662d31a6746963"
-        "6b657407a56d6f64656ca16da670726f6d7074c4080100000002000000a873746f7070696e6781aa6d61785f746f6b656e73"
-        "04",
+        "de0007a474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a866726f6e74656e64a3662d31a674"
+        "69636b657407a56d6f64656ca16da670726f6d7074c4080100000002000000a873746f7070696e6781aa6d61785f746f6b65"
+        "6e7304",
     ),
     (
         GenerateJob(
@@ -52,12 +53,12 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             submitted_at=1.5,
             deadline_at=2.5,
         ),
-        "8fa474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a7617474656d707401a866726f6e74656e"
-        "64a3662d31a67469636b657408a56d6f64656ca16da670726f6d7074c40401000000a66f7574707574c40409000000a87361"
-        "6d706c696e6784ab74656d7065726174757265cb3fe0000000000000a5746f705f70cb3feccccccccccccda47365656403ac"
-        "746f705f6c6f6770726f627302a873746f7070696e6782aa6d61785f746f6b656e7304ae73746f705f746f6b656e5f696473"
-        "9102ad6c6174656e63795f636c617373a56261746368a674656e616e74a174aa63616368655f73616c74a173ac7375626d69"
-        "747465645f6174cb3ff8000000000000ab646561646c696e655f6174cb4004000000000000",
+        "de000fa474797065ac67656e65726174655f6a6f62aa726571756573745f6964a27231a7617474656d707401a866726f6e74"
+        "656e64a3662d31a67469636b657408a56d6f64656ca16da670726f6d7074c40401000000a66f7574707574c40409000000a8"
+        "73616d706c696e6784ab74656d7065726174757265cb3fe0000000000000a5746f705f70cb3feccccccccccccda473656564"
+        "03ac746f705f6c6f6770726f627302a873746f7070696e6782aa6d61785f746f6b656e7304ae73746f705f746f6b656e5f69"
+        "64739102ad6c6174656e63795f636c617373a56261746368a674656e616e74a174aa63616368655f73616c74a173ac737562"
+        "6d69747465645f6174cb3ff8000000000000ab646561646c696e655f6174cb4004000000000000",
     ),
     (
         StepBatch(
@@ -71,8 +72,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             [Failed(8, "engine_busy", "full", True)],
             [TokenLogprobs(7, 0, -0.5, [42], [-0.5])],
         ),
-        "99a3772d3103c40407000000c40400000000c4042a00000091910791940701a473746f7010919408ab656e67696e655f6275"
-        "7379a466756c6cc391950700cbbfe0000000000000912a91cbbfe0000000000000",
+        "99a3772d3103c40407000000c40400000000c4042a00000091910791940701a473746f7010919508ab656e67696e655f6275"
+        "7379a466756c6cc3c091950700cbbfe0000000000000912a91cbbfe0000000000000",
     ),
     (
         Cancel(frontend="f-1", tickets=pack_u32([7, 8])),
@@ -110,8 +111,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
                 msgspec.Raw(encode(BlocksCleared())),
             ],
         ),
-        "94a3772d3109009394a673746f72656400c4080500000000000000a664657669636593a772656d6f766564c4080500000000"
-        "000000a4686f737492a7636c6561726564a6646576696365",
+        "96a3772d3109009394a673746f72656400c4080500000000000000a664657669636593a772656d6f766564c4080500000000"
+        "000000a4686f737492a7636c6561726564a66465766963650000",
     ),
     (
         WorkerCard(
@@ -164,7 +165,7 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             step_s=0.25,
             at=1.5,
         ),
-        "8aa474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a7776169"
+        "de000aa474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a7776169"
         "74696e6700ab667265655f626c6f636b7303aa6e756d5f626c6f636b7304ae70726566696c6c5f746f6b656e7300a6737465"
         "705f73cb3fd0000000000000a26174cb3ff8000000000000",
     ),
@@ -172,6 +173,52 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         DeadLetter(subject="s", code="malformed", reason="why", payload=b"x", died_at=1.5),
         "86a474797065ab646561645f6c6574746572a77375626a656374a173a4636f6465a96d616c666f726d6564a6726561736f6e"
         "a3776879a77061796c6f6164c40178a7646965645f6174cb3ff8000000000000",
+    ),
+    (
+        RouterCard(router="r-1", models=["m"], host="h", pid=1, version="0.1.0", started_at=1.5),
+        "87a474797065ab726f757465725f63617264a6726f75746572a3722d31a66d6f64656c7391a16da4686f7374a168a3706964"
+        "01a776657273696f6ea5302e312e30aa737461727465645f6174cb3ff8000000000000",
+    ),
+    (
+        RouteBatch(
+            "r-1",
+            3,
+            [Placed("q-1", "w-1", "acme", "interactive", 130, 66, 64, pack_u64([7, 2**64 - 1]))],
+        ),
+        "94a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
+        "ffffffffffc2",
+    ),
+    (
+        KvQuery(epoch=9, since=3),
+        "83a474797065a86b765f7175657279a565706f636809a573696e636503",
+    ),
+    (
+        KvBatch("w-1", 9, 4, [msgspec.Raw(encode(BlocksStored(0, pack_u64([5]))))], 1, 2),
+        "96a3772d3109049194a673746f72656400c4080500000000000000a66465766963650102",
+    ),
+    (
+        WorkerLoad(
+            worker="w-1",
+            model="m",
+            running=1,
+            waiting=2,
+            free_blocks=3,
+            num_blocks=4,
+            prefill_tokens=5,
+            step_s=0.25,
+            at=1.5,
+            kv_epoch=9,
+            kv_seq=3,
+            kv_count=2,
+            kv_xor=2**64 - 1,
+            waiting_tokens=4,
+            steps=[StepSample(0.25, 5, 1, 64)],
+        ),
+        "de0010a474797065ab776f726b65725f6c6f6164a6776f726b6572a3772d31a56d6f64656ca16da772756e6e696e6701a777"
+        "616974696e6702ab667265655f626c6f636b7303aa6e756d5f626c6f636b7304ae70726566696c6c5f746f6b656e7305a673"
+        "7465705f73cb3fd0000000000000a26174cb3ff8000000000000a86b765f65706f636809a66b765f73657103a86b765f636f"
+        "756e7402a66b765f786f72cfffffffffffffffffae77616974696e675f746f6b656e7304a573746570739194cb3fd0000000"
+        "000000050140",
     ),
 ]
 

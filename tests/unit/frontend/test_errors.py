@@ -44,3 +44,9 @@ def test_every_error_that_may_be_retried_says_so_by_its_status() -> None:
 
     ours = [kind for kind in leaves(bus_errors.Retryable) if kind.__module__ in ("bus.errors", "frontend.errors")]
     assert {answer_for(kind("x")).status for kind in ours} == {429, 503}
+
+
+def test_a_refusal_of_a_router_says_when_to_come_again() -> None:
+    answer = answer_for(GenerationFailed("busy", code="overloaded", delay_s=7.0))
+    assert (answer.status, answer.error.type, answer.retry_after_s) == (429, "rate_limit_error", 7)
+    assert answer_for(GenerationFailed("busy", code="overloaded")).retry_after_s == 1

@@ -146,6 +146,28 @@ def test_accepted_failed_and_unknown_tickets_are_told_apart() -> None:
     assert outcome.failed == [(request, failed)]
 
 
+def test_a_job_that_reached_two_workers_belongs_to_the_first_that_speaks() -> None:
+    table = make_table()
+    request, recorder = make_request()
+    table.open(request, 0.0)
+    ticket = request.ticket
+    table.take(batch([], accepted=[Accepted(ticket)]), 1.0)
+    table.take(batch([(ticket, 0, 10)], seq=1), 1.0)
+    late = batch(
+        [(ticket, 1, 77), (ticket, 5, 77)],
+        worker="w-2",
+        accepted=[Accepted(ticket)],
+        finished=[Finished(ticket, 1, "stop")],
+        failed=[Failed(ticket, "engine_busy", "full", True)],
+        logprobs=[TokenLogprobs(ticket, 0, -0.5)],
+    )
+    outcome = table.take(late, 1.1)
+    assert outcome.unknown == {ticket}
+    assert (outcome.gaps, outcome.finished, outcome.failed, recorder.logprobs) == ({}, [], [], [])
+    table.take(batch([(ticket, 1, 11)], seq=2), 1.2)
+    assert (recorder.tokens, request.worker) == ([10, 11], "w-1")
+
+
 def test_requests_are_bounded_and_closing_frees_a_place() -> None:
     table = make_table(max_requests=1)
     first, second = make_request()[0], make_request()[0]

@@ -294,3 +294,33 @@ async def test_an_undeclared_stream_or_bucket_is_a_mistake_in_the_program(bus, c
             pass
     with pytest.raises(BadConfig, match="REG"):
         bus.bucket("REGG")
+
+
+async def test_replay_brings_what_is_stored_in_order(bus, namespace, collect):
+    got = collect()
+    await bus.ensure()
+    for number in range(3000):
+        bus.publish(f"{namespace}.kv.v1.m.w-{number % 2}", b"%d" % number)
+    await bus.append(f"{namespace}.kv.v1.other.w", b"x")  # once this is stored, so is all before it
+    await bus.replay("KV", f"{namespace}.kv.v1.m.*", got)
+    assert numbers(got.items) == list(range(3000))
+
+
+async def test_replay_of_nothing_ends_at_once(bus, namespace, collect):
+    got = collect()
+    await bus.replay("KV", f"{namespace}.kv.v1.m.*", got)
+    assert got.items == []
+
+
+async def test_a_rollup_replaces_what_its_subject_holds(bus, namespace, collect):
+    got = collect()
+    for payload, headers in ((b"1", None), (b"2", None), (b"3", {"Nats-Rollup": "sub"}), (b"4", None)):
+        bus.publish(f"{namespace}.kv.v1.m.w", payload, headers=headers)
+        await bus.append(f"{namespace}.kv.v1.m.other", payload)
+    await bus.replay("KV", f"{namespace}.kv.v1.m.w", got)
+    assert numbers(got.items) == [3, 4]
+
+
+async def test_replay_of_an_undeclared_stream_is_refused(bus, namespace, collect):
+    with pytest.raises(BadConfig):
+        await bus.replay("NONE", f"{namespace}.kv.v1.m.w", collect())

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from bus.config import Config, FrontendConfig, UpConfig, WorkerConfig
+from msgspec.structs import replace
+
+from bus.config import Config, FrontendConfig, RouterConfig, UpConfig, WorkerConfig
 from components.supervisor.banner import ready_banner, start_line
 from components.supervisor.plan import frontend_ports, plan_parts, plan_spare
 from components.supervisor.running import RunningProcess, RunningSystem
@@ -28,6 +30,14 @@ def test_frontends_listen_on_ports_in_a_row() -> None:
     assert frontend_ports(CONFIG) == [9000, 9001]
     argv = plan_parts(CONFIG, FILE, None)[-1].argv
     assert argv[-2:] == ("--set", "frontend.port=9001")
+
+
+def test_routers_are_as_many_as_asked_for_and_answer_gateways_on_ports_in_a_row() -> None:
+    config = replace(CONFIG, up=replace(CONFIG.up, routers=2), router=RouterConfig(pick_port=9900))
+    routers = [part for part in plan_parts(config, FILE, None) if part.role == "router"]
+    assert [part.name for part in routers] == ["router-0", "router-1"]
+    assert routers[1].argv[-2:] == ("--set", "router.pick_port=9901")
+    assert "2 routers" in start_line(config)
 
 
 def test_a_broker_elsewhere_is_not_started() -> None:

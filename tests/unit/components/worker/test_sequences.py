@@ -14,8 +14,10 @@ from bus.subjects import Subjects
 from components.engines import Ended, EngineRequest, Logprobs, Step, StepStats
 from components.engines.mock.engine import MockEngine
 from components.worker import outbox
-from components.worker.publish import MAX_BATCH_EVENTS, EventPublisher, Publisher
+from components.worker.events import EventPublisher
+from components.worker.publish import Publisher
 from components.worker.sequences import Sequences
+from kv_events.log import MAX_BATCH_EVENTS, KvLog
 
 pytestmark = pytest.mark.anyio
 
@@ -47,9 +49,9 @@ def pipe() -> Pipe:
 
 
 @pytest.fixture
-def sequences(pipe: Pipe) -> Sequences:
+async def sequences(pipe: Pipe) -> Sequences:
     engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
-    events = EventPublisher(pipe, "kv", "w-1", epoch=1)
+    events = EventPublisher(pipe, "kv", KvLog("w-1", 1))
     return Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.0)
 
 
@@ -83,7 +85,7 @@ async def test_fast_steps_share_a_message_but_the_first_token_does_not_wait(
     pipe: Pipe, eventually: Callable[..., Awaitable[None]]
 ) -> None:
     engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
-    events = EventPublisher(pipe, "kv", "w-1", epoch=1)
+    events = EventPublisher(pipe, "kv", KvLog("w-1", 1))
     sequences = Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.03)
     key = accept(sequences, "f-1", 7)
     for token in (50, 51, 52):
@@ -150,7 +152,7 @@ async def test_only_the_owner_can_cancel(sequences: Sequences) -> None:
 
 
 def test_lost_block_events_leave_a_gap_in_the_numbers(pipe: Pipe) -> None:
-    events = EventPublisher(pipe, "kv", "w-1", epoch=5)
+    events = EventPublisher(pipe, "kv", KvLog("w-1", 5))
     stored = BlocksStored(0, b"12345678")
     events.publish([stored] * (MAX_BATCH_EVENTS + 1))
     pipe.is_full = True

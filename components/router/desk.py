@@ -1,0 +1,272 @@
+"""I/O. The requests of one model: pulled from `REQ`, decided by the pool, appended to workers' lanes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bus.codec import codec, encode
+from bus.errors import BusUnavailable, BuswayError, Malformed
+from bus.messages.fleet import DeadLetter
+from bus.messages.inference import LATENCY_CLASSES, GenerateJob, LatencyClass
+from bus.messages.route import Placed, RouteBatch
+from bus.metrics import MALFORMED_MESSAGES, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
+from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
+from bus.subjects import ANY_WORKER, slug
+from components.router.answers import Answers
+from components.router.lead import Lead
+from components.router.pool import Placement, Pool, Refusal
+from components.router.request import Origin, to_request
+
+ACK_WAIT_S = 2.0
+"""The requests that a dead router holds go to another one after this."""
+RENEW_S = 0.6
+"""Between two signs that a request is still held here."""
+MAX_DELIVER = 50
+"""A request comes again each time that a router dies or leaves."""
+GRANT_SIZE = 256
+"""Most deliveries that one class has open."""
+MAX_NEWS = 256
+"""Decisions in one message to other routers; those of one turn of the event loop are told together."""
+RETRY_S = 0.1
+SHORTEST_NAP_S = 0.001
+LONGEST_NAP_S = 0.25
+MAX_DEAD_BYTES = 64 * 1024
+
+log = structlog.get_logger()
+_jobs = codec(GenerateJob)
+_outcomes = {
+    name: ROUTER_REQUESTS.labels(name) for name in ("placed", "refused", "expired", "withdrawn", "rescued", "buried")
+}
+_cached_tokens = ROUTER_TOKENS.labels("cached")
+_computed_tokens = ROUTER_TOKENS.labels("computed")
+
+
+class Desk:
+    """Ties one pool to the bus. `tasks` carries the appends that are on their way."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        router: str,
+        model: str,
+        pool: Pool,
+        tasks: TaskGroup,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`wall` tells the time of day, in unix seconds: deadlines of jobs are given so."""
+        self._bus = bus
+        self._router = router
+        self._model = slug(model)
+        self._tasks = tasks
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._answers = Answers(bus, router)
+        self._pulls: dict[LatencyClass, Pull] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
+        self._is_telling = False
+        self._told = 0
+        self._renewed_at = self._loop.time()
+        self._is_stopped = False
+        self._turned = anyio.Event()
+        self.pool = pool
+        self.lead = Lead(router, self._loop.time())
+
+    async def wait_turn(self, *, is_leading: bool) -> None:
+        """Wait until this router leads, or until it does no more; `stop` ends every wait."""
+        while self.lead.is_leading != is_leading and not self._is_stopped:
+            self._turned = anyio.Event()
+            await self._turned.wait()
+
+    def stop(self) -> None:
+        """Wait for no turn any more."""
+        self._is_stopped = True
+        self._turned.set()
+
+    def hear_leader(self, router: str) -> None:
+        """Another router says that it leads."""
+        self.lead.hear(router, self._loop.time())
+        self._turned.set()
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Pull requests until `stack` closes."""
+        pulls: dict[LatencyClass, Pull] = {}
+        for latency_class in LATENCY_CLASSES:
+            consumer = ConsumerSpec(
+                stream="REQ",
+                name=f"req-{self._model}-{latency_class}",
+                filter_subject=self._bus.subjects.req(self._model, latency_class, "*"),
+                ack_wait_s=ACK_WAIT_S,
+                max_deliver=MAX_DELIVER,
+            )
+            pulls[latency_class] = await stack.enter_async_context(self._bus.pull(consumer, self._on_delivery))
+        self._pulls = pulls
+        self._grant()
+
+    def close(self) -> None:
+        """Take nothing more and give back what waits."""
+        self.rest()
+        for entry in self.pool.queue.all():
+            self.pool.queue.remove(entry)
+            origin = entry.item.origin
+            if origin is None:
+                continue
+            if origin.is_acked:
+                self._tasks.start_soon(self._send_to_any, origin, entry.latency_class)
+            else:
+                origin.delivery.nak()
+
+    def rest(self) -> None:
+        """Take nothing more, and wake no more."""
+        self._pulls = {}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def work(self) -> None:
+        """Place what can be placed now, and see when to look again."""
+        now = self._loop.time()
+        pool = self.pool
+        for placement in pool.plan(now):
+            self._tasks.start_soon(self._send, placement)
+        if pool.news and not self._is_telling:
+            self._is_telling = True
+            self._loop.call_soon(self._tell)
+        self._grant()
+        if len(pool.queue) and self._pulls:
+            at = min(pool.fleet.next_room_at(now), now + LONGEST_NAP_S)
+            self._wake_at(max(at, now + SHORTEST_NAP_S))
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def lose(self, worker: str) -> None:
+        """Forget a worker; what it had not accepted goes to others."""
+        num_rescued = self.pool.leave(worker)
+        if num_rescued:
+            _outcomes["rescued"].inc(num_rescued)
+            log.info("requests.rescued", worker=worker, num_requests=num_rescued)
+            self.work()
+
+    def tick(self) -> None:
+        """Do what is due every so often: hold on to what waits, give up what waited too long."""
+        now = self._loop.time()
+        self.lead.look(now)
+        self._turned.set()
+        if self.lead.is_leading and not self._is_stopped:
+            self._publish([])
+        self.pool.note_time(now)
+        for request, refusal in self.pool.expire(now):
+            if request.origin is not None:
+                self._refuse(request.origin, refusal, "expired")
+        if now - self._renewed_at >= RENEW_S:
+            self._renewed_at = now
+            for entry in self.pool.queue.all():
+                if entry.item.origin is not None and not entry.item.origin.is_acked:
+                    entry.item.origin.delivery.in_progress()
+        self.work()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        if not self._pulls:
+            delivery.nak()
+            return
+        try:
+            job = _jobs.decode(delivery.payload)
+            if slug(job.frontend) != job.frontend:
+                raise Malformed(f"frontend {job.frontend[:80]!r} is no subject token")
+        except Malformed as error:
+            self._bury(delivery, error)
+            return
+        now = self._loop.time()
+        pool = self.pool
+        request = to_request(job, delivery, pool.block_sizes())
+        deadline = None if job.deadline_at is None else now + job.deadline_at - self._wall()
+        refusal = pool.admit(request, deadline, now)
+        if refusal is not None and request.origin is not None:
+            self._refuse(request.origin, refusal, "refused")
+        if self._timer is None or self._due_at > now:
+            # What comes in one turn of the loop is planned together: first come is a matter of chance in a burst.
+            self._wake_at(now)
+
+    def _wake_at(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = at
+        self._timer = self._loop.call_at(at, self.work)
+
+    async def _send(self, placement: Placement) -> None:
+        """Append a job to the lane of its worker; the broker lost it: it waits again."""
+        request, choice = placement.request, placement.choice
+        origin = request.origin
+        assert origin is not None
+        subject = self._bus.subjects.work(self._model, "both", choice.worker, request.latency_class)
+        try:
+            await self._bus.append(subject, origin.delivery.payload, msg_id=origin.message_id)
+        except BuswayError as error:
+            _outcomes["withdrawn"].inc()
+            log.warning("request.not_placed", worker=choice.worker, reason=str(error))
+            self.pool.withdraw(placement, self._loop.time())
+            self._loop.call_later(RETRY_S, self.work)
+            return
+        if not origin.is_acked:
+            origin.delivery.ack()
+            origin.is_acked = True
+        _outcomes["placed"].inc()
+        _computed_tokens.inc(choice.uncached_tokens)
+        _cached_tokens.inc(request.num_tokens - choice.uncached_tokens)
+        ROUTER_WAIT.observe(placement.waited_s)
+
+    async def _send_to_any(self, origin: Origin, latency_class: LatencyClass) -> None:
+        subject = self._bus.subjects.work(self._model, "both", ANY_WORKER, latency_class)
+        try:
+            await self._bus.append(subject, origin.delivery.payload, msg_id=origin.message_id)
+        except BuswayError as error:
+            log.warning("request.not_returned", reason=str(error))
+
+    def _refuse(self, origin: Origin, refusal: Refusal, outcome: str) -> None:
+        _outcomes[outcome].inc()
+        if self._answers.refuse(origin, refusal):
+            origin.delivery.ack()
+        else:
+            origin.delivery.nak(1.0)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        news, self.pool.news = self.pool.news, []
+        for first in range(0, len(news), MAX_NEWS):
+            self._publish(news[first : first + MAX_NEWS])
+
+    def _publish(self, placed: list[Placed]) -> None:
+        batch = RouteBatch(self._router, self._told, placed, self.lead.is_leading)
+        self._told += 1
+        try:
+            self._bus.publish(self._bus.subjects.route(self._model, self._router), encode(batch))
+        except BusUnavailable:
+            pass  # reports of the workers will tell
+
+    def _grant(self) -> None:
+        for latency_class, pull in self._pulls.items():
+            pull.grant(min(GRANT_SIZE, self.pool.queue.room(latency_class)))
+
+    def _bury(self, delivery: Delivery, error: Malformed) -> None:
+        MALFORMED_MESSAGES.labels("req").inc()
+        _outcomes["buried"].inc()
+        letter = DeadLetter(
+            subject=delivery.subject,
+            code=error.code,
+            reason=str(error)[:500],
+            payload=delivery.payload[:MAX_DEAD_BYTES],
+            died_at=self._wall(),
+        )
+        try:
+            self._bus.publish(self._bus.subjects.dead("req"), encode(letter))
+        except BusUnavailable:
+            delivery.nak(1.0)
+            return
+        delivery.term(error.code)

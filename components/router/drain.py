@@ -1,0 +1,31 @@
+"""Pure. How fast the queue gets shorter: the ground of every estimate of a wait."""
+
+import math
+
+HALF_LIFE_S = 5.0
+KNOWN_AFTER_S = 0.5
+"""Busy time after which the rate is believed."""
+
+
+class DrainRate:
+    """Tokens that leave per second while there is a queue; times without one do not count."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._at: float | None = None
+
+    def note(self, now: float, tokens: int, *, had_queue: bool) -> None:
+        """Take into account that `tokens` left since the last call, during which requests waited or not."""
+        elapsed_s = 0.0 if self._at is None else now - self._at
+        self._at = now
+        if not had_queue or not elapsed_s:
+            return
+        kept = math.exp2(-elapsed_s / HALF_LIFE_S)
+        self._tokens = self._tokens * kept + tokens
+        self._seconds = self._seconds * kept + elapsed_s
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None until there was a queue for long enough."""
+        return self._tokens / self._seconds if self._seconds >= KNOWN_AFTER_S else None

@@ -1,0 +1,66 @@
+"""Pure. A request as the router sees it: how long, whose, and the hashes of its blocks."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from bus.messages.inference import GenerateJob, LatencyClass
+from bus.protocol import Delivery
+from kv_events.hashing import iter_block_hashes, salt_hash
+
+Holding = tuple[int, int, int, int, int]
+"""A worker's number, and the tokens of the prompt's prefix that it holds in device memory, or there and in ever slower
+tiers: each count includes those before it."""
+
+
+class Origin(msgspec.Struct, eq=False):
+    """The delivery that brought a request, and what its owner knows it by."""
+
+    delivery: Delivery
+    frontend: str
+    ticket: int
+    message_id: str
+    """The worker's lane takes a message once under this id."""
+    is_acked: bool = False
+    """It was in a lane before, so that the queue of requests knows it no more."""
+
+
+class Request(msgspec.Struct, eq=False, kw_only=True):
+    """A prompt that looks for a worker. `origin` is None where somebody only asks."""
+
+    key: str
+    tenant: str
+    latency_class: LatencyClass
+    session: str = ""
+    num_tokens: int
+    """Prompt, and output of earlier attempts."""
+    chains: dict[int, list[int]]
+    """Hashes of the blocks that can be cached, by block size."""
+    origin: Origin | None = None
+    holdings: list[Holding] = []
+    matched_at: float = float("-inf")
+    version: int = -1
+    """Of the predictions that `holdings` counts with."""
+
+
+def hash_chains(tokens: bytes, root: int, block_sizes: Iterable[int]) -> dict[int, list[int]]:
+    """Hash packed token ids, once for each block size that workers use.
+
+    The last token is always computed, so a block that ends with it is never taken from a cache.
+    """
+    return {size: list(iter_block_hashes(tokens[: len(tokens) - 4], size, root)) for size in block_sizes}
+
+
+def to_request(job: GenerateJob, delivery: Delivery, block_sizes: Iterable[int]) -> Request:
+    """Return what the router needs of a job; `block_sizes` is empty where prefixes do not matter."""
+    tokens = job.prompt + job.output if job.output else job.prompt
+    key = f"{job.request_id}:{job.attempt}"
+    return Request(
+        key=key,
+        tenant=job.tenant,
+        latency_class=job.latency_class,
+        session=job.session,
+        num_tokens=max(1, len(tokens) // 4),
+        chains=hash_chains(tokens, salt_hash(job.model, job.cache_salt), block_sizes),
+        origin=Origin(delivery, job.frontend, job.ticket, key),
+    )

@@ -1,0 +1,41 @@
+"""Pure. Arithmetic on columns of block hashes (arrays of uint64)."""
+
+import sys
+from array import array
+from collections.abc import Sequence
+
+
+def xor_of(blocks: "array[int]") -> int:
+    """Return the xor of hashes: halves of one long integer are folded upon each other, four times as fast as a loop."""
+    number, length = int.from_bytes(blocks.tobytes(), sys.byteorder), len(blocks)
+    while length > 1:
+        length = (length + 1) >> 1
+        high = number >> 64 * length
+        number ^= high << 64 * length ^ high
+    return number
+
+
+def common_length(ours: "array[int]", first: int, theirs: "array[int]", at: int) -> int:
+    """Return how many elements from `ours[first]` and `theirs[at]` on are equal."""
+    longest = min(len(ours) - first, len(theirs) - at)
+    if ours[first : first + longest] == theirs[at : at + longest]:
+        return longest
+    length = 0
+    while ours[first + length] == theirs[at + length]:
+        length += 1
+    return length
+
+
+def followed_length(blocks: "array[int]", hashes: Sequence[int], start: int) -> int:
+    """Return how many of a run's blocks come in a chain from `start` on; as hashes are chained, a bisection tells."""
+    high = min(len(blocks), len(hashes) - start)
+    if blocks[high - 1] == hashes[start + high - 1]:
+        return high
+    low = 0
+    while low < high:
+        middle = (low + high) >> 1
+        if blocks[middle] == hashes[start + middle]:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -1,0 +1,139 @@
+"""Pure. Which worker holds how much of a prompt's beginning, in which tier."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple, get_args
+
+from bus.messages.base import unpack_u64
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent, Tier
+from kv_events.runs import Holding, RunIndex
+
+TIERS: tuple[Tier, ...] = get_args(Tier)
+MAX_BLOCKS = 10_000_000
+
+
+class Overlap(NamedTuple):
+    """Length in blocks of the prefix that a worker holds, counting ever slower tiers: each includes those before it."""
+
+    device: int
+    host: int
+    disk: int
+    remote: int
+
+
+class PrefixIndex:
+    """The blocks of all workers of a model, as their events tell.
+
+    It is exact with regard to the events it was given: a worker's prefix ends where the first block is missing.
+    It holds at most `max_blocks` (counted once per worker and tier); when full, further blocks are left out until
+    others go, and the workers concerned are `is_truncated`.
+    """
+
+    def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
+        self.max_blocks = max_blocks
+        self._num_blocks = 0
+        self._tiers: dict[Tier, RunIndex] = {tier: RunIndex() for tier in TIERS}
+        self._device = self._tiers["device"]
+        self._lower = [self._tiers[tier] for tier in TIERS[1:]]
+        self._workers: dict[str, None] = {}
+        self._truncated: set[str] = set()
+
+    def __len__(self) -> int:
+        """Return the number of blocks, each counted once per worker and tier."""
+        return self._num_blocks
+
+    def workers(self) -> list[str]:
+        """Return all workers that told something since they were last removed."""
+        return list(self._workers)
+
+    def apply(self, worker: str, events: Iterable[KvEvent]) -> None:
+        """Apply one worker's events in their order.
+
+        Storing what is held and removing what is not change nothing. Raises `Malformed` at a broken column; the
+        events before it are applied.
+        """
+        self._workers[worker] = None
+        for event in events:
+            tier = self._tiers[event.tier]
+            match event:
+                case BlocksStored():
+                    self._store(worker, event.tier, event.parent_hash, unpack_u64(event.block_hashes))
+                case BlocksRemoved():
+                    self._num_blocks -= tier.remove(worker, unpack_u64(event.block_hashes))
+                case BlocksCleared():
+                    self._num_blocks -= tier.clear(worker)
+
+    def replace(self, worker: str, events: Iterable[KvEvent]) -> None:
+        """Let a worker hold what these events, those of a snapshot, lead to from nothing. Raises as `apply`."""
+        self.remove_worker(worker)
+        self.apply(worker, events)
+
+    def remove_worker(self, worker: str) -> None:
+        """Forget a worker and its blocks."""
+        for tier in self._tiers.values():
+            self._num_blocks -= tier.clear(worker)
+        self._workers.pop(worker, None)
+        self._truncated.discard(worker)
+
+    def num_blocks(self, worker: str, tier: Tier = "device") -> int:
+        """Return how many blocks a worker holds in a tier."""
+        return self._holding(worker, tier).num_blocks
+
+    def digest(self, worker: str) -> tuple[int, int]:
+        """Return number and xor of the hashes that a worker holds in its device tier."""
+        holding = self._holding(worker, "device")
+        return holding.num_blocks, holding.xor
+
+    def is_truncated(self, worker: str) -> bool:
+        """Whether blocks of this worker were left out since it was last removed or replaced: its digest is too low."""
+        return worker in self._truncated
+
+    def match(self, hashes: Sequence[int]) -> dict[str, Overlap]:
+        """Return how long a prefix of this chain of block hashes each worker holds; who holds none is absent."""
+        if any(tier.runs for tier in self._lower):
+            return self._match_tiers(hashes)
+        lengths = self._device.match(hashes)
+        return dict(zip(lengths, map(_same_in_all, lengths.values()), strict=True))
+
+    def _match_tiers(self, hashes: Sequence[int]) -> dict[str, Overlap]:
+        """Match with blocks in several tiers: each counts for those below it, and a prefix may pass between them."""
+        lengths: list[dict[str, int]] = []
+        spans: list[tuple[int, int, dict[str, int]]] = []
+        for tier in self._tiers.values():
+            if tier.runs or not lengths:
+                spans = sorted([*spans, *tier.spans(hashes)], key=itemgetter(0))
+                lengths.append(_reach(spans))
+            else:
+                lengths.append(lengths[-1])
+        device, host, disk, remote = lengths
+        return {
+            worker: Overlap(device.get(worker, 0), host.get(worker, 0), disk.get(worker, 0), length)
+            for worker, length in remote.items()
+        }
+
+    def _store(self, worker: str, tier: Tier, parent: int, blocks: "array[int]") -> None:
+        room = self.max_blocks - self._num_blocks
+        if len(blocks) > room:
+            self._truncated.add(worker)
+            blocks = blocks[:room]
+        self._num_blocks += self._tiers[tier].store(worker, parent, blocks)
+
+    def _holding(self, worker: str, tier: Tier) -> Holding:
+        return self._tiers[tier].holdings.get(worker) or Holding()
+
+
+@lru_cache(maxsize=8192)
+def _same_in_all(length: int) -> Overlap:
+    return Overlap(length, length, length, length)
+
+
+def _reach(spans: Iterable[tuple[int, int, dict[str, int]]]) -> dict[str, int]:
+    """Return how far each worker comes from the start without a gap, given spans in the order of their starts."""
+    reach: dict[str, int] = {}
+    for start, length, held in spans:
+        for worker, blocks in held.items():
+            if reach.get(worker, 0) >= start:
+                reach[worker] = max(reach.get(worker, 0), start + min(length, blocks))
+    return reach
