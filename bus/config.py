@@ -50,7 +50,7 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """How long a request may wait for a worker to accept it."""
     worker_timeout_s: Positive = 3.0
     """A worker that is silent for so long is dead: its requests go elsewhere."""
-    write_gap_s: Gap = 0.015
+    write_gap_s: Gap = 0.03
     """Tokens that a stream gets faster than that are written together, but for the first. 0: each at once."""
     slow_client_bytes: Count = 256 * 2**10
     """Unsent bytes after which a client that does not read is cut off."""
@@ -79,7 +79,7 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`; auto takes a GPU when torch sees one."""
-    publish_gap_s: Gap = 0.02
+    publish_gap_s: Gap = 0.03
     """Steps that follow each other faster than that share a message (first tokens: 4 ms at most). 0: one each."""
     grace_s: Positive = 30.0
     """Time to finish what runs after SIGTERM."""

@@ -28,7 +28,7 @@ from frontend.routers import Routers
 TICK_S = 0.25
 STALL_S = 1.0
 """A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
-SLACK_S = 0.005
+SLACK_S = 0.01
 """How much later than due a stream may be written, if that lets it go with the next step's tokens."""
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
