@@ -13,7 +13,7 @@ import structlog
 
 from bus.config import Config
 from bus.connection import open_bus
-from bus.errors import BusUnavailable, EngineDied
+from bus.errors import BadConfig, BusUnavailable, EngineDied
 from bus.lifecycle import serve
 from bus.messages.inference import LATENCY_CLASSES
 from bus.protocol import Bus, ConsumerSpec
@@ -34,6 +34,7 @@ from kv_events.log import KvLog
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
 
+_OURS = ("bus", "components", "kv_events")
 ACCEPT_WITHIN_S = 1.0
 """A job handed to a worker as it died goes to another after this; one that lives accepts within milliseconds."""
 FORGET_LANE_S = 60.0
@@ -70,9 +71,21 @@ async def run_worker(config: Config) -> None:
 
 
 def load_engine(config: Config, model: Model) -> Engine:
-    """Import the configured engine and load the model; blocks for as long as that takes."""
-    module = cast(_EngineModule, importlib.import_module(ENGINES[config.worker.engine]))
-    return module.load_engine(config, model.directory, model=model.name)
+    """Import the configured engine and load the model; blocks for as long as that takes.
+
+    Raises `BadConfig` when a package that the engine needs is not installed.
+    """
+    engine = config.worker.engine
+    try:
+        module = cast(_EngineModule, importlib.import_module(ENGINES[engine]))
+        return module.load_engine(config, model.directory, model=model.name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OURS:
+            raise
+        raise BadConfig(
+            f"engine {engine!r} needs the package {error.name!r}, which is not installed: "
+            f"pip install 'busway[{engine}]', or take --engine mock"
+        ) from error
 
 
 class Worker:
