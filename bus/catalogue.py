@@ -82,7 +82,7 @@ CHANNELS: tuple[Channel, ...] = (
         sender="worker",
         receiver="frontend",
         messages=(StepBatch,),
-        purpose="new tokens, one message for each engine step and frontend",
+        purpose="new tokens for one frontend, of one engine step or a few fast ones",
     ),
     Channel(
         pattern=_relative(_S.ctl("{worker}")),

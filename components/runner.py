@@ -9,11 +9,11 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from bus.codec import Codec, encode
+from bus.codec import Codec
 from bus.component import ComponentSpec, Context
 from bus.connection import load_declared
+from bus.dead import dead_letter
 from bus.errors import BadConfig, BusUnavailable, BuswayError, Fatal, Malformed, Permanent, QueueFull, Retryable
-from bus.messages.fleet import DeadLetter
 from bus.metrics import COMPONENT_MESSAGES, COMPONENT_SECONDS, MALFORMED_MESSAGES
 from bus.protocol import Bus, ConsumerSpec, Delivery, Incoming
 from bus.subjects import Subjects
@@ -22,7 +22,6 @@ ACK_WAIT_S = 5.0
 """After a crash, what the dead process held comes back within this time."""
 MAX_QUEUED = 1024
 """Core messages that wait for the handler; newer ones are dropped and counted."""
-MAX_BURIED_BYTES = 64 * 1024
 FAILURE_DELAY_S = 1.0
 """Pause before a message whose handler failed is tried again."""
 
@@ -187,16 +186,10 @@ class ComponentRunner:
         return fate
 
     async def _bury(self, delivery: Delivery, error: Exception | None) -> None:
-        letter = DeadLetter(
-            subject=delivery.subject,
-            code=error.code if isinstance(error, BuswayError) else "failed",
-            reason=f"{self._spec.name}: {error}"[:1000],
-            payload=delivery.payload[:MAX_BURIED_BYTES],
-            died_at=time.time(),
-        )
+        code = error.code if isinstance(error, BuswayError) else "failed"
         await self._bus.append(
             self._bus.subjects.dead(self._stream.lower()),
-            encode(letter),
+            dead_letter(delivery, code, f"{self._spec.name}: {error}"[:1000], died_at=time.time()),
             msg_id=f"{self._spec.durable}-{self._stream}-{delivery.stream_seq}",
         )
 

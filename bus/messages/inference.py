@@ -115,7 +115,7 @@ class TokenLogprobs(Hot, frozen=True):
 
 
 class StepBatch(Hot, frozen=True):
-    """All that one engine step of one worker brings to one frontend.
+    """All that one engine step of one worker, or a few fast ones, bring to one frontend.
 
     `tickets`, `offsets` and `tokens` are columns of equal length (little-endian uint32): row i is
     one token of `tickets[i]` at output position `offsets[i]`. Rows of a ticket are in order, and

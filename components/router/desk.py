@@ -10,8 +10,8 @@ import structlog
 from anyio.abc import TaskGroup
 
 from bus.codec import codec, encode
+from bus.dead import bury
 from bus.errors import BusUnavailable, BuswayError, Malformed
-from bus.messages.fleet import DeadLetter
 from bus.messages.inference import LATENCY_CLASSES, GenerateJob, LatencyClass
 from bus.messages.route import Placed, RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
@@ -35,7 +35,6 @@ MAX_NEWS = 256
 RETRY_S = 0.1
 SHORTEST_NAP_S = 0.001
 LONGEST_NAP_S = 0.25
-MAX_DEAD_BYTES = 64 * 1024
 
 log = structlog.get_logger()
 _jobs = codec(GenerateJob)
@@ -257,16 +256,4 @@ class Desk:
     def _bury(self, delivery: Delivery, error: Malformed) -> None:
         MALFORMED_MESSAGES.labels("req").inc()
         _outcomes["buried"].inc()
-        letter = DeadLetter(
-            subject=delivery.subject,
-            code=error.code,
-            reason=str(error)[:500],
-            payload=delivery.payload[:MAX_DEAD_BYTES],
-            died_at=self._wall(),
-        )
-        try:
-            self._bus.publish(self._bus.subjects.dead("req"), encode(letter))
-        except BusUnavailable:
-            delivery.nak(1.0)
-            return
-        delivery.term(error.code)
+        bury(self._bus, "req", delivery, error, died_at=self._wall())

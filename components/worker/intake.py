@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 import anyio
 import structlog
 
-from bus.codec import encode
-from bus.errors import BusUnavailable, EngineBusy, Malformed, Permanent
-from bus.messages.fleet import DeadLetter
+from bus.dead import bury
+from bus.errors import EngineBusy, Malformed, Permanent
 from bus.messages.inference import Finished, GenerateJob
 from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
 from bus.protocol import Bus, Delivery, Incoming, Pull
@@ -23,7 +22,6 @@ GRANT_SIZE = 32
 """Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
 knows which lane will have work), and the surplus of a burst goes back to the queue."""
 
-MAX_DEAD_BYTES = 64 * 1024
 
 log = structlog.get_logger()
 _jobs = {outcome: WORKER_JOBS.labels(outcome) for outcome in ("accepted", "repeated", "returned", "refused", "buried")}
@@ -116,19 +114,7 @@ class Intake:
         MALFORMED_MESSAGES.labels("work").inc()
         _jobs["buried"].inc()
         self._warn_once("job.malformed", delivery.subject, error)
-        letter = DeadLetter(
-            subject=delivery.subject,
-            code=error.code,
-            reason=str(error)[:500],
-            payload=delivery.payload[:MAX_DEAD_BYTES],
-            died_at=time.time(),
-        )
-        try:
-            self._bus.publish(self._bus.subjects.dead("work"), encode(letter))
-        except BusUnavailable:
-            delivery.nak(1.0)
-            return
-        delivery.term(error.code)
+        bury(self._bus, "work", delivery, error, died_at=time.time())
 
     def _warn_once(self, event: str, subject: str, error: Malformed) -> None:
         """Log the first of its kind: the rest is in the metrics, and the bodies among the dead letters."""
