@@ -7,7 +7,16 @@ import msgspec
 
 from bus.errors import BuswayError
 from bus.messages.base import pack_u32
-from bus.messages.inference import FinishReason, GenerateJob, LatencyClass, Sampling, Stopping, TokenLogprobs
+from bus.messages.inference import (
+    FinishReason,
+    GenerateJob,
+    Hints,
+    LatencyClass,
+    Sampling,
+    Stopping,
+    Task,
+    TokenLogprobs,
+)
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +34,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "default"
     cache_salt: str = ""
     session: str = ""
+    hints: Hints = Hints()
+    deadline_at: float | None = None
+    """Unix seconds."""
+    task: Task = "generate"
+    grammar: str = ""
+    """As `GenerateJob.grammar`."""
+    prompt_logprobs: int | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -121,6 +137,11 @@ class Request:
             tenant=generation.tenant,
             cache_salt=generation.cache_salt,
             session=generation.session,
+            hints=generation.hints,
+            deadline_at=generation.deadline_at,
+            task=generation.task,
+            grammar=generation.grammar,
+            prompt_logprobs=generation.prompt_logprobs,
             submitted_at=submitted_at,
         )
 

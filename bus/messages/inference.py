@@ -11,6 +11,10 @@ LatencyClass = Literal["interactive", "standard", "batch"]
 Role = Literal["encode", "prefill", "decode", "both"]
 FinishReason = Literal["stop", "length", "abort"]
 
+Task = Literal["generate", "embed"]
+"""`embed`: no token is generated; the answer is one vector, the prompt's, and then the end."""
+MAX_GRAMMAR = 512 * 2**10
+
 LATENCY_CLASSES: tuple[LatencyClass, ...] = ("interactive", "standard", "batch")
 
 Ticket = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -50,6 +54,16 @@ class Stopping(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ignore_eos: bool = False
 
 
+class Hints(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What an agent knows about its request; none of it changes the answer."""
+
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    """Higher goes first within its latency class and tenant."""
+    expected_output_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    pin_ttl_s: Annotated[float, Meta(ge=0.0, le=7 * 86_400)] | None = None
+    """Keep the prefix of this request in some tier for so long; None: as long as it happens to stay."""
+
+
 class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     """One attempt at one sequence, from its owner (a frontend) to a worker.
 
@@ -76,6 +90,12 @@ class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     deadline_at: float | None = None
     session: str = ""
     """What belongs together (a conversation, an agent's run) as far as the client said so."""
+    hints: Hints = Hints()
+    task: Task = "generate"
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
+    """What the output must match, as a grammar of llguidance (JSON `{"grammars": [...]}`); empty: anything."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    """As `Sampling.top_logprobs`, for the tokens of the prompt."""
 
 
 class Accepted(Hot, frozen=True):
@@ -114,6 +134,26 @@ class TokenLogprobs(Hot, frozen=True):
     top_logprobs: list[float] = []
 
 
+class PromptLogprobs(Hot, frozen=True):
+    """Log-probabilities of prompt tokens from position `start` on; position 0 has none and is never told.
+
+    Rows are in order and come before the first output token of the ticket.
+    """
+
+    ticket: int
+    start: int
+    logprobs: list[float]
+    top_ids: list[list[int]] = []
+    top_logprobs: list[list[float]] = []
+
+
+class Embedding(Hot, frozen=True):
+    """The vector of a prompt: float32, little-endian, of length 1 in the Euclidean norm."""
+
+    ticket: int
+    vector: bytes
+
+
 class StepBatch(Hot, frozen=True):
     """All that one engine step of one worker, or a few fast ones, bring to one frontend.
 
@@ -132,6 +172,8 @@ class StepBatch(Hot, frozen=True):
     finished: list[Finished] = []
     failed: list[Failed] = []
     logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[PromptLogprobs] = []
+    embeddings: list[Embedding] = []
 
 
 class Cancel(Fact, frozen=True, kw_only=True, tag="cancel"):

@@ -64,7 +64,9 @@ def test_a_job_may_come_as_msgpack_or_json() -> None:
 def test_fields_of_a_newer_version_are_ignored() -> None:
     fields = msgspec.to_builtins(JOB) | {"prompt": JOB.prompt, "from_the_future": [1, {"x": 2}]}
     assert codec(GenerateJob).decode(encode(fields)) == JOB
-    assert codec(StepBatch).decode(encode(["w", 0, b"", b"", b"", [], [], [], [], "later", 2])) == StepBatch("w", 0)
+    assert codec(StepBatch).decode(encode(["w", 0, b"", b"", b"", [], [], [], [], [], [], "later", 2])) == StepBatch(
+        "w", 0
+    )
 
 
 @given(st.lists(st.integers(0, 2**32 - 1)), st.lists(st.integers(0, 2**64 - 1)))
