@@ -8,12 +8,13 @@ LEFT_PATIENCE_S = 0.75
 
 
 class _Worker:
-    __slots__ = ("has_card", "heard_at", "model_slug")
+    __slots__ = ("block_size", "has_card", "heard_at", "model_slug")
 
     def __init__(self, heard_at: float) -> None:
         self.has_card = False
         self.heard_at = heard_at
         self.model_slug = ""
+        self.block_size = 0
 
 
 class Fleet:
@@ -30,6 +31,7 @@ class Fleet:
             state = self._workers[worker] = _Worker(now)
         state.has_card = True
         state.model_slug = slug(card.model)
+        state.block_size = card.block_size
 
     def leave(self, worker: str) -> None:
         """A card is gone: the worker drains, or is dead."""
@@ -64,6 +66,11 @@ class Fleet:
     def serves(self, model_slug: str) -> bool:
         """Whether a worker that takes jobs for the model is there."""
         return any(state.has_card and state.model_slug == model_slug for state in self._workers.values())
+
+    def block_sizes(self, model_slug: str) -> list[int]:
+        """Return the sizes of KV blocks that the model's workers have, in tokens."""
+        workers = self._workers.values()
+        return sorted({state.block_size for state in workers if state.has_card and state.model_slug == model_slug})
 
     def __len__(self) -> int:
         return len(self._workers)

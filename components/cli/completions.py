@@ -141,6 +141,22 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
         connection.close()
 
 
+def explain(url: str, body: bytes) -> bytes:
+    """Return the answer of `/v1/explain`, JSON; raise `ChatFailed` when the request is refused."""
+    connection = http.client.HTTPConnection(*split_url(url), timeout=30)
+    try:
+        connection.request("POST", "/v1/explain", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise ChatFailed(f"the frontend answers {response.status}: {_problem(answer)}")
+    return answer
+
+
 def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[str]:
     """Read server-sent events up to `[DONE]`."""
     while line := response.readline(MAX_LINE_BYTES):

@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print all of it as TOML with comments, or what belongs to one key."""
     from bus.toml import render_toml
-    from components.cli.explain import explain_keys
+    from components.cli.config_keys import explain_keys
 
     config, comments = read_config(options), explain_keys()
     if options.key is None:

@@ -26,6 +26,7 @@ GROUPS = {
         "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
     },
     "Look": {
+        "explain": "what would become of a request: prompt, tokens, blocks, worker",
         "tap": "print what passes on the bus, readable",
         "subjects": "the catalogue of subjects and message schemas",
         "config": "the configuration as it resolves, with explanations",

@@ -1,43 +1,124 @@
-"""I/O. The explanation of each configuration key: the string below it in `bus/config.py`."""
+"""I/O. What would become of a request: rendered prompt, token ids, block hashes, where it would go and why.
 
-import ast
-import inspect
+`-` reads the body of a chat completion or completion from stdin; a FILE does too; other words are one user's turn.
+"""
+
+import argparse
+import sys
+from pathlib import Path
 
 import msgspec
 
-import bus.config
-from bus.config import Config
+from bus.errors import InvalidRequest
+from components.cli.completions import choose_model, explain
+from components.cli.options import add_config_options, read_config
+from components.cli.parser import Parser
+from components.cli.readable import printable
+from components.supervisor.running import read_running
+
+SHOWN_BLOCKS = 8
+SHOWN_TOKENS = 400
 
 
-def explain_keys() -> dict[str, str]:
-    """Return what is written about each dotted key and section, in the order of the tree; empty where nothing is."""
-    documented = _field_docstrings(inspect.getsource(bus.config))
-    keys: dict[str, str] = {}
-    _collect(Config, "", documented, keys)
-    return keys
+class _Token(msgspec.Struct):
+    id: int
+    text: str
 
 
-def _collect(
-    section: type[msgspec.Struct], prefix: str, documented: dict[tuple[str, str], str], keys: dict[str, str]
-) -> None:
-    for field in msgspec.structs.fields(section):
-        name = f"{prefix}{field.name}"
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            keys[name] = (inspect.getdoc(field.type) or "").splitlines()[0]
-            _collect(field.type, f"{name}.", documented, keys)
-        else:
-            keys[name] = documented.get((section.__name__, field.name), "")
+class _Blocks(msgspec.Struct):
+    block_size: int
+    hashes: list[str]
 
 
-def _field_docstrings(source: str) -> dict[tuple[str, str], str]:
-    """Read the string literals that follow annotated fields, which Python itself does not keep."""
-    found: dict[tuple[str, str], str] = {}
-    for section in ast.parse(source).body:
-        if not isinstance(section, ast.ClassDef):
-            continue
-        for field, after in zip(section.body, section.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-                text = after.value
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    found[section.name, field.target.id] = inspect.cleandoc(text.value)
-    return found
+class _Candidate(msgspec.Struct):
+    worker: str
+    cost_s: float
+    wait_s: float
+    cached_tokens: int
+    uncached_tokens: int
+    num_requests: int
+
+
+class _Destination(msgspec.Struct):
+    via: str
+    worker: str | None
+    reason: str
+    candidates: list[_Candidate]
+
+
+class _Explanation(msgspec.Struct):
+    model: str
+    prompt: str
+    num_tokens: int
+    tokens: list[_Token]
+    blocks: list[_Blocks]
+    latency_class: str
+    tenant: str
+    destination: _Destination
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options."""
+    parser.add_argument("request", nargs="+", help="- (stdin), a file with a JSON body, or one question")
+    parser.add_argument("--url", help="frontend (the one that `busway up` runs here)")
+    parser.add_argument("--model", metavar="NAME", help="model to ask, where the body names none")
+    parser.add_argument("--json", action="store_true", help="all of it, as JSON")
+    add_config_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask the frontend and print what it says."""
+    config = read_config(options)
+    running = read_running(Path(config.state_dir))
+    url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
+    url = url.removesuffix("/").removesuffix("/v1")
+    body = _read_body(options.request)
+    if not body.get("model"):
+        body["model"] = choose_model(url, options.model)
+    answer = explain(url, msgspec.json.encode(body))
+    print(answer.decode() if options.json else render(msgspec.json.decode(answer, type=_Explanation)))
+    return 0
+
+
+def _read_body(words: list[str]) -> dict[str, object]:
+    """Return the request body; raise `InvalidRequest` for what is no JSON object."""
+    if words == ["-"]:
+        text, source = sys.stdin.read(), "stdin"
+    elif len(words) == 1 and Path(words[0]).is_file():
+        text, source = Path(words[0]).read_text(), words[0]
+    else:
+        return {"messages": [{"role": "user", "content": " ".join(words)}]}
+    if not text.lstrip().startswith("{"):
+        return {"messages": [{"role": "user", "content": text}]}
+    try:
+        return msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"{source} is no JSON object: {error}") from error
+
+
+def render(explanation: _Explanation) -> str:
+    """Return the explanation for people, cut to a screen or two."""
+    destination = explanation.destination
+    lines = [
+        f"model        {explanation.model}",
+        f"prompt       {explanation.num_tokens} tokens, as the model gets it:",
+        "",
+    ]
+    lines += [f"  {printable(line)}" for line in explanation.prompt.split("\n")]
+    shown = explanation.tokens[:SHOWN_TOKENS]
+    more = f" ... {explanation.num_tokens - len(shown)} more" if explanation.num_tokens > len(shown) else ""
+    lines += ["", "tokens       " + " ".join(f"{token.id}:{token.text!r}" for token in shown) + more]
+    for blocks in explanation.blocks:
+        rest = len(blocks.hashes) - SHOWN_BLOCKS
+        hashes = " ".join(blocks.hashes[:SHOWN_BLOCKS]) + (f" ... {rest} more" if rest > 0 else "")
+        lines.append(f"blocks       {len(blocks.hashes)} full ones of {blocks.block_size} tokens: {hashes or 'none'}")
+    lines.append(f"class        {explanation.latency_class}, tenant {printable(explanation.tenant)}")
+    lines.append(f"goes to      {destination.worker or 'any worker'}, {destination.reason}")
+    if destination.candidates:
+        lines += ["", f"  {'worker':<14}{'cost ms':>10}{'wait ms':>10}{'cached':>9}{'computed':>10}{'requests':>10}"]
+    for each in destination.candidates:
+        lines.append(
+            f"  {each.worker:<14}{each.cost_s * 1000:>10.1f}{each.wait_s * 1000:>10.1f}{each.cached_tokens:>9}"
+            f"{each.uncached_tokens:>10}{each.num_requests:>10}"
+        )
+    return "\n".join(lines)

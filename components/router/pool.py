@@ -38,6 +38,19 @@ class Choice(msgspec.Struct, frozen=True):
     uncached_tokens: int
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """What a prompt would cost at one worker, in seconds; a router that ignores prefixes leaves the costs at 0."""
+
+    worker: str
+    cost_s: float
+    wait_s: float
+    """The part of it that a prompt of no length would wait, or cost others."""
+    cached_tokens: int
+    uncached_tokens: int
+    num_requests: int
+    """Requests that it has."""
+
+
 class Placement(msgspec.Struct, frozen=True):
     """A decision to carry out."""
 
@@ -195,6 +208,21 @@ class Pool:
         costs = self._scorer.costs(request, now)
         number = self._cheapest(request, costs, now)
         return None if number is None else self._choice(request, number, costs[number])
+
+    def candidates(self, request: Request, now: float) -> list[Candidate]:
+        """Return what the prompt would cost at every worker, the cheapest first."""
+        fleet = self.fleet
+        is_blind = self._blind is not None
+        costs = [0.0] * len(fleet.free_at) if is_blind else self._scorer.costs(request, now)
+        waits = costs if is_blind else fleet.costs(0, now)
+        counts = fleet.num_requests()
+        candidates = []
+        for number in fleet.present:
+            choice = self._choice(request, number, costs[number])
+            uncached = choice.uncached_tokens
+            cached = request.num_tokens - uncached
+            candidates.append(Candidate(choice.worker, choice.cost_s, waits[number], cached, uncached, counts[number]))
+        return sorted(candidates, key=lambda candidate: (candidate.cost_s, candidate.num_requests, candidate.worker))
 
     def reserve(self, request: Request, choice: Choice, entry: Entry[Request] | None, now: float) -> None:
         """Account that a request goes to a worker; `entry` is what comes back should the worker die at once."""

@@ -9,12 +9,13 @@ from bus.codec import Codec, codec
 from bus.errors import InvalidRequest, Malformed, NoWorker, UnknownModel
 from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass
-from components.router.pool import Pool
+from components.router.pool import Candidate, Pool
 from components.router.request import Request, hash_chains
 from kv_events.hashing import salt_hash
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_TOKENS = 1_048_576
+MAX_CANDIDATES = 64
 
 TokenId = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 BlockHash = Annotated[int, Meta(ge=0)]
@@ -35,6 +36,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_id: str = ""
     reserve: bool = False
     """Account the request: others are sent elsewhere until the worker's own reports count it."""
+    explain: bool = False
+    """Tell of the other workers too."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     cost_s: float
     """Estimated time to the first token, with what it costs others."""
     reserved: bool
+    candidates: list[Candidate] | msgspec.UnsetType = msgspec.UNSET
+    """If asked to explain: the cheapest workers, at most `MAX_CANDIDATES`."""
 
 
 _questions: Codec[Question] = codec(Question)
@@ -88,6 +93,7 @@ def answer(question: Question, pool: Pool | None, now: float) -> Answer:
     choice = pool.choose(request, now)
     if choice is None:
         raise NoWorker("no worker of this model is there at present")
+    candidates = pool.candidates(request, now)[:MAX_CANDIDATES] if question.explain else msgspec.UNSET
     if question.reserve:
         pool.reserve(request, choice, None, now)
     return Answer(
@@ -96,4 +102,5 @@ def answer(question: Question, pool: Pool | None, now: float) -> Answer:
         uncached_tokens=choice.uncached_tokens,
         cost_s=round(choice.cost_s, 6),
         reserved=question.reserve,
+        candidates=candidates,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bus.config import Config, load_config
-from components.cli.explain import explain_keys
+from components.cli.config_keys import explain_keys
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 

@@ -33,6 +33,8 @@ async def test_it_answers_over_http(stage: Stage) -> None:
     assert (status, answer["worker"], answer["cached_tokens"], answer["reserved"]) == (200, "w-1", 0, True)
     status, answer = await post(port, question)
     assert (status, answer["cached_tokens"]) == (200, 96)
+    status, answer = await post(port, msgspec.json.encode({"model": "m", "tokens": list(range(100)), "explain": True}))
+    assert [(each["worker"], each["cached_tokens"]) for each in answer["candidates"]] == [("w-1", 96)]
     for body, expected in (
         (b"", 400),
         (b"{", 400),

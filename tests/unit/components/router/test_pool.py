@@ -255,3 +255,24 @@ def test_power_of_two_prefers_the_idler() -> None:
     picks = Counter(choice.pick([0, 1, 2], [9, 0, 9]) for _ in range(900))
     assert picks[1] > 500
     assert choice.pick([], []) is None
+
+
+def test_candidates_tell_why(stage: Make) -> None:
+    s = stage(3)
+    hold(s, "w-2", prompt(1024))
+    s.report("w-1", running=1, prefill_tokens=80_000)
+    request = s.request(prompt(2000))
+    first, second, last = s.pool.candidates(request, s.now)
+    assert (first.worker, first.cached_tokens, first.uncached_tokens) == ("w-2", 1024, 976)
+    assert (second.worker, last.worker, second.cached_tokens, last.num_requests) == ("w-0", "w-1", 0, 1)
+    assert first.cost_s < second.cost_s < last.cost_s
+    assert last.wait_s > 0.1 > second.wait_s
+    assert first.worker == s.pool.choose(request, s.now).worker
+
+
+def test_a_router_that_ignores_prefixes_names_its_candidates_too(stage: Make) -> None:
+    s = stage(2, mode="round_robin")
+    assert {(each.worker, each.cost_s) for each in s.pool.candidates(s.request(), s.now)} == {
+        ("w-0", 0.0),
+        ("w-1", 0.0),
+    }

@@ -1,0 +1,64 @@
+"""I/O. `POST /v1/explain`: a body of chat completions or completions in, what would become of it out; nothing runs."""
+
+import msgspec
+
+from bus.errors import BuswayError, InvalidRequest
+from bus.protocol import Bus
+from frontend.doors.call import Call, Reply
+from frontend.explanation import Destination, make_explanation, question_for, read_pick, unrouted
+from frontend.fleet import Fleet
+from frontend.intake import Intake, off_loop
+from frontend.openai.body import ChatBody, CompletionBody, chat_body, completion_body
+from frontend.request import Generation
+
+PICK_TIMEOUT_S = 1.0
+
+
+class _Peek(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw(b"")
+
+
+_peek = msgspec.json.Decoder(_Peek)
+
+
+class Explain:
+    """Prepares a request as if it were to run, and asks a router where it would send it."""
+
+    def __init__(self, bus: Bus, intake: Intake, fleet: Fleet) -> None:
+        self._bus = bus
+        self._intake = intake
+        self._fleet = fleet
+
+    async def explain(self, call: Call) -> Reply:
+        """Answer with an `Explanation`; raise what the request itself would be refused with."""
+        data = await call.read_json(self._intake.config.max_body_bytes)
+        body = await off_loop(len(data), _decode, data)
+        if not body.model:
+            raise InvalidRequest("You must provide a model parameter.", param="model")
+        model = self._intake.models.find(body.model)
+        generation = await self._intake.prepare(len(data), body, model)
+        destination = await self._ask_router(generation)
+        sizes = self._fleet.block_sizes(generation.model_slug)
+        explanation = await off_loop(
+            len(data), lambda made: make_explanation(made, model, sizes, destination), generation
+        )
+        return Reply(msgspec.json.encode(explanation))
+
+    async def _ask_router(self, generation: Generation) -> Destination:
+        subject = self._bus.subjects.pick(generation.model_slug)
+        question = msgspec.json.encode(question_for(generation))
+        try:
+            answer = await self._bus.request(subject, question, timeout_s=PICK_TIMEOUT_S)
+            return read_pick(answer.payload)
+        except BuswayError as error:
+            return unrouted("no router is running" if error.code == "no_responder" else f"no router answered ({error})")
+        except msgspec.MsgspecError:
+            return unrouted("the router had no worker to name")
+
+
+def _decode(data: bytes) -> ChatBody | CompletionBody:
+    try:
+        is_chat = bool(bytes(_peek.decode(data).messages))
+    except msgspec.MsgspecError:
+        is_chat = True  # whose decoder says what is wrong
+    return chat_body.decode(data)[0] if is_chat else completion_body.decode(data)[0]
