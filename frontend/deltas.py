@@ -79,9 +79,9 @@ class Choice(NamedTuple):
 
 
 class DeltaChunks(Protocol):
-    """How one API writes a streamed choice. It may keep state: one object a choice."""
+    """How one API writes one choice of a streamed answer. It may keep state."""
 
-    def opening(self, prompt_tokens: int) -> bytes:
+    def opening(self) -> bytes:
         """Render what comes before anything else, once."""
 
     def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
@@ -92,6 +92,13 @@ class DeltaChunks(Protocol):
 
     def broken(self, error: ErrorBody) -> bytes:
         """Render the end of a stream that failed on its way."""
+
+
+class TextChunks(DeltaChunks, Protocol):
+    """Chunks whose text needs nothing but constant bytes around it: the cheap path."""
+
+    head: bytes
+    tail: bytes
 
 
 class WholeAnswer(Protocol):
@@ -109,13 +116,21 @@ class AnswerFacts(NamedTuple):
     created: int
     """Unix seconds."""
     model: str
+    prompt_tokens: int
+    """Of all prompts together."""
 
 
 class Dialect(Protocol):
-    """One API family: how a chat turn that was decoded into `ChatBody` is answered."""
+    """One API family: how a turn is answered."""
 
-    def chunks(self, facts: AnswerFacts) -> DeltaChunks:
-        """Return the writer of a stream."""
+    def chunks(self, facts: AnswerFacts, number: int) -> DeltaChunks:
+        """Return the writer of choice `number` of a stream."""
+
+    def text_chunks(self, facts: AnswerFacts, number: int) -> TextChunks | None:
+        """Return the writer of a choice that is nothing but text, if this API has a cheaper one for that."""
+
+    def ending(self, facts: AnswerFacts, usage: Usage) -> bytes:
+        """Render what comes after the last choice of a stream."""
 
     def whole(self, facts: AnswerFacts) -> WholeAnswer:
         """Return the writer of an answer in one piece."""

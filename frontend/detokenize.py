@@ -11,10 +11,12 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """Text of one sequence, token by token; the pieces joined are what `Vocabulary.decode` gives for all tokens."""
 
-    __slots__ = ("_decoder", "_text", "_vocabulary", "is_partial")
+    __slots__ = ("_decoder", "_shown", "_text", "_vocabulary", "is_partial")
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, shown: frozenset[int] = frozenset()) -> None:
+        """`shown` are special tokens whose text is wanted: markers that a parser reads."""
         self._vocabulary = vocabulary
+        self._shown = shown
         self._text = vocabulary.text
         self._decoder: codecs.IncrementalDecoder | None = None
         self.is_partial = False
@@ -23,6 +25,10 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Return the characters that this token completes."""
         text = self._text[token] if token < len(self._text) else b""
+        if token in self._shown:
+            text = self._vocabulary.raw[token]
+            if self.is_partial:
+                return self.finish() + text.decode("utf-8", "replace")
         if text is not None and not self.is_partial:
             return text.decode()
         if text == b"":
@@ -48,24 +54,29 @@ class StopFinder:
     depend on how the text is cut.
     """
 
-    __slots__ = ("_held", "_longest", "_stops", "has_stopped")
+    __slots__ = ("_held", "_longest", "_shows_stop", "_stops", "found", "has_stopped")
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, shows_stop: bool = False) -> None:
+        """`shows_stop` leaves the stop string in the text."""
         self._stops = tuple(stops)
+        self._shows_stop = shows_stop
         self._longest = max(map(len, stops))
         self._held = ""
         self.has_stopped = False
+        self.found: str | None = None
+        """The stop string that is complete."""
 
     def push(self, text: str) -> str:
         """Return the text that is certainly before any stop string; sets `has_stopped` once one is complete."""
         if self.has_stopped:
             return ""
         held = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
+            _, at, self.found = min(found)
             self.has_stopped = True
             self._held = ""
-            return held[: min(found)[1]]
+            return held[:at] + (self.found if self._shows_stop else "")
         cut = self._safe_length(held)
         self._held = held[cut:]
         return held[:cut]

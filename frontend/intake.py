@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import anyio.to_thread
@@ -13,8 +13,9 @@ from frontend.dispatch import Dispatcher
 from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.body import ChatBody, CompletionBody
-from frontend.preprocess import Defaults, prepare_chat, prepare_completion
-from frontend.request import Generation, Request
+from frontend.plan import Plan, make_plan
+from frontend.preprocess import Defaults
+from frontend.request import Output, Request
 
 IN_THREAD_FROM_BYTES = 12 * 2**10
 """What is larger (about 2,000 words) is decoded and tokenized in a thread: the loop belongs to the tokens of others."""
@@ -42,25 +43,37 @@ class Intake:
 
     async def prepare(
         self, num_bytes: int, body: ChatBody | CompletionBody, model: ServedModel, *, tenant: str = "default"
-    ) -> Generation:
-        """Turn a body of that size into a generation; raise what the client is to be told."""
+    ) -> Plan:
+        """Say what a body of that size asks for; raise what the client is to be told."""
         defaults = Defaults(self.config.default_max_tokens, random.getrandbits(63), tenant)
-        if isinstance(body, ChatBody):
-            return await off_loop(num_bytes, lambda chat: prepare_chat(chat, model, defaults), body)
-        return await off_loop(num_bytes, lambda completion: prepare_completion(completion, model, defaults), body)
+        return await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
 
-    async def run(self, request: Request, sink: WaitedSink) -> None:
-        """Have the request served; return when its sink is done, raise the error that ended it before its first byte.
+    async def run(self, requests: Sequence[Request], sink: WaitedSink) -> None:
+        """Have the choices served; return when their sink is done, raise the error that ended it before its first byte.
 
-        When the caller is cancelled, so is the request.
+        When the caller is cancelled, so are they.
         """
         try:
-            await self.dispatcher.submit(request)
+            for request in requests:
+                await self.dispatcher.submit(request)
             await sink.done.wait()
         finally:
-            self.dispatcher.cancel(request)
+            self.cancel(requests)
         if sink.error is not None:
             raise sink.error
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Nobody wants these any more; those that have ended stay as they are."""
+        for request in requests:
+            self.dispatcher.cancel(request)
+
+
+def open_requests(request_id: str, plan: Plan, outputs: Sequence[Output]) -> list[Request]:
+    """Return a request for each choice: the first has the id, the others add their number to it."""
+    return [
+        Request(f"{request_id}-{number}" if number else request_id, generation, output)
+        for number, (generation, output) in enumerate(zip(plan.generations, outputs, strict=True))
+    ]
 
 
 async def off_loop(num_bytes: int, function: Callable[[A], T], argument: A) -> T:

@@ -24,9 +24,17 @@ class TokenPiece(msgspec.Struct, frozen=True):
 class Pieces:
     """Collects tokens; `take` hands out the text that may be shown by now, and the tokens that begin in it."""
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(vocabulary)
-        self._stops = StopFinder(stops) if stops else None
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str] = (),
+        *,
+        shows_stop: bool = False,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        """`shows_stop` leaves a stop string in the text, `shown` are special tokens whose text is wanted."""
+        self._detokenizer = Detokenizer(vocabulary, shown)
+        self._stops = StopFinder(stops, shows_stop=shows_stop) if stops else None
         self._num_tokens = 0
         self._logprobs: dict[int, TokenLogprobs] = {}
         self._waiting: deque[tuple[int, int, int]] = deque()
@@ -39,6 +47,11 @@ class Pieces:
     def has_stopped(self) -> bool:
         """A stop string is complete: nothing after it will be shown."""
         return self._stops is not None and self._stops.has_stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that is complete."""
+        return None if self._stops is None else self._stops.found
 
     def push(self, token: int) -> None:
         """Add the next token."""

@@ -1,7 +1,7 @@
 """Pure. From a decoded body to what an engine needs: prompt ids, sampling, stopping, all within bounds."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -9,7 +9,7 @@ from bus.errors import InvalidRequest, Malformed, PromptTooLong
 from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
-from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, Tool, decode_prompt
+from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, Tool, decode_prompts
 from frontend.request import Generation
 
 _MAX_TOOL_BYTES = 256 * 2**10
@@ -18,8 +18,10 @@ _MAX_TOOL_BYTES = 256 * 2**10
 _CLASSES: dict[str, LatencyClass] = {"priority": "interactive", "flex": "batch"}
 """Latency class by OpenAI's `service_tier`; the others are standard."""
 
+TAIL = 200
+"""Characters of a rendered prompt that tell where the answer begins."""
+
 _any = msgspec.json.Decoder()
-_NO_CHOICE = msgspec.Raw(b'"none"')
 
 
 class Defaults(msgspec.Struct, frozen=True):
@@ -31,7 +33,15 @@ class Defaults(msgspec.Struct, frozen=True):
     tenant: str
 
 
-def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Generation:
+class Turn(NamedTuple):
+    """A conversation, ready to be continued."""
+
+    generation: Generation
+    prompt_tail: str
+    """The end of the rendered prompt: whether the answer begins inside of a thought shows there."""
+
+
+def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Turn:
     """Render the conversation and return the generation.
 
     Raises `InvalidRequest` that names the field, `PromptTooLong`. Takes time in proportion to the prompt.
@@ -40,42 +50,70 @@ def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Gene
         raise InvalidRequest(
             f"Model {model.name!r} has no chat template; use /v1/completions with a prompt.", param="messages"
         )
-    tools = None if not body.tools or body.tool_choice == _NO_CHOICE else _template_tools(body.tools)
+    for modality in body.modalities or ():
+        if modality != "text":
+            raise InvalidRequest(f"The model answers in text, not {modality[:40]!r}.", param="modalities")
+    tools = None if not body.tools or body.tool_choice == "none" else _template_tools(body.tools)
     messages = [_template_message(message, model.template.knows_developer) for message in body.messages]
-    text = model.template.render(messages, tools, body.chat_template_kwargs)
+    options = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+    text = model.template.render(messages, tools, options)
     prompt = model.tokenizer.encode(text, add_special_tokens=False)
     top = (body.top_logprobs or 0) if body.logprobs else None
     if top is None and body.top_logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     wanted = body.max_completion_tokens or body.max_tokens
-    return _generation(body, model, prompt, defaults, wanted_tokens=wanted, top_logprobs=top, prompt_field="messages")
+    if wanted == 0:
+        raise InvalidRequest(
+            "Invalid value for 'max_tokens': at least one token is to be generated.", param="max_tokens"
+        )
+    generation = _generation(
+        body, model, prompt, defaults, wanted_tokens=wanted, top_logprobs=top, prompt_field="messages"
+    )
+    return Turn(generation, text[-TAIL:])
 
 
-def prepare_completion(body: CompletionBody, model: ServedModel, defaults: Defaults) -> Generation:
-    """Tokenize the prompt, or take its ids, and return the generation; as `prepare_chat`."""
-    if body.echo:
-        raise InvalidRequest("'echo' is not served yet.", param="echo")
+def prepare_completion(body: CompletionBody, model: ServedModel, defaults: Defaults) -> list[Generation]:
+    """Tokenize the prompts, or take their ids, and return a generation for each; as `prepare_chat`."""
     if body.suffix:
         raise InvalidRequest("'suffix' is not served: models here complete from the left only.", param="suffix")
-    if body.best_of is not None and body.best_of > 1:
-        raise InvalidRequest("'best_of' above 1 is not served.", param="best_of")
-    given = decode_prompt(body.prompt)
-    if isinstance(given, str):
-        prompt = model.tokenizer.encode(given, add_special_tokens=True)
-        if not prompt:
-            raise InvalidRequest("'prompt' is empty: it gives the model nothing to go on from.", param="prompt")
-    else:
-        _check_ids(given, model, "prompt")
-        prompt = pack_u32(given)
-    return _generation(
-        body,
-        model,
-        prompt,
-        defaults,
-        wanted_tokens=body.max_tokens,
-        top_logprobs=body.logprobs,
-        prompt_field="prompt",
-    )
+    wanted = body.max_tokens
+    if wanted == 0:
+        if not body.echo or body.stream:
+            raise InvalidRequest(
+                "Invalid value for 'max_tokens': 0 is for 'echo' without 'stream' only.", param="max_tokens"
+            )
+        wanted = 1
+    top_logprobs = body.logprobs
+    if top_logprobs is None and body.best_of is not None:
+        top_logprobs = 0  # what the best is chosen by
+    generations = [
+        _generation(
+            body, model, prompt, defaults, wanted_tokens=wanted, top_logprobs=top_logprobs, prompt_field="prompt"
+        )
+        for prompt in _prompts(body, model)
+    ]
+    if body.echo and body.logprobs is not None:
+        return [msgspec.structs.replace(each, prompt_logprobs=body.logprobs) for each in generations]
+    return generations
+
+
+def _prompts(body: CompletionBody, model: ServedModel) -> list[bytes]:
+    prompts = []
+    given = decode_prompts(body.prompt)
+    if not given:
+        raise InvalidRequest("'prompt' is an empty list.", param="prompt")
+    for each in given:
+        if isinstance(each, str):
+            prompt = model.tokenizer.encode(each, add_special_tokens=True)
+            if not prompt:
+                raise InvalidRequest("'prompt' is empty: it gives the model nothing to go on from.", param="prompt")
+        else:
+            _check_ids(each, model, "prompt")
+            prompt = pack_u32(each)
+        prompts.append(prompt)
+    return prompts
 
 
 def _generation(
@@ -88,8 +126,6 @@ def _generation(
     top_logprobs: int | None,
     prompt_field: str,
 ) -> Generation:
-    if body.n is not None and body.n > 1:
-        raise InvalidRequest("'n' above 1 is not served yet; send several requests.", param="n")
     max_tokens = _output_bound(len(prompt) // 4, wanted_tokens, model.max_model_len, defaults.max_tokens, prompt_field)
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
@@ -126,6 +162,7 @@ def _generation(
         tenant=defaults.tenant,
         session=body.prompt_cache_key or "",
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
+        shows_stop=bool(body.include_stop_str_in_output),
     )
 
 
@@ -189,12 +226,12 @@ def _text_of(message: ChatMessage) -> str | None:
     if message.content is None or isinstance(message.content, str):
         return message.content
     for part in message.content:
-        if part.type != "text":
+        if part.type not in ("text", "refusal", "input_text", "output_text"):
             raise InvalidRequest(
                 f"Invalid value for 'messages': content of type {part.type[:40]!r} is not served; only text is.",
                 param="messages",
             )
-    return "\n".join(part.text for part in message.content)
+    return "\n".join(part.text or part.refusal for part in message.content)
 
 
 def _arguments(text: str) -> Any:

@@ -30,6 +30,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stopping: Stopping
     eos_token_ids: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
+    shows_stop: bool = False
+    """A stop string is a part of the text."""
     latency_class: LatencyClass = "standard"
     tenant: str = "default"
     cache_salt: str = ""

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.errors import Malformed
+from bus.messages.base import unpack_u32
 
 _MAX_TOKEN_ID = 2**22
 """Ids above that are a broken file: the table is a list, one entry an id."""
@@ -76,6 +77,11 @@ class Vocabulary:
         raw, size, special = self.raw, len(self.raw), self.special
         shown = (raw[token] for token in tokens if token < size and token not in special)
         return b"".join(shown).decode("utf-8", "replace")
+
+    def decode_all(self, packed: bytes) -> str:
+        """Return the text of packed token ids, special tokens included."""
+        raw, size = self.raw, len(self.raw)
+        return b"".join([raw[token] for token in unpack_u32(packed) if token < size]).decode("utf-8", "replace")
 
 
 def escape(text: str) -> bytes:

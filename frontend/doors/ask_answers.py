@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bus.messages.inference import FinishReason
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Delta, TextDelta
 from frontend.errors import ErrorBody, envelope
 from frontend.openai.answers import UsageBody, usage_body
 from frontend.pieces import TokenPiece
@@ -21,35 +21,38 @@ class _End(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageBody
 
 
-def _render_end(model: str, request_id: str, reason: FinishReason, usage: Usage, text: str | None = None) -> bytes:
-    end = _End(
-        text=msgspec.UNSET if text is None else text,
-        finish_reason=reason,
-        model=model,
-        request_id=request_id,
+def _render_end(facts: AnswerFacts, end: ChoiceEnd, usage: Usage, text: str | msgspec.UnsetType) -> bytes:
+    shown = _End(
+        text=text,
+        finish_reason=end.reason,
+        model=facts.model,
+        request_id=facts.request_id,
         usage=usage_body(usage),
     )
-    return msgspec.json.encode(end)
+    return msgspec.json.encode(shown)
 
 
 class AskChunks:
     """Messages of a streamed answer: `{"text": "..."}` each, and a last one with `done`."""
 
-    opening = b""
     head = b'{"text":"'
     tail = b'"}'
 
-    def __init__(self, request_id: str, model: str) -> None:
-        self._request_id = request_id
-        self._model = model
+    def __init__(self, facts: AnswerFacts) -> None:
+        self._facts = facts
 
-    def piece(self, text: str, pieces: Sequence[TokenPiece]) -> bytes:
-        """Render text; log-probabilities are not shown here."""
+    def opening(self) -> bytes:
+        """Nothing comes before the text."""
+        return b""
+
+    def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
+        """Render text; nothing else is shown here."""
+        text = "".join([delta.text for delta in deltas if isinstance(delta, TextDelta)])
         return self.head + escape(text) + self.tail
 
-    def closing(self, reason: FinishReason, usage: Usage) -> bytes:
+    def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Render the last message."""
-        return _render_end(self._model, self._request_id, reason, usage)
+        return _render_end(self._facts, end, usage, msgspec.UNSET)
 
     def broken(self, error: ErrorBody) -> bytes:
         """Render the last message of an answer that failed on its way."""
@@ -59,10 +62,30 @@ class AskChunks:
 class AskAnswer:
     """The one message of an answer that does not stream."""
 
-    def __init__(self, request_id: str, model: str) -> None:
-        self._request_id = request_id
-        self._model = model
+    def __init__(self, facts: AnswerFacts) -> None:
+        self._facts = facts
 
-    def render(self, text: str, pieces: Sequence[TokenPiece], reason: FinishReason, usage: Usage) -> bytes:
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render text and end together."""
-        return _render_end(self._model, self._request_id, reason, usage, text)
+        choice = choices[0]
+        return _render_end(self._facts, choice.end, usage, choice.text)
+
+
+class AskDialect:
+    """How questions on NATS are answered."""
+
+    def chunks(self, facts: AnswerFacts, number: int) -> AskChunks:
+        """Return the writer of a stream."""
+        return AskChunks(facts)
+
+    def text_chunks(self, facts: AnswerFacts, number: int) -> AskChunks:
+        """Return the writer of a stream of nothing but text."""
+        return AskChunks(facts)
+
+    def ending(self, facts: AnswerFacts, usage: Usage) -> bytes:
+        """The last message of the choice is the last of all."""
+        return b""
+
+    def whole(self, facts: AnswerFacts) -> AskAnswer:
+        """Return the writer of an answer in one piece."""
+        return AskAnswer(facts)

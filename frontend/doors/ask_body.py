@@ -12,7 +12,7 @@ from frontend.openai.body import (
     SamplingBody,
     chat_body,
     completion_body,
-    decode_prompt,
+    decode_prompts,
 )
 
 
@@ -51,7 +51,10 @@ def decode_ask(data: bytes, *, can_chat: bool) -> Ask:
     if not bytes(peek.prompt):
         raise InvalidRequest("Send messages, as in /v1/chat/completions, or a prompt.", param="messages")
     body = completion_body.decode(data)[0]
-    prompt = decode_prompt(body.prompt)
+    prompts = decode_prompts(body.prompt)
+    if len(prompts) != 1:
+        raise InvalidRequest("Ask one prompt at a time.", param="prompt")
+    prompt = prompts[0]
     return Ask(_turn(prompt, body, can_chat) if isinstance(prompt, str) else body, peek.reply_to)
 
 

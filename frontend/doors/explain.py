@@ -36,7 +36,7 @@ class Explain:
         if not body.model:
             raise InvalidRequest("You must provide a model parameter.", param="model")
         model = self._intake.models.find(body.model)
-        generation = await self._intake.prepare(len(data), body, model)
+        generation = (await self._intake.prepare(len(data), body, model)).generations[0]
         destination = await self._ask_router(generation)
         sizes = self._fleet.block_sizes(generation.model_slug)
         explanation = await off_loop(

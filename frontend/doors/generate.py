@@ -1,25 +1,25 @@
 """I/O. The handlers of chat completions and completions: body in, generation out, streamed or whole."""
 
 import time
-
-import msgspec
+from collections.abc import Sequence
 
 from bus.errors import InvalidRequest
+from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.sinks import BodySink, EventSink
-from frontend.intake import Intake, off_loop
+from frontend.intake import Intake, off_loop, open_requests
 from frontend.model import ServedModel
-from frontend.openai.answers import Kind, WholeAnswer
-from frontend.openai.body import ChatBody, CompletionBody, chat_body, completion_body
-from frontend.openai.chunks import CHAT, COMPLETION, EventChunks, Shape
-from frontend.request import Generation, Request
-from frontend.stream import answer_to, stream_to
+from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
+from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
+from frontend.plan import Plan
+from frontend.request import Request
 
 _EVENTS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+_NO_OPTIONS = StreamOptions()
 
 
 class Generate:
@@ -32,77 +32,77 @@ class Generate:
         """Answer `POST /v1/chat/completions`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), chat_body.decode, data)
-        return await self._generate(call, len(data), body, ignored_header(ignored))
+        plan = await self.prepare(call, len(data), body)
+        shape = _shape(body, plan.model, has_logprobs=bool(body.logprobs))
+        return await self.respond(
+            call, plan, ChatDialect(shape), is_stream=bool(body.stream), headers=ignored_header(ignored)
+        )
 
     async def complete(self, call: Call) -> Reply | None:
         """Answer `POST /v1/completions`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), completion_body.decode, data)
-        return await self._generate(call, len(data), body, ignored_header(ignored))
+        plan = await self.prepare(call, len(data), body)
+        shape = _shape(body, plan.model, has_logprobs=body.logprobs is not None)
+        decode = plan.model.vocabulary.decode_all
+        echoes = [decode(each.prompt) for each in plan.generations[:: plan.per_prompt]] if body.echo else []
+        dialect = CompletionDialect(shape, echoes=echoes, num_choices=plan.num_kept, is_only_echo=body.max_tokens == 0)
+        return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
 
-    async def _generate(
-        self, call: Call, num_bytes: int, body: ChatBody | CompletionBody, headers: Headers
-    ) -> Reply | None:
+    async def prepare(self, call: Call, num_bytes: int, body: ChatBody | CompletionBody) -> Plan:
+        """Say what a body of that size asks for; raise what the client is to be told."""
         if not body.model:
             raise InvalidRequest("You must provide a model parameter.", param="model")
         model = self._intake.models.find(body.model)
-        generation = await self._intake.prepare(num_bytes, body, model)
-        if body.stream:
-            include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            shape = CHAT if isinstance(body, ChatBody) else COMPLETION
-            await self._stream(call, shape, model, generation, headers, include_usage=include_usage)
+        return await self._intake.prepare(num_bytes, body, model)
+
+    async def respond(
+        self, call: Call, plan: Plan, dialect: Dialect, *, is_stream: bool, headers: Headers = ()
+    ) -> Reply | None:
+        """Have a plan carried out for as long as the client is there, and answer in its dialect.
+
+        None says that the answer went out as a stream, or that the client is gone.
+        """
+        facts = AnswerFacts(call.request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
+        if is_stream:
+            lines = header_lines((*_EVENTS, (b"x-request-id", call.shown_id), *headers))
+            events = EventSink(call.exchange, lines)
+            await self._run(call, open_requests(call.request_id, plan, plan.streams(dialect, facts, events)), events)
             return None
-        kind: Kind = "chat" if isinstance(body, ChatBody) else "completion"
-        return await self._answer(call, kind, model, generation, headers)
+        body = BodySink()
+        await self._run(call, open_requests(call.request_id, plan, plan.answers(dialect, facts, body)), body)
+        return Reply(body.body, headers=(*JSON, *headers))
 
-    async def _stream(
-        self,
-        call: Call,
-        shape: Shape,
-        model: ServedModel,
-        generation: Generation,
-        headers: Headers,
-        *,
-        include_usage: bool,
-    ) -> None:
-        chunks = EventChunks(
-            shape,
-            call.request_id,
-            int(time.time()),
-            msgspec.json.encode(model.name),
-            include_usage=include_usage,
-            logprobs_of=None if generation.sampling.top_logprobs is None else model.vocabulary,
-        )
-        sink = EventSink(call.exchange, header_lines((*_EVENTS, (b"x-request-id", call.shown_id), *headers)))
-        output = stream_to(sink, chunks, generation, model.vocabulary)
-        await self._run(call, Request(call.request_id, generation, output), sink)
+    async def run_detached(self, request_id: str, plan: Plan, dialect: Dialect) -> bytes:
+        """Have a plan carried out for nobody who waits on a connection; return the answer in one piece.
 
-    async def _answer(
-        self, call: Call, kind: Kind, model: ServedModel, generation: Generation, headers: Headers
-    ) -> Reply:
-        answer = WholeAnswer(
-            kind,
-            call.request_id,
-            int(time.time()),
-            model.name,
-            logprobs_of=None if generation.sampling.top_logprobs is None else model.vocabulary,
-        )
+        Raises the error that it ended with. When the caller is cancelled, so is the work.
+        """
+        facts = AnswerFacts(request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
         sink = BodySink()
-        output = answer_to(sink, answer, generation, model.vocabulary)
-        await self._run(call, Request(call.request_id, generation, output), sink)
-        return Reply(sink.body, headers=(*JSON, *headers))
+        await self._intake.run(open_requests(request_id, plan, plan.answers(dialect, facts, sink)), sink)
+        return sink.body
 
-    async def _run(self, call: Call, request: Request, sink: EventSink | BodySink) -> None:
-        """Have the request served for as long as the client is there."""
+    async def _run(self, call: Call, requests: Sequence[Request], sink: EventSink | BodySink) -> None:
+        """Have requests served for as long as the client is there."""
 
         def give_up() -> None:
-            self._intake.dispatcher.cancel(request)
+            self._intake.cancel(requests)
             sink.done.set()
 
         if call.exchange.is_lost:
             return
         call.exchange.on_lost = give_up
         try:
-            await self._intake.run(request, sink)
+            await self._intake.run(requests, sink)
         finally:
             call.exchange.on_lost = None
+
+
+def _shape(body: ChatBody | CompletionBody, model: ServedModel, *, has_logprobs: bool) -> StreamShape:
+    options = body.stream_options or _NO_OPTIONS
+    return StreamShape(
+        include_usage=bool(options.include_usage),
+        continuous_usage=bool(options.continuous_usage_stats),
+        logprobs_of=model.vocabulary if has_logprobs else None,
+    )

@@ -16,6 +16,7 @@ body: `"reply_to"`. A question without either is not computed: nobody would hear
 
 import re
 import secrets
+import time
 
 import anyio
 import structlog
@@ -26,13 +27,12 @@ from bus.metrics import FRONTEND_REQUESTS
 from bus.protocol import Bus
 from bus.service import Call, Endpoint, Service, run_service
 from bus.version import VERSION
-from frontend.doors.ask_answers import AskAnswer, AskChunks
+from frontend.deltas import AnswerFacts
+from frontend.doors.ask_answers import AskDialect
 from frontend.doors.ask_body import decode_ask
 from frontend.doors.sinks import SubjectSink
 from frontend.errors import TooManyRequests, answer_for, envelope
-from frontend.intake import Intake, off_loop
-from frontend.request import Request
-from frontend.stream import answer_to, stream_to
+from frontend.intake import Intake, off_loop, open_requests
 
 QUEUE = "frontends"
 """Frontends share the questions: one of them answers."""
@@ -104,13 +104,13 @@ class NatsDoor:
             raise InvalidRequest("The question names no subject for its answer.", param="reply_to")
         if ask.body.model not in ("", model.name):
             raise InvalidRequest(f"The subject asks {model.name!r}, the body {ask.body.model!r}.", param="model")
-        generation = await self._intake.prepare(num_bytes, ask.body, model, tenant=tenant)
+        if (ask.body.n or 1) > 1:
+            raise InvalidRequest("A question has one answer: leave 'n' out.", param="n")
+        plan = await self._intake.prepare(num_bytes, ask.body, model, tenant=tenant)
         request_id = secrets.token_hex(16)
-        if ask.body.stream:
-            output = stream_to(sink, AskChunks(request_id, model.name), generation, model.vocabulary)
-        else:
-            output = answer_to(sink, AskAnswer(request_id, model.name), generation, model.vocabulary)
-        await self._intake.run(Request(request_id, generation, output), sink)
+        facts = AnswerFacts(request_id, int(time.time()), model.name, plan.prompt_tokens)
+        make = plan.streams if ask.body.stream else plan.answers
+        await self._intake.run(open_requests(request_id, plan, make(AskDialect(), facts, sink)), sink)
 
     def _may_reply(self, subject: str) -> bool:
         """Whether an answer may go there: not to the server's own subjects, nor to ours."""

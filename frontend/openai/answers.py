@@ -1,17 +1,16 @@
 """Pure. Whole answers in the shapes of OpenAI's API."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from bus.messages.inference import FinishReason
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
-from frontend.pieces import TokenPiece
 from frontend.request import Usage
 from frontend.vocabulary import Vocabulary
 
-Kind = Literal["chat", "completion"]
+NULL = msgspec.Raw(b"null")
 
 _json = msgspec.json.encode
 
@@ -37,24 +36,38 @@ def usage_body(usage: Usage) -> UsageBody:
     return UsageBody(usage.prompt_tokens, usage.output_tokens, total, PromptDetails(usage.cached_tokens))
 
 
-class _Message(msgspec.Struct, frozen=True):
-    content: str
-    role: str = "assistant"
-    refusal: None = None
+class _CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class _ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: _CalledFunction
+    type: str = "function"
+
+
+class _Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    content: str | None
+    role: str
+    refusal: str | None
+    tool_calls: list[_ToolCall] = []
+    reasoning_content: str = ""
+    reasoning: str = ""
 
 
 class _ChatChoice(msgspec.Struct, frozen=True):
     message: _Message
     finish_reason: str
     logprobs: msgspec.Raw
-    index: int = 0
+    index: int
 
 
 class _CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     finish_reason: str
     logprobs: msgspec.Raw
-    index: int = 0
+    index: int
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -66,34 +79,64 @@ class _Answer(msgspec.Struct, frozen=True):
     usage: UsageBody
 
 
-class WholeAnswer:
-    """The answer to a request that does not stream."""
+class ChatAnswer:
+    """The answer of chat completions to a request that does not stream."""
 
-    def __init__(
-        self, kind: Kind, request_id: str, created: int, model: str, *, logprobs_of: Vocabulary | None = None
-    ) -> None:
+    def __init__(self, facts: AnswerFacts, logprobs_of: Vocabulary | None) -> None:
         """`logprobs_of` None leaves log-probabilities out."""
-        self._kind = kind
-        self._request_id = request_id
-        self._created = created
-        self._model = model
+        self._facts = facts
         self._logprobs_of = logprobs_of
 
-    def render(self, text: str, pieces: Sequence[TokenPiece], reason: FinishReason, usage: Usage) -> bytes:
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render the object."""
-        is_chat = self._kind == "chat"
-        logprobs = msgspec.Raw(b"null")
+        shown = [self._show(choice) for choice in choices]
+        name = f"chatcmpl-{self._facts.request_id}"
+        return _json(_Answer(name, "chat.completion", self._facts.created, self._facts.model, shown, usage_body(usage)))
+
+    def _show(self, choice: Choice) -> _ChatChoice:
+        calls = [_ToolCall(call.call_id, _CalledFunction(call.name, call.arguments)) for call in choice.calls]
+        text = None if calls and not choice.text else choice.text
+        message = _Message(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
+        logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
+        return _ChatChoice(message, choice.end.reason, logprobs, choice.number)
+
+
+class CompletionAnswer:
+    """The answer of completions to a request that does not stream."""
+
+    def __init__(
+        self,
+        facts: AnswerFacts,
+        logprobs_of: Vocabulary | None,
+        echoes: Sequence[str],
+        num_choices: int,
+        *,
+        is_only_echo: bool = False,
+    ) -> None:
+        """`echoes` are the prompts that choices begin with, `num_choices` each; empty for none. `is_only_echo`
+        leaves out what was generated."""
+        self._facts = facts
+        self._logprobs_of = logprobs_of
+        self._echoes = echoes
+        self._num_choices = num_choices
+        self._is_only_echo = is_only_echo
+
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """Render the object."""
+        if self._is_only_echo:
+            end = ChoiceEnd("length")
+            choices = [choice._replace(text="", pieces=(), end=end) for choice in choices]
+            usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
+        shown = [self._show(choice) for choice in choices]
+        name = f"cmpl-{self._facts.request_id}"
+        return _json(_Answer(name, "text_completion", self._facts.created, self._facts.model, shown, usage_body(usage)))
+
+    def _show(self, choice: Choice) -> _CompletionChoice:
+        echo = self._echoes[choice.number // self._num_choices] if self._echoes else ""
+        logprobs = NULL
         if self._logprobs_of is not None:
-            render = chat_logprobs if is_chat else completion_logprobs
-            logprobs = msgspec.Raw(render(self._logprobs_of, pieces))
-        choice: Any
-        if is_chat:
-            name, kind = f"chatcmpl-{self._request_id}", "chat.completion"
-            choice = _ChatChoice(_Message(text), reason, logprobs)
-        else:
-            name, kind = f"cmpl-{self._request_id}", "text_completion"
-            choice = _CompletionChoice(text, reason, logprobs)
-        return _json(_Answer(name, kind, self._created, self._model, [choice], usage_body(usage)))
+            logprobs = msgspec.Raw(completion_logprobs(self._logprobs_of, choice.pieces, len(echo)))
+        return _CompletionChoice(echo + choice.text, choice.end.reason, logprobs, choice.number)
 
 
 class _Model(msgspec.Struct, frozen=True):

@@ -11,6 +11,9 @@ from bus.errors import InvalidRequest, Malformed
 _NAMES_UP_TO_BYTES = 256 * 2**10
 """Bodies larger than that get only the first unknown parameter named: listing all would cost memory."""
 
+MAX_CHOICES = 128
+"""Choices of one request, over all of its prompts."""
+
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
 TokenCount = Annotated[int, Meta(ge=1, le=2**31)]
@@ -19,10 +22,26 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
+NOTHING = msgspec.Raw(b"")
+"""The value of parameters that were not sent; those that are known and have no effect here may be anything."""
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True):
+    """`structured_outputs`: at most one of these, as vLLM has them."""
+
+    json: msgspec.Raw = NOTHING
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,8 +50,8 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=2**31)] | None = None
-    max_tokens: TokenCount | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] | None = None
     top_p: Fraction | None = None
@@ -47,9 +66,20 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     seed: Int64 | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
     prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: msgspec.Raw = NOTHING
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    guided_grammar: str | None = None
+    user: msgspec.Raw = NOTHING
+    metadata: msgspec.Raw = NOTHING
+    store: msgspec.Raw = NOTHING
+    safety_identifier: msgspec.Raw = NOTHING
+    prompt_cache_retention: msgspec.Raw = NOTHING
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -72,6 +102,7 @@ class ContentPart(msgspec.Struct, frozen=True):
 
     type: str
     text: str = ""
+    refusal: str = ""
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,9 +120,10 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A function that the model may call; `parameters` is a JSON Schema."""
 
-    name: str
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
     description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(b"")
+    parameters: msgspec.Raw = NOTHING
+    strict: bool | None = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +131,38 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 
     type: Literal["function"] = "function"
     function: FunctionSpec
+
+
+class NamedFunction(msgspec.Struct, frozen=True):
+    """The function of a named `tool_choice`."""
+
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True):
+    """`tool_choice` that names the one function to call."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """`response_format.json_schema`."""
+
+    name: str = ""
+    schema: msgspec.Raw = NOTHING
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """`response_format`: what the text of the answer is to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
 
 
 Scalar = str | int | float | bool | None
@@ -112,17 +176,24 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=512)] | None = None
-    tool_choice: msgspec.Raw = msgspec.Raw(b"")
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
+    modalities: list[str] | None = None
+    verbosity: msgspec.Raw = NOTHING
+    prediction: msgspec.Raw = NOTHING
+    web_search_options: msgspec.Raw = NOTHING
     chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=64)] | None = None
 
 
 class CompletionBody(SamplingBody, frozen=True, kw_only=True):
-    """Body of `POST /v1/completions`; `prompt` is a string or a list of token ids."""
+    """Body of `POST /v1/completions`; `prompt` is a string, token ids, or a list of either."""
 
     prompt: msgspec.Raw
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     suffix: str | None = None
 
 
@@ -134,11 +205,15 @@ class _StrictCompletion(CompletionBody, frozen=True, kw_only=True, forbid_unknow
     pass
 
 
-T = TypeVar("T", bound=SamplingBody)
+T = TypeVar("T", bound=msgspec.Struct)
 
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _token_ids: msgspec.json.Decoder[list[int]] = msgspec.json.Decoder(Annotated[list[TokenId], Meta(min_length=1)])
+_token_lists: msgspec.json.Decoder[list[list[int]]] = msgspec.json.Decoder(
+    Annotated[list[Annotated[list[TokenId], Meta(min_length=1)]], Meta(max_length=MAX_CHOICES)]
+)
 _text = msgspec.json.Decoder(str)
+_texts: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(Annotated[list[str], Meta(max_length=MAX_CHOICES)])
 _PATH = re.compile(r"at (?:`key` in )?`\$\.?([^`]*)`\Z")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
@@ -198,18 +273,18 @@ chat_body: BodyDecoder[ChatBody] = BodyDecoder(_StrictChat, ChatBody)
 completion_body: BodyDecoder[CompletionBody] = BodyDecoder(_StrictCompletion, CompletionBody)
 
 
-def decode_prompt(raw: msgspec.Raw) -> str | list[int]:
-    """Return the one prompt of a completion, text or token ids; raise `InvalidRequest` for any other shape."""
+def decode_prompts(raw: msgspec.Raw) -> list[str] | list[list[int]]:
+    """Return the prompts of a completion, all texts or all token ids; raise `InvalidRequest` for any other shape."""
     data = bytes(raw)
     try:
         if data[:1] != b"[":
-            return _text.decode(data)
-        if data[1:].lstrip()[:1] in (b'"', b"["):
-            raise InvalidRequest(
-                "Invalid value for 'prompt': several prompts in one request are not served yet; send one request each.",
-                param="prompt",
-            )
-        return _token_ids.decode(data)
+            return [_text.decode(data)]
+        first = data[1:].lstrip()[:1]
+        if first == b'"':
+            return _texts.decode(data)
+        if first == b"[":
+            return _token_lists.decode(data)
+        return [_token_ids.decode(data)]
     except msgspec.ValidationError as error:
         raise invalid(error, "prompt") from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -1,116 +1,213 @@
 """Pure. The chunks of a stream, in the shapes of OpenAI's API, rendered as far as possible before the first token."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import msgspec
 
-from bus.messages.inference import FinishReason
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, TextDelta
 from frontend.errors import ErrorBody, envelope
-from frontend.openai.answers import usage_body
-from frontend.openai.logprobs import RenderLogprobs, chat_logprobs, completion_logprobs
+from frontend.openai.answers import ChatAnswer, CompletionAnswer, usage_body
+from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.pieces import TokenPiece
 from frontend.request import Usage
 from frontend.vocabulary import Vocabulary, escape
 
-
-class Chunks(Protocol):
-    """How a stream is written: constant bytes around the text of a token, and what comes before and after."""
-
-    opening: bytes
-    """Comes once, before the first text."""
-    head: bytes
-    tail: bytes
-
-    def piece(self, text: str, pieces: Sequence[TokenPiece]) -> bytes:
-        """Render text, with the log-probabilities of its tokens where they are wanted."""
-
-    def closing(self, reason: FinishReason, usage: Usage) -> bytes:
-        """Render the end of a stream that went well."""
-
-    def broken(self, error: ErrorBody) -> bytes:
-        """Render the end of a stream that failed on its way."""
+DONE = b"data: [DONE]\n\n"
 
 
-class Shape(NamedTuple):
-    """What differs between the two endpoints."""
+class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client wants of the chunks of a stream."""
 
-    id_prefix: bytes
-    object: bytes
-    opening: bytes
-    """The choice of the first chunk, if there is one without text."""
-    before: bytes
-    """What stands before the text in a choice, and after it up to `logprobs`."""
-    after: bytes
-    empty: bytes
-    """The choice of the last chunk, up to `logprobs`."""
-    render_logprobs: RenderLogprobs
+    include_usage: bool = False
+    continuous_usage: bool = False
+    """Every chunk tells the usage so far."""
+    logprobs_of: Vocabulary | None = None
+    """None leaves log-probabilities out."""
 
 
-CHAT = Shape(
-    id_prefix=b"chatcmpl-",
-    object=b"chat.completion.chunk",
-    opening=b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}',
-    before=b'{"index":0,"delta":{"content":"',
-    after=b'"},"logprobs":',
-    empty=b'{"index":0,"delta":{},"logprobs":',
-    render_logprobs=chat_logprobs,
-)
-COMPLETION = Shape(
-    id_prefix=b"cmpl-",
-    object=b"text_completion",
-    opening=b"",
-    before=b'{"index":0,"text":"',
-    after=b'","logprobs":',
-    empty=b'{"index":0,"text":"","logprobs":',
-    render_logprobs=completion_logprobs,
-)
+class _Frame:
+    """What all chunks of a stream have around their choice."""
 
-
-class EventChunks:
-    """Server-sent events of a streamed answer."""
-
-    def __init__(
-        self,
-        shape: Shape,
-        request_id: str,
-        created: int,
-        model: bytes,
-        *,
-        include_usage: bool,
-        logprobs_of: Vocabulary | None = None,
-    ) -> None:
-        """`model` is the model's name in JSON; `logprobs_of` None leaves log-probabilities out."""
-        self._shape = shape
-        self._logprobs_of = logprobs_of
-        self._include_usage = include_usage
-        self._start = b'data: {"id":"%b%b","object":"%b","created":%d,"model":%b,"choices":[' % (
-            shape.id_prefix,
-            request_id.encode(),
-            shape.object,
-            created,
+    def __init__(self, prefix: bytes, kind: bytes, facts: AnswerFacts, shape: StreamShape) -> None:
+        model = msgspec.json.encode(facts.model)
+        self.start = b'data: {"id":"%b%b","object":"%b","created":%d,"model":%b,"choices":[' % (
+            prefix,
+            facts.request_id.encode(),
+            kind,
+            facts.created,
             model,
         )
         # OpenAI says `usage: null` on every chunk before the one that has it.
-        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self.head = self._start + shape.before
-        self.tail = shape.after + b'null,"finish_reason":null}' + self._end
-        self.opening = self._start + shape.opening + self._end if shape.opening else b""
+        self.end = b'],"usage":null}\n\n' if shape.include_usage else b"]}\n\n"
 
-    def piece(self, text: str, pieces: Sequence[TokenPiece]) -> bytes:
-        """Render text, with the log-probabilities of its tokens where they are wanted."""
-        if self._logprobs_of is None:
-            return self.head + escape(text) + self.tail
-        logprobs = self._shape.render_logprobs(self._logprobs_of, pieces)
-        return b'%b%b%b%b,"finish_reason":null}%b' % (self.head, escape(text), self._shape.after, logprobs, self._end)
+    def usage_chunk(self, usage: Usage) -> bytes:
+        """Render the chunk that has the usage and no choice."""
+        return b'%b],"usage":%b}\n\n' % (self.start, msgspec.json.encode(usage_body(usage)))
 
-    def closing(self, reason: FinishReason, usage: Usage) -> bytes:
-        """Render the chunk with the finish reason, the chunk with the usage if wanted, and `[DONE]`."""
-        finish = b'%b%bnull,"finish_reason":"%b"}%b' % (self._start, self._shape.empty, reason.encode(), self._end)
-        if self._include_usage:
-            finish += b'%b],"usage":%b}\n\n' % (self._start, msgspec.json.encode(usage_body(usage)))
-        return finish + b"data: [DONE]\n\n"
+
+class _Chunks:
+    """What the chunks of both endpoints share."""
+
+    def __init__(self, frame: _Frame, facts: AnswerFacts, shape: StreamShape, before: bytes, after: bytes) -> None:
+        self._frame = frame
+        self._shape = shape
+        self._prompt_tokens = facts.prompt_tokens
+        self._num_tokens = 0
+        self.head = frame.start + before
+        self.tail = after + b'null,"finish_reason":null}' + frame.end
+
+    def _end(self, pieces: Sequence[TokenPiece]) -> bytes:
+        if not self._shape.continuous_usage:
+            return self._frame.end
+        self._num_tokens += len(pieces)
+        usage = Usage(self._prompt_tokens, self._num_tokens, 0)
+        return b'],"usage":%b}\n\n' % msgspec.json.encode(usage_body(usage))
 
     def broken(self, error: ErrorBody) -> bytes:
         """Render the error as an event of its own."""
         return b"data: %b\n\n" % envelope(error)
+
+
+class ChatChunks(_Chunks):
+    """Chunks of one choice of a chat completion."""
+
+    def __init__(self, frame: _Frame, facts: AnswerFacts, shape: StreamShape, number: int) -> None:
+        self._choice = b'{"index":%d,"delta":{' % number
+        super().__init__(frame, facts, shape, self._choice + b'"content":"', b'"},"logprobs":')
+
+    def opening(self) -> bytes:
+        """Render the role."""
+        empty = self._choice + b'"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+        return self._frame.start + empty + self._frame.end
+
+    def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
+        """Render a chunk for each delta; log-probabilities go with the first."""
+        end = self._end(pieces)
+        logprobs = b"null"
+        if self._shape.logprobs_of is not None and pieces:
+            logprobs = chat_logprobs(self._shape.logprobs_of, pieces)
+        chunks = []
+        for delta in deltas or (TextDelta(""),):
+            chunks += [self._frame.start, self._choice, _delta(delta), b'},"logprobs":', logprobs]
+            chunks += [b',"finish_reason":null}', end]
+            logprobs = b"null"
+        return b"".join(chunks)
+
+    def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
+        """Render the chunk with the finish reason."""
+        reason = b'},"logprobs":null,"finish_reason":"%b"}' % end.reason.encode()
+        return self._frame.start + self._choice + reason + self._frame.end
+
+
+def _delta(delta: Delta) -> bytes:
+    """Render the inside of `delta`."""
+    if isinstance(delta, TextDelta):
+        return b'"content":"%b"' % escape(delta.text)
+    if isinstance(delta, CallStart):
+        return b'"tool_calls":[{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]' % (
+            delta.call,
+            msgspec.json.encode(delta.call_id),
+            msgspec.json.encode(delta.name),
+        )
+    if isinstance(delta, CallArguments):
+        return b'"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]' % (delta.call, escape(delta.fragment))
+    text = escape(delta.text)  # under the two names that clients look for
+    return b'"reasoning_content":"%b","reasoning":"%b"' % (text, text)
+
+
+class CompletionChunks(_Chunks):
+    """Chunks of one choice of a completion."""
+
+    def __init__(self, frame: _Frame, facts: AnswerFacts, shape: StreamShape, number: int, echo: str = "") -> None:
+        """`echo` is the prompt, where it is shown before the text."""
+        self._choice = b'{"index":%d,"text":"' % number
+        self._echo = echo
+        super().__init__(frame, facts, shape, self._choice, b'","logprobs":')
+
+    def opening(self) -> bytes:
+        """Render the prompt, if it is wanted."""
+        return self.head + escape(self._echo) + self.tail if self._echo else b""
+
+    def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
+        """Render one chunk."""
+        text = "".join([delta.text for delta in deltas if isinstance(delta, TextDelta)])
+        logprobs = b"null"
+        if self._shape.logprobs_of is not None:
+            logprobs = completion_logprobs(self._shape.logprobs_of, pieces, len(self._echo))
+        end = self._end(pieces)
+        return b'%b%b","logprobs":%b,"finish_reason":null}%b' % (self.head, escape(text), logprobs, end)
+
+    def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
+        """Render the chunk with the finish reason."""
+        return b'%b","logprobs":null,"finish_reason":"%b"}%b' % (self.head, end.reason.encode(), self._frame.end)
+
+
+class _Dialect:
+    """What the dialects of both endpoints share: `[DONE]`, and the usage before it if wanted."""
+
+    prefix: bytes
+    kind: bytes
+
+    def __init__(self, shape: StreamShape) -> None:
+        self._shape = shape
+        self._made: _Frame | None = None
+
+    def ending(self, facts: AnswerFacts, usage: Usage) -> bytes:
+        """Render what comes after the last choice."""
+        return self._frame(facts).usage_chunk(usage) + DONE if self._shape.include_usage else DONE
+
+    def _frame(self, facts: AnswerFacts) -> _Frame:
+        if self._made is None:
+            self._made = _Frame(self.prefix, self.kind, facts, self._shape)
+        return self._made
+
+
+class ChatDialect(_Dialect):
+    """How chat completions are answered."""
+
+    prefix = b"chatcmpl-"
+    kind = b"chat.completion.chunk"
+
+    def chunks(self, facts: AnswerFacts, number: int) -> ChatChunks:
+        """Return the writer of a choice."""
+        return ChatChunks(self._frame(facts), facts, self._shape, number)
+
+    def text_chunks(self, facts: AnswerFacts, number: int) -> ChatChunks | None:
+        """Return the writer of a choice that is nothing but text."""
+        return None if self._shape.continuous_usage else self.chunks(facts, number)
+
+    def whole(self, facts: AnswerFacts) -> ChatAnswer:
+        """Return the writer of an answer in one piece."""
+        return ChatAnswer(facts, self._shape.logprobs_of)
+
+
+class CompletionDialect(_Dialect):
+    """How completions are answered."""
+
+    prefix = b"cmpl-"
+    kind = b"text_completion"
+
+    def __init__(
+        self, shape: StreamShape, *, echoes: Sequence[str] = (), num_choices: int = 1, is_only_echo: bool = False
+    ) -> None:
+        """`echoes` are the prompts that choices begin with, `num_choices` each; empty for none. `is_only_echo`
+        leaves out what was generated."""
+        super().__init__(shape)
+        self._echoes = echoes
+        self._num_choices = num_choices
+        self._is_only_echo = is_only_echo
+
+    def chunks(self, facts: AnswerFacts, number: int) -> CompletionChunks:
+        """Return the writer of a choice."""
+        echo = self._echoes[number // self._num_choices] if self._echoes else ""
+        return CompletionChunks(self._frame(facts), facts, self._shape, number, echo)
+
+    def text_chunks(self, facts: AnswerFacts, number: int) -> CompletionChunks | None:
+        """Return the writer of a choice that is nothing but text."""
+        return None if self._shape.continuous_usage else self.chunks(facts, number)
+
+    def whole(self, facts: AnswerFacts) -> CompletionAnswer:
+        """Return the writer of an answer in one piece."""
+        return CompletionAnswer(
+            facts, self._shape.logprobs_of, self._echoes, self._num_choices, is_only_echo=self._is_only_echo
+        )

@@ -1,13 +1,11 @@
 """Pure. Log-probabilities as OpenAI's two endpoints show them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from frontend.pieces import UNKNOWN_LOGPROB, TokenPiece
 from frontend.vocabulary import Vocabulary
-
-RenderLogprobs = Callable[[Vocabulary, Sequence[TokenPiece]], bytes]
 
 _json = msgspec.json.encode
 
@@ -61,8 +59,8 @@ def _with(shown: tuple[str, list[int]], logprob: float) -> tuple[str, float, lis
     return shown[0], max(logprob, UNKNOWN_LOGPROB), shown[1]
 
 
-def completion_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) -> bytes:
-    """Render `logprobs` of a completion choice."""
+def completion_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece], start: int = 0) -> bytes:
+    """Render `logprobs` of a completion choice whose text begins with `start` characters of the prompt."""
     told = [piece.logprobs for piece in pieces]
     return _json(
         _CompletionLogprobs(
@@ -77,6 +75,6 @@ def completion_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) ->
                 else {}
                 for e in told
             ],
-            [piece.start for piece in pieces],
+            [start + piece.start for piece in pieces],
         )
     )

@@ -94,12 +94,12 @@ async def test_log_probabilities_reach_the_client(stage: OpenStage) -> None:
 async def test_every_answer_has_a_request_id_and_unknown_parameters_are_named(stage: OpenStage) -> None:
     async with stage() as on:
         on.worker.script = on.worker.echo
-        body = {"model": "tiny", "messages": ASK, "user": "u", "x\r\ny: z": 1, "metadata": {}}
+        body = {"model": "tiny", "messages": ASK, "frobs": "u", "x\r\ny: z": 1, "qua": {}}
         status, headers, answer = await on.post("/v1/chat/completions", body, "X-Request-Id: mine-1")
         _, other, _ = await on.get("/nothing")
     assert status == 200
     assert headers["x-request-id"] == "mine-1"
-    assert headers["x-busway-ignored-params"] == "user,x_y_z,metadata"
+    assert headers["x-busway-ignored-params"] == "frobs,x_y_z,qua"
     assert answer["id"].startswith("chatcmpl-")
     assert len(other["x-request-id"]) == 32
 

@@ -20,11 +20,11 @@ DEFAULTS = Defaults(max_tokens=50, seed=42, tenant="t")
 
 def chat(model: ServedModel, **fields: Any) -> Generation:
     fields.setdefault("messages", [{"role": "user", "content": "hi"}])
-    return prepare_chat(chat_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS)
+    return prepare_chat(chat_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS).generation
 
 
 def complete(model: ServedModel, **fields: Any) -> Generation:
-    return prepare_completion(completion_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS)
+    return prepare_completion(completion_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS)[0]
 
 
 def text_of(model: ServedModel, generation: Generation) -> str:
@@ -125,7 +125,8 @@ def test_too_long_is_said_in_openais_words(model: ServedModel, length: int, want
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
         ({"min_tokens": 60}, "min_tokens"),
         ({"stop_token_ids": [100_000]}, "stop_token_ids"),
         ({"logit_bias": {"100000": 1}}, "logit_bias"),
@@ -145,8 +146,10 @@ def test_what_cannot_be_served_is_named(model: ServedModel, fields: dict[str, An
     [
         ({"prompt": ""}, "prompt"),
         ({"prompt": [100_000]}, "prompt"),
-        ({"prompt": "a", "echo": True}, "echo"),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True, "stream": True}, "max_tokens"),
         ({"prompt": "a", "suffix": "z"}, "suffix"),
     ],
 )

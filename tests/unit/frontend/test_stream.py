@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 
 from bus.errors import BuswayError, NoWorker
 from bus.messages.inference import Sampling, Stopping, TokenLogprobs
-from frontend.doors.ask_answers import AskAnswer, AskChunks
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd
+from frontend.doors.ask_answers import AskAnswer, AskDialect
 from frontend.model import ServedModel
-from frontend.openai.answers import WholeAnswer
-from frontend.openai.chunks import CHAT, COMPLETION, EventChunks
+from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
+from frontend.plan import Plan
 from frontend.request import Generation, Output, Usage
-from frontend.stream import answer_to, stream_to
 
 USAGE = Usage(10, 4, 8)
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -62,19 +62,18 @@ def generation(stops: Sequence[str] = (), top_logprobs: int | None = None) -> Ge
     )
 
 
+FACTS = AnswerFacts("id1", 123, 'm"x', 10)
+CHAT, COMPLETION = ChatDialect, CompletionDialect
+
+
 def open_stream(
-    model: ServedModel, of: Generation, shape: Any = CHAT, include_usage: bool = False
+    model: ServedModel, of: Generation, dialect: Any = CHAT, include_usage: bool = False
 ) -> tuple[Wire, Output]:
     wire = Wire()
-    chunks = EventChunks(
-        shape,
-        "id1",
-        123,
-        b'"m\\"x"',
-        include_usage=include_usage,
-        logprobs_of=None if of.sampling.top_logprobs is None else model.vocabulary,
-    )
-    return wire, stream_to(wire, chunks, of, model.vocabulary)
+    logprobs_of = None if of.sampling.top_logprobs is None else model.vocabulary
+    shape = StreamShape(include_usage=include_usage, logprobs_of=logprobs_of)
+    (output,) = Plan(model=model, generations=[of]).streams(dialect(shape), FACTS, wire)
+    return wire, output
 
 
 @relaxed
@@ -176,7 +175,7 @@ def test_log_probabilities_come_with_their_text(model: ServedModel, oracle: Toke
 @pytest.mark.parametrize("stops", [(), ("zzz",), ("fox",)])
 def test_whole_answers(model: ServedModel, oracle: Tokenizer, stops: tuple[str, ...]) -> None:
     wire = Wire()
-    output = answer_to(wire, WholeAnswer("chat", "id1", 123, "m"), generation(stops), model.vocabulary)
+    (output,) = Plan(model=model, generations=[generation(stops)]).answers(ChatDialect(StreamShape()), FACTS, wire)
     tokens = oracle.encode("The quick brown fox").ids
     stopped = False
     for token in tokens:
@@ -210,7 +209,7 @@ def test_a_failure_ends_the_stream_with_an_error_event(model: ServedModel) -> No
 
 def test_the_nats_door_answers_in_small_messages(model: ServedModel, oracle: Tokenizer) -> None:
     wire = Wire()
-    output = stream_to(wire, AskChunks("id1", "m"), generation(), model.vocabulary)
+    (output,) = Plan(model=model, generations=[generation()]).streams(AskDialect(), FACTS, wire)
     for token in oracle.encode('"quoted" text').ids:
         output.push(token)
         output.flush()
@@ -219,5 +218,6 @@ def test_the_nats_door_answers_in_small_messages(model: ServedModel, oracle: Tok
     assert "".join(piece["text"] for piece in pieces) == '"quoted" text'
     assert (end["done"], end["finish_reason"], end["usage"]["completion_tokens"]) == (True, "stop", 4)
     assert "text" not in end
-    whole = json.loads(AskAnswer("id1", "m").render("hi", (), "stop", USAGE))
+    choice = Choice(0, "hi", "", (), (), ChoiceEnd("stop"))
+    whole = json.loads(AskAnswer(FACTS).render([choice], USAGE))
     assert (whole["text"], whole["done"]) == ("hi", True)

@@ -6,7 +6,7 @@ import pytest
 
 from bus.errors import BuswayError, InvalidRequest, Malformed
 from frontend.doors.ask_body import decode_ask
-from frontend.openai.body import ChatBody, CompletionBody, decode_prompt
+from frontend.openai.body import ChatBody, CompletionBody, decode_prompts
 
 
 def test_text_is_one_users_turn() -> None:
@@ -18,7 +18,7 @@ def test_text_is_one_users_turn() -> None:
 def test_text_is_completed_by_a_model_without_template() -> None:
     body = decode_ask("naïve".encode(), can_chat=False).body
     assert isinstance(body, CompletionBody)
-    assert decode_prompt(body.prompt) == "naïve"
+    assert decode_prompts(body.prompt) == ["naïve"]
 
 
 def test_a_prompt_in_json_keeps_what_else_is_said() -> None:

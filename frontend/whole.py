@@ -1,0 +1,94 @@
+"""Pure. What happens to the tokens of a choice that is answered in one piece."""
+
+from bus.errors import BuswayError
+from bus.messages.inference import FinishReason, TokenLogprobs
+from frontend.deltas import CallArguments, CallStart, Choice, ChoiceEnd, Delta, ParsedCall, Parser, ReasoningDelta
+from frontend.joint import JointAnswer
+from frontend.pieces import Pieces, TokenPiece
+from frontend.request import Usage
+from frontend.stream import Reader
+from frontend.vocabulary import Vocabulary
+
+
+class TextAnswer:
+    """Collects plain text."""
+
+    __slots__ = ("_joint", "_number", "_tokens", "_vocabulary")
+
+    def __init__(self, vocabulary: Vocabulary, joint: JointAnswer, number: int = 0) -> None:
+        self._vocabulary = vocabulary
+        self._joint = joint
+        self._number = number
+        self._tokens: list[int] = []
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Drop: they were not asked for."""
+
+    def flush(self) -> bool:
+        """Show nothing yet."""
+        return False
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Hand over the whole text."""
+        text = self._vocabulary.decode(self._tokens)
+        self._joint.finish(Choice(self._number, text, "", (), (), ChoiceEnd(reason)), usage)
+
+    def fail(self, error: BuswayError) -> None:
+        """Answer with an error."""
+        self._joint.fail(error)
+
+
+class DeltaAnswer:
+    """Collects a choice whose text has to be read."""
+
+    __slots__ = ("_joint", "_number", "_pieces", "_reader")
+
+    def __init__(self, pieces: Pieces, parser: Parser | None, joint: JointAnswer, number: int = 0) -> None:
+        self._pieces = pieces
+        self._reader = Reader(pieces, parser)
+        self._joint = joint
+        self._number = number
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self._pieces.push(token)
+
+    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+        """Take what belongs to a token."""
+        self._pieces.push_logprobs(logprobs)
+
+    def flush(self) -> bool:
+        """Say whether a stop string is complete."""
+        return self._pieces.has_stopped
+
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
+        """Hand over what the text says."""
+        text, pieces = self._pieces.finish()
+        deltas = self._reader.read_end(text)
+        self._joint.finish(to_choice(self._number, deltas, pieces, self._reader.end(reason)), usage)
+
+    def fail(self, error: BuswayError) -> None:
+        """Answer with an error."""
+        self._joint.fail(error)
+
+
+def to_choice(number: int, deltas: list[Delta], pieces: list[TokenPiece], end: ChoiceEnd) -> Choice:
+    """Join the deltas of a choice."""
+    text: list[str] = []
+    reasoning: list[str] = []
+    calls: dict[int, tuple[CallStart, list[str]]] = {}
+    for delta in deltas:
+        if isinstance(delta, CallStart):
+            calls[delta.call] = (delta, [])
+        elif isinstance(delta, CallArguments):
+            calls[delta.call][1].append(delta.fragment)
+        elif isinstance(delta, ReasoningDelta):
+            reasoning.append(delta.text)
+        else:
+            text.append(delta.text)
+    parsed = tuple(ParsedCall(start.call_id, start.name, "".join(parts)) for start, parts in calls.values())
+    return Choice(number, "".join(text), "".join(reasoning), parsed, pieces, end)
