@@ -25,9 +25,11 @@ from bus.version import VERSION
 from frontend.books import Books
 from frontend.dispatch import Dispatcher
 from frontend.doors.connection import HttpLimits, StreamingProtocol
+from frontend.doors.explain import Explain
 from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
 from frontend.doors.nats import NatsDoor
+from frontend.doors.status import Status
 from frontend.fleet import Fleet
 from frontend.intake import Intake
 from frontend.models import Models
@@ -113,25 +115,33 @@ class Frontend:
                 )
                 tasks.start_soon(dispatcher.run)
                 tasks.start_soon(models.run)
-                await self._open_doors(Intake(self._config, models, dispatcher))
+                intake = Intake(self._config, models, dispatcher)
+                status = Status(models)
+                http = HttpDoor(
+                    [
+                        *Generate(intake).routes(),
+                        *Explain(self._bus, intake, fleet).routes(),
+                        *status.routes(),
+                    ]
+                )
+                await self._open_doors(intake, http, status)
                 tasks.cancel_scope.cancel()
             usage.close()
             publishing.cancel_scope.deadline = anyio.current_time() + USAGE_GRACE_S
 
-    async def _open_doors(self, intake: Intake) -> None:
-        http = HttpDoor(intake.models, Generate(intake))
+    async def _open_doors(self, intake: Intake, http: HttpDoor, status: Status) -> None:
         server = _Server(self._server_config(http), self._on_started)
         async with anyio.create_task_group() as doors:
             doors.start_soon(NatsDoor(self._bus, intake).run, self._stopping)
-            doors.start_soon(self._drain_when_stopped, intake, http, server)
+            doors.start_soon(self._drain_when_stopped, intake, status, server)
             await server.serve([self._listener])
             doors.cancel_scope.deadline = anyio.current_time() + GRACE_S
 
-    async def _drain_when_stopped(self, intake: Intake, http: HttpDoor, server: uvicorn.Server) -> None:
+    async def _drain_when_stopped(self, intake: Intake, status: Status, server: uvicorn.Server) -> None:
         await self._stopping.wait()
         log.info("frontend.draining", num_requests=len(intake.dispatcher.requests))
         intake.dispatcher.is_draining = True
-        http.is_draining = True
+        status.is_draining = True
         server.should_exit = True
 
     def _server_config(self, app: HttpDoor) -> uvicorn.Config:

@@ -29,6 +29,8 @@ class Call(NamedTuple):
     request_id: str
     """Ours: 128 random bits."""
     exchange: Exchange
+    params: Mapping[str, str] = {}
+    """The varying segments of the path, by name."""
 
     @property
     def shown_id(self) -> bytes:

@@ -5,6 +5,7 @@ import msgspec
 from bus.errors import BuswayError, InvalidRequest
 from bus.protocol import Bus
 from frontend.doors.call import Call, Reply
+from frontend.doors.routes import Route
 from frontend.explanation import Destination, make_explanation, question_for, read_pick, unrouted
 from frontend.fleet import Fleet
 from frontend.intake import Intake, off_loop
@@ -28,6 +29,10 @@ class Explain:
         self._bus = bus
         self._intake = intake
         self._fleet = fleet
+
+    def routes(self) -> list[Route]:
+        """Return the route."""
+        return [Route("POST", "/v1/explain", self.explain)]
 
     async def explain(self, call: Call) -> Reply:
         """Answer with an `Explanation`; raise what the request itself would be refused with."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
+from frontend.doors.routes import Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.intake import Intake, off_loop, open_requests
 from frontend.model import ServedModel
@@ -27,6 +28,13 @@ class Generate:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("POST", "/v1/chat/completions", self.chat),
+            Route("POST", "/v1/completions", self.complete),
+        ]
 
     async def chat(self, call: Call) -> Reply | None:
         """Answer `POST /v1/chat/completions`."""

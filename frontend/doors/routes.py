@@ -1,0 +1,99 @@
+"""Pure. Which handler answers which path: a table, with `{name}` for segments that vary."""
+
+import difflib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Literal, NamedTuple
+
+from frontend.doors.call import Call, Reply
+from frontend.errors import MethodNotAllowed, NoSuchRoute
+
+Family = Literal["openai", "anthropic", "plain"]
+"""Whose shape errors have; `plain` is OpenAI's too, on paths that need no key."""
+
+Handler = Callable[[Call], Awaitable[Reply | None]]
+"""Returns None when the response went out by the exchange, or when the client is gone."""
+
+
+class Route(NamedTuple):
+    """One method of one path. `{name}` matches one segment, `{name...}` the rest of the path."""
+
+    method: str
+    pattern: str
+    handler: Handler
+    family: Family = "openai"
+
+
+class Found(NamedTuple):
+    """A route and what its varying segments are in the path at hand."""
+
+    route: Route
+    params: dict[str, str]
+
+
+_NO_PARAMS: dict[str, str] = {}
+
+
+class Router:
+    """Finds routes: fixed paths by one look-up, others segment by segment."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._fixed: dict[str, dict[str, Route]] = {}
+        self._varying: dict[str, dict[str, Route]] = {}
+        """By pattern, the most specific first."""
+        for route in sorted(self.routes, key=lambda route: _rank(route.pattern)):
+            table = self._varying if "{" in route.pattern else self._fixed
+            table.setdefault(route.pattern, {})[route.method] = route
+
+    def find(self, path: str, method: str) -> Found:
+        """Return the route of a request (HEAD is answered as GET); raise `NoSuchRoute` or `MethodNotAllowed`."""
+        methods = self._fixed.get(path)
+        params = _NO_PARAMS
+        if methods is None:
+            for pattern, candidates in self._varying.items():
+                matched = _match(pattern, path)
+                if matched is not None:
+                    methods, params = candidates, matched
+                    break
+            else:
+                raise NoSuchRoute(f"There is no {path[:200]!r} here. {self._suggest(path)}")
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allow = ", ".join(methods)
+            raise MethodNotAllowed(f"{path[:200]} takes {allow}, not {method[:20]}.", allow=allow)
+        return Found(route, params)
+
+    def family_of(self, path: str) -> Family:
+        """Return whose shape an error on this path has, also where there is no such path or method."""
+        methods = self._fixed.get(path)
+        if methods is None:
+            methods = next((table for pattern, table in self._varying.items() if _match(pattern, path) is not None), {})
+        return next((route.family for route in methods.values()), "openai")
+
+    def _suggest(self, path: str) -> str:
+        known = [*self._fixed, *self._varying]
+        close = difflib.get_close_matches(path[:200], known, n=1, cutoff=0.6)
+        return (f"Did you mean {close[0]}? " if close else "") + "GET /openapi.json lists what there is."
+
+
+def _rank(pattern: str) -> tuple[int, int]:
+    return pattern.count("{"), -len(pattern)
+
+
+def _match(pattern: str, path: str) -> dict[str, str] | None:
+    """Return the varying segments of a path, None where it does not fit."""
+    wanted, given = pattern.split("/"), path.split("/")
+    params: dict[str, str] = {}
+    for position, segment in enumerate(wanted):
+        if position >= len(given):
+            return None
+        if segment.endswith("...}"):
+            params[segment[1:-4]] = "/".join(given[position:])
+            return params if params[segment[1:-4]] else None
+        if segment.startswith("{"):
+            if not given[position]:
+                return None
+            params[segment[1:-1]] = given[position]
+        elif segment != given[position]:
+            return None
+    return params if len(given) == len(wanted) else None

@@ -1,0 +1,63 @@
+"""I/O. What a frontend says of itself: models, health, metrics."""
+
+import msgspec
+
+from bus.errors import UnknownModel
+from bus.metrics import CONTENT_TYPE, render
+from frontend.doors.call import JSON, Call, Reply
+from frontend.doors.routes import Route
+from frontend.model import ServedModel
+from frontend.models import Models
+from frontend.openai.answers import model_body, model_list
+
+
+class Status:
+    """Handlers that answer at once."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self.is_draining = False
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("GET", "/v1/models", self.list_models),
+            Route("GET", "/v1/models/{model...}", self.show_model),
+            Route("GET", "/live", self.live, "plain"),
+            Route("GET", "/ready", self.ready, "plain"),
+            Route("GET", "/health", self.ready, "plain"),
+            Route("GET", "/metrics", self.metrics, "plain"),
+        ]
+
+    async def list_models(self, call: Call) -> Reply:
+        """List the models that can be asked."""
+        return Reply(model_list([_show(model) for model in self._models.listed()]))
+
+    async def show_model(self, call: Call) -> Reply:
+        """Show one model."""
+        name = call.params["model"]
+        for model in self._models.listed():
+            if model.name == name:
+                return Reply(_show(model))
+        raise UnknownModel(self._models.describe_unknown(name))
+
+    async def live(self, call: Call) -> Reply:
+        """Say that the process answers."""
+        return Reply(b'{"status":"live"}')
+
+    async def ready(self, call: Call) -> Reply:
+        """Say whether a request would be served now, and if not, why."""
+        reason = "this frontend is shutting down" if self.is_draining else self._models.describe_unready()
+        if reason:
+            return Reply(
+                msgspec.json.encode({"status": "not ready", "reason": reason}), 503, (*JSON, (b"retry-after", b"1"))
+            )
+        return Reply(b'{"status":"ready"}')
+
+    async def metrics(self, call: Call) -> Reply:
+        """Show this process's metrics, for Prometheus."""
+        return Reply(render(), headers=((b"content-type", CONTENT_TYPE.encode()),))
+
+
+def _show(model: ServedModel) -> bytes:
+    return model_body(model.name, int(model.created_at), model.max_model_len)
