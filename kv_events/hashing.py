@@ -26,7 +26,8 @@ def block_hashes(tokens: Sequence[int], block_size: int, root: int) -> list[int]
 def iter_block_hashes(packed: bytes, block_size: int, root: int) -> Iterator[int]:
     """Yield the hashes as `block_hashes` does, from packed token ids and one at a time."""
     step = block_size * 4
+    join = struct.Struct(f"<Q{step}s").pack
     parent = root
-    for end in range(step, len(packed) + 1, step):
-        parent = xxh3_64_intdigest(struct.pack("<Q", parent) + packed[end - step : end])
+    for (block,) in struct.iter_unpack(f"{step}s", memoryview(packed)[: len(packed) // step * step]):
+        parent = xxh3_64_intdigest(join(parent, block))
         yield parent

@@ -57,9 +57,9 @@ def run_dynamo(python: Path, trace: Path, num_workers: int) -> list[Line]:
     """Run Dynamo's modes one after the other."""
     script = Path(__file__).with_name("replay_dynamo.py")
     started_at = time.perf_counter()
-    output = subprocess.run(
-        [python, script, trace, str(num_workers)], check=True, capture_output=True, text=True, timeout=TIMEOUT_S
-    ).stdout
+    # -P: the folder of the script holds a `dynamo` of its own.
+    command = [python, "-P", script, trace, str(num_workers)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S).stdout
     reports: Mapping[str, Mapping[str, float]] = json.loads(output.splitlines()[-1])
     wall_s = (time.perf_counter() - started_at) / len(reports)
     return [_dynamo_line(f"Dynamo {mode}", report, wall_s) for mode, report in reports.items()]
