@@ -1,5 +1,6 @@
 """Pure. The one place where an error becomes an HTTP status and an OpenAI error envelope."""
 
+from http import HTTPStatus
 from typing import NamedTuple
 
 import msgspec
@@ -92,7 +93,9 @@ class ErrorAnswer(NamedTuple):
     retry_after_s: int | None
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True):
+    """An answer that says what went wrong."""
+
     error: ErrorBody
 
 
@@ -122,6 +125,8 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "shutting_down": (503, _SERVER),
     "deadline_passed": (504, _SERVER),
 }
+ERROR_STATUSES = {status: HTTPStatus(status).phrase for status in sorted({500, *[s for s, _ in _ANSWERS.values()]})}
+"""Every status that an error may have, and what it is called."""
 _WITH_RETRY_AFTER = frozenset({429, 503})
 _SAFE_TO_SHOW = 2_000
 """Characters of a message that a client is shown."""
@@ -141,4 +146,4 @@ def answer_for(error: Exception) -> ErrorAnswer:
 
 def envelope(body: ErrorBody) -> bytes:
     """Render `{"error": {...}}`, as OpenAI's clients expect it."""
-    return msgspec.json.encode(_Envelope(body))
+    return msgspec.json.encode(Envelope(body))

@@ -14,6 +14,9 @@ MAX_TOKENS = 131_072
 """Tokens and blocks that are shown of a longer prompt."""
 
 
+_NO_CANDIDATES = msgspec.Raw(b"[]")
+
+
 class TokenShown(msgspec.Struct, frozen=True):
     """A token of the prompt; bytes that are no whole characters show as U+FFFD."""
 
@@ -35,7 +38,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """`router`, or `any`: the lane that all workers of the model share."""
     worker: str | None
     reason: str
-    candidates: msgspec.Raw = msgspec.Raw(b"[]")
+    candidates: msgspec.Raw = msgspec.field(default_factory=lambda: _NO_CANDIDATES)
     """What a router says of each worker, the cheapest first; costs in seconds."""
 
 
@@ -66,7 +69,7 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     uncached_tokens: int
     cost_s: float
-    candidates: msgspec.Raw = msgspec.Raw(b"[]")
+    candidates: msgspec.Raw = msgspec.field(default_factory=lambda: _NO_CANDIDATES)
 
 
 _pick = msgspec.json.Decoder(Pick)

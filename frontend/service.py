@@ -25,6 +25,7 @@ from bus.version import VERSION
 from frontend.books import Books
 from frontend.dispatch import Dispatcher
 from frontend.doors.connection import HttpLimits, StreamingProtocol
+from frontend.doors.docs import Docs
 from frontend.doors.explain import Explain
 from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
@@ -117,13 +118,12 @@ class Frontend:
                 tasks.start_soon(models.run)
                 intake = Intake(self._config, models, dispatcher)
                 status = Status(models)
-                http = HttpDoor(
-                    [
-                        *Generate(intake).routes(),
-                        *Explain(self._bus, intake, fleet).routes(),
-                        *status.routes(),
-                    ]
-                )
+                routes = [
+                    *Generate(intake).routes(),
+                    *Explain(self._bus, intake, fleet).routes(),
+                    *status.routes(),
+                ]
+                http = HttpDoor([*routes, *Docs(routes).routes()])
                 await self._open_doors(intake, http, status)
                 tasks.cancel_scope.cancel()
             usage.close()

@@ -88,6 +88,8 @@ def _read_body(words: list[str]) -> dict[str, object]:
         text, source = Path(words[0]).read_text(), words[0]
     else:
         return {"messages": [{"role": "user", "content": " ".join(words)}]}
+    if not text.strip():
+        raise InvalidRequest(f"{source} is empty: give the body of a request, or a question")
     if not text.lstrip().startswith("{"):
         return {"messages": [{"role": "user", "content": text}]}
     try:

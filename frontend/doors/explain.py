@@ -5,8 +5,8 @@ import msgspec
 from bus.errors import BuswayError, InvalidRequest
 from bus.protocol import Bus
 from frontend.doors.call import Call, Reply
-from frontend.doors.routes import Route
-from frontend.explanation import Destination, make_explanation, question_for, read_pick, unrouted
+from frontend.doors.routes import Doc, Route
+from frontend.explanation import Destination, Explanation, make_explanation, question_for, read_pick, unrouted
 from frontend.fleet import Fleet
 from frontend.intake import Intake, off_loop
 from frontend.openai.body import ChatBody, CompletionBody, chat_body, completion_body
@@ -32,7 +32,7 @@ class Explain:
 
     def routes(self) -> list[Route]:
         """Return the route."""
-        return [Route("POST", "/v1/explain", self.explain)]
+        return [Route("POST", "/v1/explain", self.explain, doc=Doc(body=ChatBody, answer=Explanation))]
 
     async def explain(self, call: Call) -> Reply:
         """Answer with an `Explanation`; raise what the request itself would be refused with."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
-from frontend.doors.routes import Route
+from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.intake import Intake, off_loop, open_requests
 from frontend.model import ServedModel
+from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
 from frontend.plan import Plan
@@ -32,8 +33,8 @@ class Generate:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("POST", "/v1/chat/completions", self.chat),
-            Route("POST", "/v1/completions", self.complete),
+            Route("POST", "/v1/chat/completions", self.chat, doc=Doc(ChatBody, ChatShown, ChunkShown)),
+            Route("POST", "/v1/completions", self.complete, doc=Doc(CompletionBody, CompletionShown, CompletionShown)),
         ]
 
     async def chat(self, call: Call) -> Reply | None:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from frontend.doors.call import Call, Reply
 from frontend.errors import MethodNotAllowed, NoSuchRoute
@@ -14,6 +14,26 @@ Handler = Callable[[Call], Awaitable[Reply | None]]
 """Returns None when the response went out by the exchange, or when the client is gone."""
 
 
+class Doc(NamedTuple):
+    """What `/openapi.json` says of a route beside its handler's docstring. Types are msgspec structs."""
+
+    body: Any = None
+    """JSON that it takes; None: nothing."""
+    answer: Any = None
+    """JSON that it answers; None: said in words by `media`."""
+    event: Any = None
+    """Data of server-sent events, where it streams."""
+    media: str = "application/json"
+    status: int = 200
+    query: tuple[str, ...] = ()
+    """Names of query parameters, all of them optional strings."""
+    form: tuple[str, ...] = ()
+    """Fields of multipart/form-data, where it takes that; `file` is bytes."""
+
+
+NO_DOC = Doc()
+
+
 class Route(NamedTuple):
     """One method of one path. `{name}` matches one segment, `{name...}` the rest of the path."""
 
@@ -21,6 +41,7 @@ class Route(NamedTuple):
     pattern: str
     handler: Handler
     family: Family = "openai"
+    doc: Doc = NO_DOC
 
 
 class Found(NamedTuple):

@@ -5,10 +5,10 @@ import msgspec
 from bus.errors import UnknownModel
 from bus.metrics import CONTENT_TYPE, render
 from frontend.doors.call import JSON, Call, Reply
-from frontend.doors.routes import Route
+from frontend.doors.routes import Doc, Route
 from frontend.model import ServedModel
 from frontend.models import Models
-from frontend.openai.answers import model_body, model_list
+from frontend.openai.answers import ModelShown, ModelsShown, model_body, model_list
 
 
 class Status:
@@ -21,12 +21,12 @@ class Status:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("GET", "/v1/models", self.list_models),
-            Route("GET", "/v1/models/{model...}", self.show_model),
+            Route("GET", "/v1/models", self.list_models, doc=Doc(answer=ModelsShown)),
+            Route("GET", "/v1/models/{model...}", self.show_model, doc=Doc(answer=ModelShown)),
             Route("GET", "/live", self.live, "plain"),
             Route("GET", "/ready", self.ready, "plain"),
             Route("GET", "/health", self.ready, "plain"),
-            Route("GET", "/metrics", self.metrics, "plain"),
+            Route("GET", "/metrics", self.metrics, "plain", Doc(media="text/plain")),
         ]
 
     async def list_models(self, call: Call) -> Reply:

@@ -1,7 +1,6 @@
 """Pure. Whole answers in the shapes of OpenAI's API."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -36,47 +35,116 @@ def usage_body(usage: Usage) -> UsageBody:
     return UsageBody(usage.prompt_tokens, usage.output_tokens, total, PromptDetails(usage.cached_tokens))
 
 
-class _CalledFunction(msgspec.Struct, frozen=True):
+class CalledFunction(msgspec.Struct, frozen=True):
+    """The function of a tool call; `arguments` is JSON in a string."""
+
     name: str
     arguments: str
 
 
-class _ToolCall(msgspec.Struct, frozen=True):
+class CalledTool(msgspec.Struct, frozen=True):
+    """A tool call of the answer."""
+
     id: str
-    function: _CalledFunction
+    function: CalledFunction
     type: str = "function"
 
 
-class _Message(msgspec.Struct, frozen=True, omit_defaults=True):
+class MessageShown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the model says; its reasoning under the two names that clients look for."""
+
     content: str | None
     role: str
     refusal: str | None
-    tool_calls: list[_ToolCall] = []
+    tool_calls: list[CalledTool] = []
     reasoning_content: str = ""
     reasoning: str = ""
 
 
-class _ChatChoice(msgspec.Struct, frozen=True):
-    message: _Message
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One choice of a chat completion."""
+
+    message: MessageShown
     finish_reason: str
     logprobs: msgspec.Raw
     index: int
 
 
-class _CompletionChoice(msgspec.Struct, frozen=True):
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One choice of a completion; only chunks have no finish reason."""
+
     text: str
-    finish_reason: str
+    finish_reason: str | None
     logprobs: msgspec.Raw
     index: int
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class ChatShown(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of chat completions."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class CompletionShown(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of completions, and the chunks of its stream (which have the usage in one place only)."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody | None = None
+
+
+class FunctionPiece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to the function of a tool call."""
+
+    arguments: str
+    name: str | None = None
+
+
+class CallPiece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to tool call number `index`; the first has id, type and name."""
+
+    index: int
+    function: FunctionPiece
+    id: str | None = None
+    type: str | None = None
+
+
+class DeltaShown(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to a message."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallPiece] = []
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    """What a chunk adds to one choice."""
+
+    index: int
+    delta: DeltaShown
+    logprobs: msgspec.Raw
+    finish_reason: str | None
+
+
+class ChunkShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk of a streamed chat completion, as `frontend.openai.chunks` renders it."""
+
     id: str
     object: str
     created: int
     model: str
-    choices: list[Any]
-    usage: UsageBody
+    choices: list[ChunkChoice]
+    usage: UsageBody | None = None
 
 
 class ChatAnswer:
@@ -90,15 +158,18 @@ class ChatAnswer:
     def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render the object."""
         shown = [self._show(choice) for choice in choices]
-        name = f"chatcmpl-{self._facts.request_id}"
-        return _json(_Answer(name, "chat.completion", self._facts.created, self._facts.model, shown, usage_body(usage)))
+        facts = self._facts
+        name = f"chatcmpl-{facts.request_id}"
+        return _json(
+            ChatShown(id=name, created=facts.created, model=facts.model, choices=shown, usage=usage_body(usage))
+        )
 
-    def _show(self, choice: Choice) -> _ChatChoice:
-        calls = [_ToolCall(call.call_id, _CalledFunction(call.name, call.arguments)) for call in choice.calls]
+    def _show(self, choice: Choice) -> ChatChoice:
+        calls = [CalledTool(call.call_id, CalledFunction(call.name, call.arguments)) for call in choice.calls]
         text = None if calls and not choice.text else choice.text
-        message = _Message(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
+        message = MessageShown(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
         logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
-        return _ChatChoice(message, choice.end.reason, logprobs, choice.number)
+        return ChatChoice(message, choice.end.reason, logprobs, choice.number)
 
 
 class CompletionAnswer:
@@ -128,18 +199,23 @@ class CompletionAnswer:
             choices = [choice._replace(text="", pieces=(), end=end) for choice in choices]
             usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
         shown = [self._show(choice) for choice in choices]
-        name = f"cmpl-{self._facts.request_id}"
-        return _json(_Answer(name, "text_completion", self._facts.created, self._facts.model, shown, usage_body(usage)))
+        facts = self._facts
+        name = f"cmpl-{facts.request_id}"
+        return _json(
+            CompletionShown(id=name, created=facts.created, model=facts.model, choices=shown, usage=usage_body(usage))
+        )
 
-    def _show(self, choice: Choice) -> _CompletionChoice:
+    def _show(self, choice: Choice) -> CompletionChoice:
         echo = self._echoes[choice.number // self._num_choices] if self._echoes else ""
         logprobs = NULL
         if self._logprobs_of is not None:
             logprobs = msgspec.Raw(completion_logprobs(self._logprobs_of, choice.pieces, len(echo)))
-        return _CompletionChoice(echo + choice.text, choice.end.reason, logprobs, choice.number)
+        return CompletionChoice(echo + choice.text, choice.end.reason, logprobs, choice.number)
 
 
-class _Model(msgspec.Struct, frozen=True):
+class ModelShown(msgspec.Struct, frozen=True):
+    """One model."""
+
     id: str
     created: int
     max_model_len: int
@@ -148,9 +224,16 @@ class _Model(msgspec.Struct, frozen=True):
     context_window: int = 0
 
 
+class ModelsShown(msgspec.Struct, frozen=True):
+    """The models that are served."""
+
+    data: list[ModelShown]
+    object: str = "list"
+
+
 def model_body(name: str, created: int, max_model_len: int) -> bytes:
     """Render one entry of `GET /v1/models`."""
-    return _json(_Model(name, created, max_model_len, context_window=max_model_len))
+    return _json(ModelShown(name, created, max_model_len, context_window=max_model_len))
 
 
 def model_list(models: Sequence[bytes]) -> bytes:

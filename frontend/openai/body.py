@@ -22,8 +22,8 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
-NOTHING = msgspec.Raw(b"")
-"""The value of parameters that were not sent; those that are known and have no effect here may be anything."""
+NOTHING: Any = msgspec.field(default_factory=msgspec.Raw)
+"""Default of parameters that may be anything: no bytes at all. (A schema can show no default that is `Raw`.)"""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
