@@ -1,0 +1,8 @@
+"""What a model's text means: reasoning, tool calls, the rest. Everything here is pure."""
+
+from frontend.parsing.detect import detect_format
+from frontend.parsing.formats import PLAIN, Format
+from frontend.parsing.parser import parser_for
+from frontend.parsing.syntax import CallSyntax, ToolGrammar, tool_grammar
+
+__all__ = ["PLAIN", "CallSyntax", "Format", "ToolGrammar", "detect_format", "parser_for", "tool_grammar"]

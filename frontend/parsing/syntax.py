@@ -1,0 +1,72 @@
+"""Pure. What a tool call looks like in a family's own writing: what a grammar needs to force one."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from frontend.openai.body import Tool
+from frontend.parsing.formats import Format, Named
+
+_ANY_OBJECT = b'{"type": "object"}'
+
+
+class CallSyntax(NamedTuple):
+    """One tool: a call is `begin`, a JSON value of `schema`, `end`."""
+
+    begin: str
+    schema: bytes
+    end: str
+
+
+class ToolGrammar(NamedTuple):
+    """The text that an answer must be: calls, one after the other, perhaps after reasoning."""
+
+    calls: tuple[CallSyntax, ...]
+    separator: str
+    """Between two calls."""
+    may_repeat: bool
+    reasoning_end: str
+    """Ends the reasoning that the prompt has opened; free text is before it. Empty: the answer begins with a call."""
+    trigger: str
+    """What every call begins with: in free text, it is where the grammar takes over."""
+
+
+def tool_grammar(format: Format, tools: Sequence[Tool], prompt_tail: str, *, is_parallel: bool) -> ToolGrammar:
+    """Describe calls of these tools: all that may be called, or the one that was named.
+
+    Families that write no JSON get calls as JSON objects within their markers, which their parser reads as well.
+    """
+    calls = tuple(_call(format, tool) for tool in tools)
+    reasoning = format.reasoning
+    is_open = reasoning is not None and prompt_tail.rstrip().endswith(reasoning.begin)
+    return ToolGrammar(
+        calls,
+        separator="; " if format.is_bare else "\n" if format.name in ("none", "hermes") else "",
+        may_repeat=is_parallel,
+        reasoning_end=reasoning.end if reasoning and is_open else "",
+        trigger=_common_beginning([call.begin for call in calls]),
+    )
+
+
+def _call(format: Format, tool: Tool) -> CallSyntax:
+    name = tool.function.name
+    schema = bytes(tool.function.parameters) or _ANY_OBJECT
+    if format.is_harmony:
+        begin = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+        return CallSyntax(begin, schema, "")
+    if format.name == "mistral":
+        return CallSyntax(f"[TOOL_CALLS]{name}[ARGS]", schema, "")
+    if isinstance(format.style, Named):
+        head = f"functions.{name}:0<|tool_call_argument_begin|>" if format.ids == "kimi" else f"{name}<｜tool▁sep｜>"
+        return CallSyntax(f"{format.begin}{format.call}{head}", schema, f"{format.call_ends[-1]}{format.end}")
+    if format.is_bare:
+        return CallSyntax(f'{{"name": {json.dumps(name)}, "parameters": ', schema, "}")
+    begin = format.begin or "<tool_call>"
+    end = format.end or ("</tool_call>" if not format.begin else "")
+    return CallSyntax(f'{begin}\n{{"name": {json.dumps(name)}, "arguments": ', schema, f"}}\n{end}")
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    first, last = min(texts, default=""), max(texts, default="")
+    length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    return first[:length]
