@@ -45,6 +45,10 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """Requests in flight; one more is answered 429."""
     default_max_tokens: Count = 2048
     """Output bound of a request that names none (and never more than the context leaves)."""
+    parser: str = "auto"
+    """How tool calls and reasoning are read: auto goes by the model's chat template; a family's name; none."""
+    parsers: dict[str, str] = {}
+    """The same for single models, by name."""
     max_attempts: Count = 5
     accept_timeout_s: Positive = 30.0
     """How long a request may wait for a worker to accept it."""

@@ -10,6 +10,7 @@ from bus.errors import Malformed
 from bus.messages.fleet import ModelCard
 from bus.messages.inference import Probability, Sampling
 from bus.subjects import slug
+from frontend.parsing import PLAIN, Format, detect_format
 from frontend.template import ChatTemplate
 from frontend.tokenizer import Tokenizer, load_tokenizer
 from frontend.vocabulary import Vocabulary, read_vocabulary
@@ -39,6 +40,10 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     template: ChatTemplate | None
     """None: the model has none, and serves completions only."""
     vocabulary: Vocabulary
+    format: Format = PLAIN
+    """How it writes tool calls and reasoning."""
+    marker_tokens: frozenset[int] = frozenset()
+    """Special tokens that the format's parser must see as text."""
     sampling: Sampling = Sampling()
     """What holds where a request says nothing."""
 
@@ -76,15 +81,17 @@ _config = msgspec.json.Decoder(_TokenizerConfig)
 _generation_config = msgspec.json.Decoder(_GenerationConfig)
 
 
-def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
+def build_model(card: ModelCard, files: Mapping[str, bytes], parser: str = "auto") -> ServedModel:
     """Build a model from the bytes of its files, by name; raise `Malformed`, `InvalidRequest` for files that fail.
 
-    Takes up to a second of CPU for a large vocabulary: call it in a thread.
+    `parser` is as in `detect_format`. Takes up to a second of CPU for a large vocabulary: call it in a thread.
     """
     if TOKENIZER not in files:
         raise Malformed(f"model {card.model!r} comes without {TOKENIZER}")
     config = _decode(_config, TOKENIZER_CONFIG, files.get(TOKENIZER_CONFIG, b"{}"))
     source = _template_source(config, files.get(CHAT_TEMPLATE))
+    vocabulary = read_vocabulary(files[TOKENIZER], card.eos_token_ids)
+    format = detect_format(source, parser)
     return ServedModel(
         name=card.model,
         slug=slug(card.model),
@@ -94,7 +101,11 @@ def build_model(card: ModelCard, files: Mapping[str, bytes]) -> ServedModel:
         eos_token_ids=frozenset(card.eos_token_ids),
         tokenizer=load_tokenizer(files[TOKENIZER]),
         template=ChatTemplate(source, _special_tokens(config)) if source else None,
-        vocabulary=read_vocabulary(files[TOKENIZER], card.eos_token_ids),
+        vocabulary=vocabulary,
+        format=format,
+        marker_tokens=frozenset(
+            token for token in vocabulary.special if vocabulary.raw[token].decode("utf-8", "replace") in format.markers
+        ),
         sampling=_default_sampling(_decode(_generation_config, GENERATION_CONFIG, files.get(GENERATION_CONFIG, b"{}"))),
     )
 

@@ -9,6 +9,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from bus.config import FrontendConfig
 from bus.errors import BuswayError, NoWorker, Retryable, UnknownModel
 from bus.messages.fleet import ModelCard
 from bus.protocol import Bus
@@ -30,7 +31,15 @@ log = structlog.get_logger()
 class Models:
     """Finds models by name. `run` keeps them up to date."""
 
-    def __init__(self, bus: Bus, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        fleet: Fleet,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        config: FrontendConfig | None = None,
+    ) -> None:
+        self._config = config or FrontendConfig()
         self._bus = bus
         self._fleet = fleet
         self._clock = clock
@@ -132,7 +141,8 @@ class Models:
                 name: await self._bus.get_blob(digest) for name, digest in card.files.items() if name in WANTED_FILES
             }
             started_at = time.perf_counter()
-            model = await anyio.to_thread.run_sync(build_model, card, files)
+            parser = self._config.parsers.get(card.model, self._config.parser)
+            model = await anyio.to_thread.run_sync(build_model, card, files, parser)
         except Retryable as error:
             self._problems[slug] = f"its files cannot be fetched: {error}"
             log.warning("model.fetch_failed", model=card.model, reason=str(error))
@@ -154,6 +164,7 @@ class Models:
             max_model_len=model.max_model_len,
             vocab_size=model.vocab_size,
             template=model.template.engine if model.template else None,
+            parser=model.format.name,
             built_s=round(time.perf_counter() - started_at, 3),
         )
 

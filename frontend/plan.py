@@ -10,6 +10,7 @@ from frontend.deltas import AnswerFacts, Choice, Dialect, Parser
 from frontend.joint import JointAnswer, JointStream, Sink, keep_best
 from frontend.model import ServedModel
 from frontend.openai.body import MAX_CHOICES, ChatBody, CompletionBody
+from frontend.parsing import parser_for, random_characters
 from frontend.pieces import Pieces
 from frontend.preprocess import Defaults, prepare_chat, prepare_completion
 from frontend.request import Generation, Output
@@ -85,7 +86,15 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
     n = body.n or 1
     if isinstance(body, ChatBody):
         turn = prepare_chat(body, model, defaults)
-        return Plan(model=model, generations=_spread([turn.generation], n), per_prompt=n, num_kept=n)
+        tools = body.tools if body.tools and body.tool_choice != "none" else []
+        return Plan(
+            model=model,
+            generations=_spread([turn.generation], n),
+            per_prompt=n,
+            num_kept=n,
+            new_parser=parser_for(model.format, turn.prompt_tail, tools, random_characters),
+            marker_tokens=model.marker_tokens,
+        )
     best_of = body.best_of or n
     if best_of < n:
         raise InvalidRequest(f"'best_of' is {best_of}, below the {n} of 'n'.", param="best_of")

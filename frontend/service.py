@@ -110,7 +110,7 @@ class Frontend:
             publishing.start_soon(usage.run)
             async with anyio.create_task_group() as tasks:
                 fleet = Fleet(self._config.worker_timeout_s)
-                models = Models(self._bus, fleet)
+                models = Models(self._bus, fleet, config=self._config)
                 dispatcher = Dispatcher(
                     self._bus, self.name, self._config, fleet=fleet, books=Books(usage), tasks=tasks
                 )

@@ -87,9 +87,10 @@ GOLDEN = [
     ),
     Golden(
         "qwen3_coder",
-        '<function=get_weather>\n<parameter=city>\n\na "b"\n\\ <p>\n\n</parameter>\n<parameter=days>\nfew\n</parameter>\n'
+        '<function=get_weather>\n<parameter=city>\n\na "b"\n\\ <p>\n\n</parameter>\n'
+        "<parameter=days>\nfew\n</parameter>\n"
         "<parameter=unit>\nF\n</parameter>\n</function>",
-        (("get_weather", {"city": '\na "b"\n\\ <p>\n', "days": "\nfew\n".strip(), "unit": "F"}),),
+        (("get_weather", {"city": '\na "b"\n\\ <p>\n', "days": "few", "unit": "F"}),),
     ),
     Golden("qwen3_coder", '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', (NOW,)),
     Golden(
@@ -119,7 +120,8 @@ GOLDEN = [
     Golden(
         "deepseek",
         "Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
-        '{"city": "Köln", "days": 2}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n'
+        '{"city": "Köln", "days": 2}\n```<｜tool▁call▁end｜>\n'
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{}\n"
         "```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         (KOELN, NOW),
         "Let me see.",
@@ -135,15 +137,16 @@ GOLDEN = [
     ),
     Golden(
         "deepseek_v32",
-        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">Köln'
-        '</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" '
+        'string="true">Köln</｜DSML｜parameter>\n<｜DSML｜parameter '
+        'name="days" string="false">2</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
         '<｜DSML｜invoke name="now">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
         (KOELN, NOW),
     ),
     Golden(
         "glm",
-        "\n<think>Sun?</think>\nOne moment.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Köln</arg_value>"
-        "\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+        "\n<think>Sun?</think>\nOne moment.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n"
+        "<arg_value>Köln</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
         (KOELN, NOW),
         "One moment.",
         "Sun?",

@@ -1,6 +1,7 @@
 """Runs a parser over a text in pieces and joins what comes out."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -55,4 +56,4 @@ def read(format: Format, parts: Iterable[str], tools: Sequence[Tool], prompt: st
 
 def pieces(text: str, cuts: Iterable[int]) -> list[str]:
     places = [0, *sorted({cut % (len(text) + 1) for cut in cuts}), len(text)]
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(places)]

@@ -36,14 +36,8 @@ def test_an_answer_cut_short_anywhere_is_the_beginning_of_the_same_calls(golden:
 
 def _fragments(family: str) -> st.SearchStrategy[str]:
     format = thinking(family)
-    tags = sorted(format.markers) + [
-        "<think>",
-        "</think>",
-        "<parameter=city>",
-        "</parameter>",
-        "</function>",
-        "```json",
-    ]
+    tags = [*format.markers, "<think>", "</think>", "<parameter=city>", "</parameter>", "</function>", "```json"]
+    tags.sort()
     bits = ['{"name": "now", "arguments": ', '{"a": "b\\"', "{", "}", "[", "]", '"', "\\", ",", ": ", " ", "\n", "now"]
     bits += ["get_weather", "functions.now:0", "to=functions.now", "commentary", "analysis", "\ud800", "\U0001f600"]
     return st.lists(st.sampled_from(tags + bits) | st.text(string.printable, max_size=5), max_size=20).map("".join)
@@ -96,7 +90,7 @@ def test_hostile_answers_are_held_within_bounds_and_lose_nothing_but_markup(fami
                 num_out += len(delta.fragment)
         most_held = max(most_held, num_in - num_out)
     parser.finish()
-    assert most_held < 70_000 or family in ("qwen3_coder", "glm") and "<function" in body
+    assert most_held < 70_000
 
 
 def test_arguments_are_streamed_before_the_call_is_complete() -> None:
