@@ -111,17 +111,15 @@ class RunIndex:
 
     def match(self, hashes: Hashes) -> dict[str, int]:
         """Return how many blocks from the first each worker holds; who holds none is absent."""
+        start, stop = 0, len(hashes)
         lengths: dict[str, int] = {}
         following: AbstractSet[str] = frozenset()
-        end = 0
-        for start, length, held in self.spans(hashes):
-            if start != end:
-                break
-            end += length
+        while start < stop:
+            length, held = self._follow(hashes, start)
             if not start:
                 lengths = dict.fromkeys(held, length)
                 following = held.keys()
-                if min(held.values()) < length:
+                if min(held.values(), default=0) < length:
                     lengths.update((worker, blocks) for worker, blocks in held.items() if blocks < length)
                     following = {worker for worker, blocks in held.items() if blocks >= length}
             else:
@@ -130,21 +128,26 @@ class RunIndex:
                 following = {worker for worker in following if held[worker] >= length}
             if not following:
                 break
+            start += length
         return lengths
 
     def spans(self, hashes: Hashes) -> Iterator[tuple[int, int, dict[str, int]]]:
         """Yield the runs along a chain: where each starts, how many blocks they share, who holds how many."""
         start, stop = 0, len(hashes)
         while start < stop:
-            number = self.run_of.get(hashes[start])
-            if number is None:
-                start += 1
-                continue
-            run = self.runs[number]
-            length = followed_length(run.blocks, hashes, start)
+            length, held = self._follow(hashes, start)
             if length:
-                yield start, length, run.held
+                yield start, length, held
             start += length or 1
+
+    def _follow(self, hashes: Hashes, start: int) -> tuple[int, dict[str, int]]:
+        """Return how many blocks of a chain from `start` on are the first ones of a run, and who holds how many."""
+        number = self.run_of.get(hashes[start])
+        if number is None:
+            return 0, {}
+        run = self.runs[number]
+        length = followed_length(run.blocks, hashes, start)
+        return length, run.held if length else {}
 
     def _grow(self, worker: str, holding: Holding, parent: int, blocks: "array[int]") -> int:
         """Take in blocks of which the first is unknown, up to the next known one; return how many."""

@@ -2,6 +2,7 @@
 
 import math
 import random
+from array import array
 
 import msgspec
 
@@ -101,7 +102,7 @@ class Pool:
             return 0
         entries = self.fleet.leave(worker)
         self._reserve_workers()
-        self._scorer.remove_worker(number)
+        self._scorer.remove_worker(worker, number)
         for entry in entries:
             self.put_back(entry)
         return len(entries)
@@ -120,7 +121,7 @@ class Pool:
             return
         blocks = -(-placed.uncached_tokens // max(1, placed.block_size))
         self.fleet.place(number, placed.request_id, Flight(now, placed.uncached_tokens, blocks, None))
-        self._scorer.expect(number, hashes, now)
+        self._scorer.expect(placed.worker, hashes, now)
 
     def block_sizes(self) -> set[int]:
         """Return the block sizes that prompts must be hashed for."""
@@ -230,8 +231,8 @@ class Pool:
         size = self.fleet.state(number).block_size
         blocks = -(-choice.uncached_tokens // size)
         self.fleet.place(number, request.key, Flight(now, choice.uncached_tokens, blocks, entry))
-        chain = request.chains.get(size, [])
-        self._scorer.expect(number, chain, now)
+        chain = request.chains.get(size, array("Q"))
+        self._scorer.expect(choice.worker, chain, now)
         self._scorer.note_session(request.session, number)
         self.queue.charge(request.latency_class, request.tenant, choice.uncached_tokens)
         self.news.append(

@@ -1,5 +1,6 @@
 """Pure. A gateway's question which worker to take, and the answer."""
 
+from array import array
 from typing import Annotated
 
 import msgspec
@@ -81,7 +82,7 @@ def answer(question: Question, pool: Pool | None, now: float) -> Answer:
         root = salt_hash(question.model, question.cache_salt)
         chains = hash_chains(pack_u32(question.tokens), root, sizes)
     else:
-        chains = {size: question.block_hashes[: (question.num_tokens - 1) // size] for size in sizes}
+        chains = {size: array("Q", question.block_hashes[: (question.num_tokens - 1) // size]) for size in sizes}
     request = Request(
         key=question.request_id,
         tenant=question.tenant,

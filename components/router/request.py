@@ -1,5 +1,6 @@
 """Pure. A request as the router sees it: how long, whose, and the hashes of its blocks."""
 
+from array import array
 from collections.abc import Iterable
 
 import msgspec
@@ -34,7 +35,7 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
     session: str = ""
     num_tokens: int
     """Prompt, and output of earlier attempts."""
-    chains: dict[int, list[int]]
+    chains: dict[int, "array[int]"]
     """Hashes of the blocks that can be cached, by block size."""
     origin: Origin | None = None
     holdings: list[Holding] = []
@@ -43,12 +44,12 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
     """Of the predictions that `holdings` counts with."""
 
 
-def hash_chains(tokens: bytes, root: int, block_sizes: Iterable[int]) -> dict[int, list[int]]:
+def hash_chains(tokens: bytes, root: int, block_sizes: Iterable[int]) -> dict[int, "array[int]"]:
     """Hash packed token ids, once for each block size that workers use.
 
     The last token is always computed, so a block that ends with it is never taken from a cache.
     """
-    return {size: list(iter_block_hashes(tokens[: len(tokens) - 4], size, root)) for size in block_sizes}
+    return {size: array("Q", iter_block_hashes(tokens[: len(tokens) - 4], size, root)) for size in block_sizes}
 
 
 def to_request(job: GenerateJob, delivery: Delivery, block_sizes: Iterable[int]) -> Request:

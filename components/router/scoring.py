@@ -1,6 +1,6 @@
 """Pure. What a prompt costs at each worker, in seconds, with what the worker holds of it."""
 
-from collections.abc import Sequence
+from array import array
 
 from bus.config import RouterConfig
 from components.router.affinity import Affinity
@@ -67,17 +67,17 @@ class Scorer:
         self._match(request, now)
         return min([self._uncached(request, holding) for holding in request.holdings], default=request.num_tokens)
 
-    def expect(self, number: int, chain: Sequence[int], now: float) -> None:
+    def expect(self, worker: str, chain: "array[int]", now: float) -> None:
         """Count on a worker to hold these blocks soon."""
         if chain:
-            self._predictions.add(number, chain, now)
+            self._predictions.add(worker, chain, now)
             self._version += 1
 
     def note_session(self, session: str, number: int) -> None:
         self._affinity.note(session, number)
 
-    def remove_worker(self, number: int) -> None:
-        self._predictions.remove_worker(number)
+    def remove_worker(self, worker: str, number: int) -> None:
+        self._predictions.remove_worker(worker)
         self._affinity.remove_worker(number)
         self._version += 1
 
@@ -94,11 +94,13 @@ class Scorer:
                 number = numbers.get(worker)
                 if number is None:
                     continue
-                soon = expected.pop(number, 0) if expected else 0
+                soon = expected.pop(worker, 0) if expected else 0
                 device, host, disk, remote = overlap if soon <= overlap[0] else [max(soon, count) for count in overlap]
                 holdings.append((number, device * size, host * size, disk * size, remote * size))
-            for number, soon in expected.items():
-                holdings.append((number, soon * size, soon * size, soon * size, soon * size))
+            for worker, soon in expected.items():
+                number = numbers.get(worker)
+                if number is not None:
+                    holdings.append((number, soon * size, soon * size, soon * size, soon * size))
         request.holdings = holdings
 
     def _uncached(self, request: Request, holding: Holding) -> int:
