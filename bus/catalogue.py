@@ -14,6 +14,7 @@ from bus.errors import BadConfig
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
+from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
 from bus.subjects import Subjects
@@ -141,6 +142,14 @@ CHANNELS: tuple[Channel, ...] = (
         purpose="tokens that each finished request used, kept for 7 days",
     ),
     Channel(
+        pattern=_relative(_S.response("{frontend}")),
+        carrier=CORE,
+        sender="frontend",
+        receiver="frontend",
+        messages=(ResponseQuery, ResponseState),
+        purpose="whether a frontend is at work on a response, and its cancellation; the state goes to the reply subject",
+    ),
+    Channel(
         pattern=_relative(_S.dead("{stream}")),
         carrier="stream DEAD",
         sender="any",
@@ -179,6 +188,14 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="frontend, people",
         messages=(RouterCard,),
         purpose="a router that lives, and the models that it routes",
+    ),
+    Channel(
+        pattern="{tenant}.{response}",
+        carrier="bucket RESPONSES",
+        sender="frontend",
+        receiver="frontend",
+        messages=(StoredResponse,),
+        purpose="a response of the Responses API, kept for 7 days for later turns",
     ),
 )
 

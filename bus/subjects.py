@@ -91,6 +91,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """What finished requests used."""
         return f"{self.namespace}.usage.v1.{model}.{tenant}"
 
+    def response(self, frontend: str) -> str:
+        """Questions to one frontend about the responses that it makes."""
+        return f"{self.namespace}.response.v1.{frontend}"
+
     def dead(self, stream: str) -> str:
         """Messages that could not be handled."""
         return f"{self.namespace}.dead.v1.{stream}"
@@ -108,5 +112,7 @@ class Subjects(msgspec.Struct, frozen=True):
         return Address(parts[1], tuple(parts[3:]))
 
 
-FAMILIES = frozenset({"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "dead"})
+FAMILIES = frozenset(
+    {"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "response", "dead"}
+)
 """The closed set of families, fit for labels."""

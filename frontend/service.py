@@ -24,12 +24,14 @@ from bus.subjects import Subjects
 from bus.version import VERSION
 from frontend.books import Books
 from frontend.dispatch import Dispatcher
+from frontend.doors.anthropic import Anthropic
 from frontend.doors.connection import HttpLimits, StreamingProtocol
 from frontend.doors.docs import Docs
 from frontend.doors.explain import Explain
 from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
 from frontend.doors.nats import NatsDoor
+from frontend.doors.responses import Responses
 from frontend.doors.status import Status
 from frontend.fleet import Fleet
 from frontend.intake import Intake
@@ -118,21 +120,26 @@ class Frontend:
                 tasks.start_soon(models.run)
                 intake = Intake(self._config, models, dispatcher)
                 status = Status(models)
+                generate = Generate(intake)
+                responses = Responses(self._bus, self.name, intake, generate)
                 routes = [
-                    *Generate(intake).routes(),
+                    *generate.routes(),
+                    *responses.routes(),
+                    *Anthropic(intake, generate).routes(),
                     *Explain(self._bus, intake, fleet).routes(),
                     *status.routes(),
                 ]
                 http = HttpDoor([*routes, *Docs(routes).routes()])
-                await self._open_doors(intake, http, status)
+                await self._open_doors(intake, http, status, responses)
                 tasks.cancel_scope.cancel()
             usage.close()
             publishing.cancel_scope.deadline = anyio.current_time() + USAGE_GRACE_S
 
-    async def _open_doors(self, intake: Intake, http: HttpDoor, status: Status) -> None:
+    async def _open_doors(self, intake: Intake, http: HttpDoor, status: Status, responses: Responses) -> None:
         server = _Server(self._server_config(http), self._on_started)
         async with anyio.create_task_group() as doors:
             doors.start_soon(NatsDoor(self._bus, intake).run, self._stopping)
+            doors.start_soon(responses.run, self._stopping)
             doors.start_soon(self._drain_when_stopped, intake, status, server)
             await server.serve([self._listener])
             doors.cancel_scope.deadline = anyio.current_time() + GRACE_S

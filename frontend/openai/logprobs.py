@@ -42,6 +42,15 @@ def _shown(vocabulary: Vocabulary, token: int) -> tuple[str, list[int]]:
 
 def chat_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) -> bytes:
     """Render `logprobs` of a chat choice."""
+    return _json(_ChatLogprobs(_content(vocabulary, pieces)))
+
+
+def token_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) -> bytes:
+    """Render `logprobs` of a text of the Responses API: the list alone."""
+    return _json(_content(vocabulary, pieces))
+
+
+def _content(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) -> list[_Logprob]:
     content = []
     for piece in pieces:
         told = piece.logprobs
@@ -52,7 +61,7 @@ def chat_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece]) -> bytes
                 [_TopLogprob(*_with(_shown(vocabulary, id), logprob)) for id, logprob in top],
             )
         )
-    return _json(_ChatLogprobs(content))
+    return content
 
 
 def _with(shown: tuple[str, list[int]], logprob: float) -> tuple[str, float, list[int]]:

@@ -20,6 +20,7 @@ from bus.messages.inference import (
     UsageBatch,
 )
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
+from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
@@ -219,6 +220,19 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "7465705f73cb3fd0000000000000a26174cb3ff8000000000000a86b765f65706f636809a66b765f73657103a86b765f636f"
         "756e7402a66b765f786f72cfffffffffffffffffae77616974696e675f746f6b656e7304a573746570739194cb3fd0000000"
         "000000050140",
+    ),
+    (
+        StoredResponse(tenant="t", frontend="f-1", status="completed", previous="resp_0", input=b"[]", response=b"{}"),
+        "87a474797065af73746f7265645f726573706f6e7365a674656e616e74a174a866726f6e74656e64a3662d31a67374617475"
+        "73a9636f6d706c65746564a870726576696f7573a6726573705f30a5696e707574c4025b5da8726573706f6e7365c4027b7d",
+    ),
+    (
+        ResponseQuery(response="resp_1", cancel=True),
+        "83a474797065ae726573706f6e73655f7175657279a8726573706f6e7365a6726573705f31a663616e63656cc3",
+    ),
+    (
+        ResponseState(is_running=True),
+        "82a474797065ae726573706f6e73655f7374617465aa69735f72756e6e696e67c3",
     ),
 ]
 

@@ -1,0 +1,156 @@
+"""Pure. Answers in the shapes of Anthropic's Messages API."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending
+from frontend.errors import ErrorBody
+from frontend.request import Usage
+
+_STOP_REASONS: dict[Ending, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "abort": "end_turn",
+}
+_OVERLOADED = frozenset({"no_worker", "no_responder", "bus_unavailable", "engine_busy", "shutting_down", "overloaded"})
+
+_json = msgspec.json.encode
+
+
+class UsageBody(msgspec.Struct, frozen=True):
+    """`usage`: input tokens that came from the cache count apart, as Anthropic has it."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int
+    cache_creation_input_tokens: int = 0
+
+
+class TextShown(msgspec.Struct, frozen=True, tag="text"):
+    """A text block."""
+
+    text: str
+    citations: None = None
+
+
+class ThinkingShown(msgspec.Struct, frozen=True, tag="thinking"):
+    """A block of thoughts. Nobody verifies the signature: clients send it back, and we do not look at it."""
+
+    thinking: str
+    signature: str
+
+
+class ToolUseShown(msgspec.Struct, frozen=True, tag="tool_use"):
+    """A tool call."""
+
+    id: str
+    name: str
+    input: msgspec.Raw
+
+
+BlockShown = TextShown | ThinkingShown | ToolUseShown
+
+
+class MessageShown(msgspec.Struct, frozen=True, tag="message", kw_only=True):
+    """A message, whole or as it begins."""
+
+    id: str
+    role: str = "assistant"
+    model: str
+    content: Sequence[BlockShown]
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    usage: UsageBody
+
+
+class StopShown(msgspec.Struct, frozen=True):
+    """How a message ended."""
+
+    stop_reason: str
+    stop_sequence: str | None
+
+
+class _Error(msgspec.Struct, frozen=True):
+    type: str
+    message: str
+
+
+class _ErrorShown(msgspec.Struct, frozen=True, tag="error"):
+    error: _Error
+    request_id: str
+
+
+class _Count(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
+def message_id(facts: AnswerFacts) -> str:
+    """Return the id of the message."""
+    return f"msg_{facts.request_id}"
+
+
+def usage_body(usage: Usage) -> UsageBody:
+    """Say in Anthropic's words what a request took."""
+    return UsageBody(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens, usage.cached_tokens)
+
+
+def stop_shown(end: ChoiceEnd) -> StopShown:
+    """Say in Anthropic's words how a choice ended."""
+    if end.stop_string is not None and end.reason == "stop":
+        return StopShown("stop_sequence", end.stop_string)
+    return StopShown(_STOP_REASONS[end.reason], None)
+
+
+def stream_error(error: ErrorBody, request_id: str) -> bytes:
+    """Render an error that ends a stream; its type is Anthropic's for the status that it would have had."""
+    kind = error.type
+    if kind == "server_error":
+        kind = "overloaded_error" if error.code in _OVERLOADED else "api_error"
+    return _json(_ErrorShown(_Error(kind, error.message), request_id))
+
+
+def token_count(num_tokens: int) -> bytes:
+    """Render the answer of `count_tokens`."""
+    return _json(_Count(num_tokens))
+
+
+class WholeMessage:
+    """The answer to a request that does not stream."""
+
+    def __init__(self, facts: AnswerFacts) -> None:
+        self._facts = facts
+
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """Render the one choice."""
+        facts, choice = self._facts, choices[0]
+        stop = stop_shown(choice.end)
+        return _json(
+            MessageShown(
+                id=message_id(facts),
+                model=facts.model,
+                content=_blocks(choice, facts.request_id),
+                stop_reason=stop.stop_reason,
+                stop_sequence=stop.stop_sequence,
+                usage=usage_body(usage),
+            )
+        )
+
+
+def _blocks(choice: Choice, signature: str) -> list[BlockShown]:
+    blocks: list[BlockShown] = []
+    if choice.reasoning:
+        blocks.append(ThinkingShown(choice.reasoning, signature))
+    if choice.text or not (choice.reasoning or choice.calls):
+        blocks.append(TextShown(choice.text))
+    return blocks + [ToolUseShown(call.call_id, call.name, _input(call.arguments)) for call in choice.calls]
+
+
+def _input(arguments: str) -> msgspec.Raw:
+    """Return the arguments as the object that `input` has to be; a call that was cut off has none."""
+    try:
+        value = msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, RecursionError):
+        return msgspec.Raw(b"{}")
+    return msgspec.Raw(_json(value))

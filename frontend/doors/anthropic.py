@@ -1,0 +1,46 @@
+"""I/O. The handlers of Anthropic's Messages API."""
+
+from frontend.anthropic.answers import token_count
+from frontend.anthropic.body import count_body, messages_body
+from frontend.anthropic.convert import prompt_turn, to_chat
+from frontend.anthropic.events import AnthropicDialect
+from frontend.doors.call import JSON, Call, Headers, Reply, ignored_header
+from frontend.doors.generate import Generate
+from frontend.doors.routes import Route
+from frontend.intake import Intake, off_loop
+
+
+class Anthropic:
+    """Turns Anthropic's bodies into chat turns; what is served, and how, is the business of `Generate`."""
+
+    def __init__(self, intake: Intake, generate: Generate) -> None:
+        self._intake = intake
+        self._generate = generate
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("POST", "/v1/messages", self.create, "anthropic"),
+            Route("POST", "/v1/messages/count_tokens", self.count_tokens, "anthropic"),
+        ]
+
+    async def create(self, call: Call) -> Reply | None:
+        """Answer `POST /v1/messages`."""
+        data = await call.read_json(self._intake.config.max_body_bytes)
+        body, ignored = await off_loop(len(data), messages_body.decode, data)
+        plan = await self._generate.prepare(call, len(data), to_chat(body))
+        return await self._generate.respond(
+            call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, ignored)
+        )
+
+    async def count_tokens(self, call: Call) -> Reply:
+        """Answer `POST /v1/messages/count_tokens`: the prompt is rendered and tokenized as for an answer."""
+        data = await call.read_json(self._intake.config.max_body_bytes)
+        body, ignored = await off_loop(len(data), count_body.decode, data)
+        plan = await self._generate.prepare(call, len(data), prompt_turn(body))
+        return Reply(token_count(plan.prompt_tokens), headers=(*JSON, *_headers(call, ignored)))
+
+
+def _headers(call: Call, ignored: tuple[str, ...]) -> Headers:
+    """Return the headers that Anthropic's clients look for."""
+    return ((b"request-id", call.shown_id), *ignored_header(ignored))

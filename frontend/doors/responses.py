@@ -1,0 +1,182 @@
+"""I/O. The handlers of OpenAI's Responses API."""
+
+import time
+from urllib.parse import parse_qs
+
+import anyio
+import msgspec
+
+from bus.errors import InvalidRequest
+from bus.messages.responses import StoredResponse
+from bus.protocol import Bus
+from frontend.doors.background import Background, Job
+from frontend.doors.call import JSON, Call, Reply, ignored_header
+from frontend.doors.generate import Generate
+from frontend.doors.routes import Route
+from frontend.intake import Intake, off_loop
+from frontend.plan import Plan
+from frontend.responses.answers import ResponseShown, new_response, response_id
+from frontend.responses.body import ResponsesBody, prompt_body, responses_body
+from frontend.responses.conversation import UNFINISHED, Asked, Conversations
+from frontend.responses.convert import prompt_turn, to_chat
+from frontend.responses.events import ResponsesDialect
+from frontend.responses.listing import read_page, render_page
+from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
+from frontend.responses.works import Works
+
+
+class Responses:
+    """Makes, shows and continues responses."""
+
+    def __init__(self, bus: Bus, frontend: str, intake: Intake, generate: Generate) -> None:
+        self._intake = intake
+        self._generate = generate
+        self._store = ResponseStore(bus)
+        self._works = Works(bus, frontend)
+        self._background = Background(self._store, self._works, generate)
+        self._conversations = Conversations(self._store, self._works, max_bytes=intake.config.max_body_bytes)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("POST", "/v1/responses", self.create),
+            Route("POST", "/v1/responses/input_tokens", self.count_tokens),
+            Route("GET", "/v1/responses/{response}", self.show),
+            Route("DELETE", "/v1/responses/{response}", self.delete),
+            Route("POST", "/v1/responses/{response}/cancel", self.cancel),
+            Route("GET", "/v1/responses/{response}/input_items", self.list_input),
+        ]
+
+    async def run(self, stopping: anyio.Event) -> None:
+        """Answer other frontends until `stopping`; return when what runs in the background has ended."""
+        await self._works.run(stopping)
+
+    async def create(self, call: Call) -> Reply | None:
+        """Answer `POST /v1/responses`."""
+        data = await call.read_json(self._intake.config.max_body_bytes)
+        body, ignored = await off_loop(len(data), responses_body.decode, data)
+        if body.background and (body.stream or body.store is False):
+            raise InvalidRequest(
+                "A response in the background is stored and not streamed: look at it with GET /v1/responses/{id}.",
+                param="stream" if body.stream else "store",
+            )
+        tenant = _tenant(call)
+        asked = await self._conversations.read(tenant, body, len(data))
+        body = _with_store(body, asked)
+        plan = await self._generate.prepare(call, asked.num_bytes, to_chat(body, asked.items))
+        shown = _new_response(body, response_id(call.request_id, self._works.frontend), plan)
+        dialect = _dialect(shown, plan)
+        stored = StoredResponse(
+            tenant=tenant,
+            frontend=self._works.frontend,
+            status=shown.status,
+            previous=body.previous_response_id or "",
+            input=msgspec.json.encode(asked.input),
+            response=b"",
+        )
+        headers = ignored_header(ignored)
+        if body.background:
+            stored = msgspec.structs.replace(stored, response=msgspec.json.encode(shown))
+            await self._background.start(Job(call.request_id, plan, dialect, shown, stored))
+            return Reply(stored.response, headers=(*JSON, *headers))
+        if not shown.store:
+            return await self._generate.respond(call, plan, dialect, is_stream=bool(body.stream), headers=headers)
+        work = self._works.begin(shown.id)
+        try:
+            reply = await self._generate.respond(call, plan, dialect, is_stream=bool(body.stream), headers=headers)
+            if dialect.made is not None:
+                work.is_saving = True
+                made = msgspec.structs.replace(stored, status=dialect.made.status, response=dialect.made.body)
+                await self._store.save(shown.id, made)
+        finally:
+            self._works.end(work)
+        return reply
+
+    async def count_tokens(self, call: Call) -> Reply:
+        """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""
+        data = await call.read_json(self._intake.config.max_body_bytes)
+        body, ignored = await off_loop(len(data), prompt_body.decode, data)
+        asked = await self._conversations.read(_tenant(call), body, len(data))
+        plan = await self._generate.prepare(call, asked.num_bytes, prompt_turn(body, asked.items))
+        answer = b'{"object":"response.input_tokens","input_tokens":%d}' % plan.prompt_tokens
+        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+
+    async def show(self, call: Call) -> Reply:
+        """Answer `GET /v1/responses/{id}`."""
+        query = parse_qs(call.scope["query_string"].decode("latin-1"), max_num_fields=32)
+        if query.get("stream", ["false"])[-1] == "true":
+            raise InvalidRequest("A stored response is not streamed again: leave out 'stream'.", param="stream")
+        found = await self._conversations.find(_tenant(call), call.params["response"])
+        return Reply(found.stored.response)
+
+    async def list_input(self, call: Call) -> Reply:
+        """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""
+        page = read_page(call.scope["query_string"])
+        response = call.params["response"]
+        found = await self._conversations.find(_tenant(call), response)
+        items = msgspec.json.decode(found.stored.input, type=list[msgspec.Raw])
+        return Reply(render_page(response, items, page))
+
+    async def delete(self, call: Call) -> Reply:
+        """Answer `DELETE /v1/responses/{id}`; what is still made is stopped first."""
+        response = call.params["response"]
+        found = await self._conversations.find(_tenant(call), response)
+        if found.stored.status in UNFINISHED:
+            await self._works.ask(response, cancel=True)
+        await self._store.delete(found)
+        return Reply(b'{"id":"%b","object":"response","deleted":true}' % response.encode())
+
+    async def cancel(self, call: Call) -> Reply:
+        """Answer `POST /v1/responses/{id}/cancel`; one that has ended stays as it is."""
+        tenant, response = _tenant(call), call.params["response"]
+        found = await self._conversations.find(tenant, response)
+        if found.stored.status in UNFINISHED:
+            await self._works.ask(response, cancel=True)
+            found = await self._conversations.find(tenant, response)
+        elif not msgspec.json.decode(found.stored.response, type=_Background).background:
+            raise InvalidRequest("Only a response in the background can be cancelled.", param="response_id")
+        return Reply(found.stored.response)
+
+
+class _Background(msgspec.Struct, frozen=True):
+    background: bool = False
+
+
+def _tenant(call: Call) -> str:
+    return "default"
+
+
+def _with_store(body: ResponsesBody, asked: Asked) -> ResponsesBody:
+    """Return the body, not to be stored if it is too large and nobody insists; else raise `InvalidRequest`."""
+    num_bytes = sum([len(bytes(raw)) for raw in asked.input])
+    if num_bytes <= MAX_INPUT_BYTES or body.store is False:
+        return body
+    if body.store or body.background:
+        raise InvalidRequest(
+            f"The input of {num_bytes} bytes is too large to be stored (at most {MAX_INPUT_BYTES}): send "
+            "'store': false.",
+            param="store",
+        )
+    return msgspec.structs.replace(body, store=False)
+
+
+def _new_response(body: ResponsesBody, response: str, plan: Plan) -> ResponseShown:
+    sampling = plan.generations[0].sampling
+    return new_response(
+        body,
+        response,
+        int(time.time()),
+        plan.model.name,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+    )
+
+
+def _dialect(shown: ResponseShown, plan: Plan) -> ResponsesDialect:
+    tokenizer = plan.model.tokenizer
+    return ResponsesDialect(
+        shown,
+        clock=time.time,
+        count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)) // 4,
+        logprobs_of=None if plan.generations[0].sampling.top_logprobs is None else plan.model.vocabulary,
+    )

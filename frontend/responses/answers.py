@@ -1,0 +1,290 @@
+"""Pure. Responses and their items in the shapes of OpenAI's API."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from bus.messages.responses import ResponseStatus
+from frontend.deltas import Choice, ChoiceEnd
+from frontend.errors import ErrorBody
+from frontend.request import Usage
+from frontend.responses.body import ResponsesBody
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+_DEFAULT_TEXT = msgspec.Raw(b'{"format":{"type":"text"}}')
+_NO_LOGPROBS = msgspec.Raw(b"[]")
+
+_json = msgspec.json.encode
+
+
+class OutputText(msgspec.Struct, frozen=True, tag="output_text"):
+    """Text of the answer."""
+
+    text: str
+    annotations: tuple[()] = ()
+    logprobs: msgspec.Raw = _NO_LOGPROBS
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text"):
+    """Text of the thoughts."""
+
+    text: str
+
+
+class MessageShown(msgspec.Struct, frozen=True, tag="message", kw_only=True):
+    """The answer's text."""
+
+    id: str
+    status: ItemStatus
+    role: str = "assistant"
+    content: Sequence[OutputText]
+
+
+class ReasoningShown(msgspec.Struct, frozen=True, tag="reasoning", kw_only=True):
+    """The thoughts before it, in the form that OpenAI has for open models."""
+
+    id: str
+    status: ItemStatus
+    summary: tuple[()] = ()
+    content: Sequence[ReasoningText]
+    encrypted_content: None = None
+
+
+class FunctionCallShown(msgspec.Struct, frozen=True, tag="function_call", kw_only=True):
+    """A call of a function."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+ItemShown = MessageShown | ReasoningShown | FunctionCallShown
+
+
+class _InputDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class _OutputDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
+class UsageShown(msgspec.Struct, frozen=True):
+    """`usage`."""
+
+    input_tokens: int
+    input_tokens_details: _InputDetails
+    output_tokens: int
+    output_tokens_details: _OutputDetails
+    total_tokens: int
+
+
+class ErrorShown(msgspec.Struct, frozen=True):
+    """`error` of a response that failed."""
+
+    code: str
+    message: str
+
+
+class Incomplete(msgspec.Struct, frozen=True):
+    """`incomplete_details`."""
+
+    reason: str
+
+
+class ResponseShown(msgspec.Struct, frozen=True, kw_only=True):
+    """A response in any state. What the client asked for is echoed; `temperature` and `top_p` are what held."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: ResponseStatus
+    background: bool
+    error: ErrorShown | None = None
+    incomplete_details: Incomplete | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: Sequence[ItemShown] = ()
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: msgspec.Raw
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: msgspec.Raw
+    tool_choice: msgspec.Raw
+    tools: list[msgspec.Raw]
+    top_logprobs: int
+    top_p: float
+    truncation: str
+    usage: UsageShown | None = None
+    user: str | None
+
+
+class Made(NamedTuple):
+    """What a response came to, rendered."""
+
+    status: ResponseStatus
+    body: bytes
+
+
+_ID = re.compile(r"resp_([0-9a-f]{32})-([a-z0-9][a-z0-9_-]{0,63})\Z")
+_ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32}-[a-z0-9][a-z0-9_-]{0,63}?)_[0-9]+\Z")
+
+
+def response_id(request_id: str, frontend: str) -> str:
+    """Return the id of a response; it tells which frontend makes it."""
+    return f"resp_{request_id}-{frontend}"
+
+
+def owner_of(response: str) -> str | None:
+    """Return the frontend that makes, or made, a response; None for what is no id of a response."""
+    match = _ID.match(response)
+    return match[2] if match else None
+
+
+def response_of(item: str) -> str | None:
+    """Return the response that an output item belongs to; None for what is no id of one."""
+    match = _ITEM_ID.match(item)
+    return f"resp_{match[1]}" if match else None
+
+
+def item_id(prefix: str, response: str, index: int) -> str:
+    """Return the id of item `index` of a response."""
+    return f"{prefix}_{response.removeprefix('resp_')}_{index}"
+
+
+def usage_shown(usage: Usage, reasoning_tokens: int) -> UsageShown:
+    """Say in OpenAI's words what a response took."""
+    return UsageShown(
+        usage.prompt_tokens,
+        _InputDetails(usage.cached_tokens),
+        usage.output_tokens,
+        _OutputDetails(min(reasoning_tokens, usage.output_tokens)),
+        usage.prompt_tokens + usage.output_tokens,
+    )
+
+
+def new_response(
+    body: ResponsesBody, response: str, created_at: int, model: str, *, temperature: float, top_p: float
+) -> ResponseShown:
+    """Return a response that has not begun."""
+    text = _json(body.text) if body.text and body.text.format else b""
+    return ResponseShown(
+        id=response,
+        created_at=created_at,
+        status="queued" if body.background else "in_progress",
+        background=bool(body.background),
+        instructions=body.instructions,
+        max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
+        metadata=body.metadata or {},
+        model=model,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        previous_response_id=body.previous_response_id,
+        prompt_cache_key=body.prompt_cache_key,
+        reasoning=msgspec.Raw(_json(body.reasoning) if body.reasoning else b'{"effort":null,"summary":null}'),
+        safety_identifier=body.safety_identifier,
+        service_tier=body.service_tier if body.service_tier not in (None, "auto") else "default",
+        store=body.store is not False,
+        temperature=temperature,
+        text=msgspec.Raw(text) if text else _DEFAULT_TEXT,
+        tool_choice=body.tool_choice if bytes(body.tool_choice) not in (b"", b"null") else msgspec.Raw(b'"auto"'),
+        tools=list(body.tools or ()),
+        top_logprobs=body.top_logprobs or 0,
+        top_p=top_p,
+        truncation=body.truncation or "disabled",
+        user=body.user,
+    )
+
+
+def ended(
+    shown: ResponseShown, items: Sequence[ItemShown], end: ChoiceEnd, usage: UsageShown, completed_at: int
+) -> ResponseShown:
+    """Return the response as its choice ended."""
+    replace = msgspec.structs.replace
+    if end.reason == "length":
+        return replace(
+            shown, status="incomplete", incomplete_details=Incomplete("max_output_tokens"), output=items, usage=usage
+        )
+    if end.reason == "abort":
+        error = ErrorShown("server_error", "The worker ended this response before it was done.")
+        return replace(shown, status="failed", error=error, output=items, usage=usage)
+    return replace(shown, status="completed", completed_at=completed_at, output=items, usage=usage)
+
+
+def failed(shown: ResponseShown, error: ErrorBody, items: Sequence[ItemShown] = ()) -> ResponseShown:
+    """Return the response as an error ended it."""
+    code = "rate_limit_exceeded" if error.type == "rate_limit_error" else "server_error"
+    return msgspec.structs.replace(shown, status="failed", error=ErrorShown(code, error.message), output=items)
+
+
+def with_outcome(response: bytes, status: ResponseStatus, error: ErrorShown | None = None) -> bytes:
+    """Return a rendered response with another status and error."""
+    fields = msgspec.json.decode(response, type=dict[str, msgspec.Raw])
+    return _json({**fields, "status": status, "error": error})
+
+
+class WholeResponse:
+    """The answer to a request that does not stream."""
+
+    def __init__(
+        self,
+        shown: ResponseShown,
+        *,
+        clock: Callable[[], float],
+        count_tokens: Callable[[str], int],
+        render_logprobs: Callable[[Choice], bytes],
+        on_made: Callable[[Made], None],
+    ) -> None:
+        self._shown = shown
+        self._clock = clock
+        self._count_tokens = count_tokens
+        self._render_logprobs = render_logprobs
+        self._on_made = on_made
+
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """Render the one choice."""
+        choice = choices[0]
+        items = _items(self._shown.id, choice, self._render_logprobs(choice))
+        thoughts = self._count_tokens(choice.reasoning) if choice.reasoning else 0
+        shown = ended(self._shown, items, choice.end, usage_shown(usage, thoughts), int(self._clock()))
+        body = _json(shown)
+        self._on_made(Made(shown.status, body))
+        return body
+
+
+def _items(response: str, choice: Choice, logprobs: bytes) -> list[ItemShown]:
+    last: ItemStatus = "incomplete" if choice.end.reason == "length" else "completed"
+    items: list[ItemShown] = []
+    if choice.reasoning:
+        status = "completed" if choice.text or choice.calls else last
+        content = (ReasoningText(choice.reasoning),)
+        items.append(ReasoningShown(id=item_id("rs", response, 0), status=status, content=content))
+    if choice.text or not (choice.reasoning or choice.calls):
+        text = OutputText(choice.text, logprobs=msgspec.Raw(logprobs))
+        status = "completed" if choice.calls else last
+        items.append(MessageShown(id=item_id("msg", response, len(items)), status=status, content=(text,)))
+    for call in choice.calls:
+        items.append(
+            FunctionCallShown(
+                id=item_id("fc", response, len(items)),
+                status=last if call is choice.calls[-1] else "completed",
+                call_id=call.call_id,
+                name=call.name,
+                arguments=call.arguments,
+            )
+        )
+    return items

@@ -1,0 +1,253 @@
+"""Pure. The events of a streamed response, in OpenAI's order, numbered from 0.
+
+created  in_progress  (output_item.added  content_part.added  *.delta*  *.done  content_part.done
+output_item.done)*  completed | incomplete | failed
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, Choice, ChoiceEnd, Delta, ReasoningDelta
+from frontend.errors import ErrorBody
+from frontend.openai.logprobs import token_logprobs
+from frontend.pieces import TokenPiece
+from frontend.request import Usage
+from frontend.responses.answers import (
+    FunctionCallShown,
+    ItemShown,
+    ItemStatus,
+    Made,
+    MessageShown,
+    OutputText,
+    ReasoningShown,
+    ReasoningText,
+    ResponseShown,
+    WholeResponse,
+    ended,
+    failed,
+    item_id,
+    usage_shown,
+)
+from frontend.vocabulary import Vocabulary, escape
+
+_json = msgspec.json.encode
+
+
+class _OpenItem:
+    """The item that is being written: what came of it so far, and the bytes around its deltas."""
+
+    __slots__ = ("family", "id", "index", "logprobs", "name", "parts", "start")
+
+    def __init__(self, family: str, id: str, index: int, start: CallStart | None = None) -> None:
+        self.family = family
+        """`output_text`, `reasoning_text` or `function_call_arguments`, as events name it."""
+        self.id = id
+        self.index = index
+        self.start = start
+        self.parts: list[str] = []
+        self.logprobs: list[bytes] = []
+        place = b'"item_id":"%b","output_index":%d,' % (id.encode(), index)
+        self.name = place if start else place + b'"content_index":0,'
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    def part(self, text: str) -> OutputText | ReasoningText | None:
+        """Return the content part with that text; calls have none."""
+        if self.start:
+            return None
+        if self.family == "reasoning_text":
+            return ReasoningText(text)
+        return OutputText(text, logprobs=msgspec.Raw(self.all_logprobs))
+
+    @property
+    def all_logprobs(self) -> bytes:
+        return b"[%b]" % b",".join(self.logprobs)
+
+    def shown(self, status: ItemStatus) -> ItemShown:
+        """Return the item as it is now."""
+        text = self.text
+        if self.start:
+            return FunctionCallShown(
+                id=self.id, status=status, call_id=self.start.call_id, name=self.start.name, arguments=text
+            )
+        part = self.part(text)
+        if isinstance(part, ReasoningText):
+            return ReasoningShown(id=self.id, status=status, content=(part,))
+        assert part is not None
+        return MessageShown(id=self.id, status=status, content=(part,))
+
+
+class ResponseChunks:
+    """Writes one response. Text, thoughts and calls each get items of their own; one is open at a time."""
+
+    def __init__(
+        self,
+        shown: ResponseShown,
+        *,
+        clock: Callable[[], float],
+        count_tokens: Callable[[str], int],
+        logprobs_of: Vocabulary | None,
+        on_made: Callable[[Made], None],
+    ) -> None:
+        """`logprobs_of` None leaves log-probabilities out; `on_made` gets the response when it has ended."""
+        self._shown = shown
+        self._clock = clock
+        self._count_tokens = count_tokens
+        self._logprobs_of = logprobs_of
+        self._on_made = on_made
+        self._next_number = 0
+        self._open: _OpenItem | None = None
+        self._items: list[ItemShown] = []
+        self._num_reasoning_tokens = 0
+
+    def opening(self) -> bytes:
+        """Render the response as it begins."""
+        self._shown = msgspec.structs.replace(self._shown, status="in_progress")
+        begun = b'"response":' + _json(self._shown)
+        return self._event("response.created", begun) + self._event("response.in_progress", begun)
+
+    def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
+        """Render deltas; log-probabilities go with the first text among them."""
+        out = b""
+        for delta in deltas:
+            if isinstance(delta, CallStart):
+                out += self._close("completed") + self._begin("fc", "function_call_arguments", delta)
+            elif isinstance(delta, CallArguments):
+                out += self._text(delta.fragment, b"")
+            elif isinstance(delta, ReasoningDelta):
+                if self._open is None or self._open.family != "reasoning_text":
+                    out += self._close("completed") + self._begin("rs", "reasoning_text")
+                out += self._text(delta.text, b"")
+            else:
+                if self._open is None or self._open.family != "output_text":
+                    out += self._close("completed") + self._begin("msg", "output_text")
+                out += self._text(delta.text, self._take_logprobs(pieces))
+                pieces = ()
+        return out
+
+    def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
+        """Close the last item and the response; one without any item gets an empty text."""
+        out = b"" if self._items or self._open else self._begin("msg", "output_text")
+        out += self._close("incomplete" if end.reason == "length" else "completed")
+        used = usage_shown(usage, self._num_reasoning_tokens)
+        return out + self._end(ended(self._shown, self._items, end, used, int(self._clock())))
+
+    def broken(self, error: ErrorBody) -> bytes:
+        """Close the last item and say that the response failed."""
+        out = self._close("incomplete")
+        return out + self._end(failed(self._shown, error, self._items))
+
+    def _end(self, shown: ResponseShown) -> bytes:
+        body = _json(shown)
+        self._on_made(Made(shown.status, body))
+        return self._event(f"response.{shown.status}", b'"response":' + body)
+
+    def _event(self, name: str, fields: bytes) -> bytes:
+        number, self._next_number = self._next_number, self._next_number + 1
+        kind = name.encode()
+        return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, fields)
+
+    def _take_logprobs(self, pieces: Sequence[TokenPiece]) -> bytes:
+        if self._logprobs_of is None or not pieces or self._open is None:
+            return b""
+        rendered = token_logprobs(self._logprobs_of, pieces)[1:-1]
+        self._open.logprobs.append(rendered)
+        return rendered
+
+    def _begin(self, prefix: str, family: str, start: CallStart | None = None) -> bytes:
+        index = len(self._items)
+        item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start)
+        shown = item.shown("in_progress")
+        if not isinstance(shown, FunctionCallShown):
+            shown = msgspec.structs.replace(shown, content=())
+        out = self._event("response.output_item.added", b'"output_index":%d,"item":%b' % (index, _json(shown)))
+        part = item.part("")
+        return out if part is None else out + self._part_event("added", item, part)
+
+    def _text(self, text: str, logprobs: bytes) -> bytes:
+        item = self._open
+        if item is None:
+            return b""
+        item.parts.append(text)
+        shown = b',"logprobs":[%b]' % logprobs if item.family == "output_text" else b""
+        return self._event(f"response.{item.family}.delta", b'%b"delta":"%b"%b' % (item.name, escape(text), shown))
+
+    def _close(self, status: ItemStatus) -> bytes:
+        item = self._open
+        if item is None:
+            return b""
+        self._open = None
+        text = item.text
+        field = b"arguments" if item.start else b"text"
+        fields = b'%b"%b":"%b"' % (item.name, field, escape(text))
+        if item.family == "output_text":
+            fields += b',"logprobs":' + item.all_logprobs
+        elif item.family == "reasoning_text":
+            self._num_reasoning_tokens += self._count_tokens(text)
+        out = self._event(f"response.{item.family}.done", fields)
+        part = item.part(text)
+        if part is not None:
+            out += self._part_event("done", item, part)
+        shown = item.shown(status)
+        self._items.append(shown)
+        fields = b'"output_index":%d,"item":%b' % (item.index, _json(shown))
+        return out + self._event("response.output_item.done", fields)
+
+    def _part_event(self, what: str, item: _OpenItem, part: OutputText | ReasoningText) -> bytes:
+        return self._event(f"response.content_part.{what}", b'%b"part":%b' % (item.name, _json(part)))
+
+
+class ResponsesDialect:
+    """How the Responses API answers a turn; it keeps what the response came to in `made`."""
+
+    def __init__(
+        self,
+        shown: ResponseShown,
+        *,
+        clock: Callable[[], float],
+        count_tokens: Callable[[str], int],
+        logprobs_of: Vocabulary | None,
+    ) -> None:
+        """`clock` gives unix seconds, `count_tokens` the tokens of a text."""
+        self._shown = shown
+        self._clock = clock
+        self._count_tokens = count_tokens
+        self._logprobs_of = logprobs_of
+        self.made: Made | None = None
+
+    def chunks(self, facts: AnswerFacts, number: int) -> ResponseChunks:
+        """Return the writer of a stream; there is one choice."""
+        return ResponseChunks(
+            self._shown,
+            clock=self._clock,
+            count_tokens=self._count_tokens,
+            logprobs_of=self._logprobs_of,
+            on_made=self._keep,
+        )
+
+    def text_chunks(self, facts: AnswerFacts, number: int) -> None:
+        """Return nothing cheaper: the numbers of its events are no constant bytes."""
+        return
+
+    def ending(self, facts: AnswerFacts, usage: Usage) -> bytes:
+        """Render nothing: the response ended itself."""
+        return b""
+
+    def whole(self, facts: AnswerFacts) -> WholeResponse:
+        """Return the writer of a response in one piece."""
+        return WholeResponse(
+            self._shown,
+            clock=self._clock,
+            count_tokens=self._count_tokens,
+            render_logprobs=self._logprobs,
+            on_made=self._keep,
+        )
+
+    def _logprobs(self, choice: Choice) -> bytes:
+        return b"[]" if self._logprobs_of is None else token_logprobs(self._logprobs_of, choice.pieces)
+
+    def _keep(self, made: Made) -> None:
+        self.made = made
