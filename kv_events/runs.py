@@ -1,7 +1,8 @@
 """Pure. Who holds which block in one tier, kept as runs: pieces of chains of which each worker holds a beginning."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import count, repeat
 
@@ -156,9 +157,9 @@ class RunIndex:
         if number is None or run is None or run.blocks[-1] != parent or run.held.get(worker) != len(run.blocks):
             number, run = next(self._numbers), None
         known = len(self.run_of)
-        numbers = list(map(self.run_of.setdefault, blocks, repeat(number)))
+        _exhaust(map(self.run_of.setdefault, blocks, repeat(number)))
         if len(self.run_of) - known != len(blocks):
-            blocks = self._keep_new(blocks, numbers, number, run.blocks if run else ())
+            blocks = self._keep_new(blocks, number, run.blocks if run else ())
         if run is None:
             run = self.runs[number] = Run(array("Q"), {worker: 0})
             holding.runs.add(number)
@@ -168,11 +169,11 @@ class RunIndex:
         holding.xor ^= xor_of(blocks)
         return len(blocks)
 
-    def _keep_new(self, blocks: "array[int]", numbers: list[int], number: int, known: Hashes) -> "array[int]":
+    def _keep_new(self, blocks: "array[int]", number: int, known: Hashes) -> "array[int]":
         """Return the blocks before the first that was known or comes twice; let those behind it be unknown again."""
         seen, kept = set(known), array("Q")
-        for block, found in zip(blocks, numbers, strict=True):
-            if found != number or block in seen:
+        for block in blocks:
+            if self.run_of[block] != number or block in seen:
                 break
             seen.add(block)
             kept.append(block)
@@ -211,8 +212,7 @@ class RunIndex:
             holding.runs.discard(number)
         if held == len(run.blocks):
             longest = max(run.held.values(), default=0)
-            for block in run.blocks[longest:]:
-                del self.run_of[block]
+            _exhaust(map(self.run_of.__delitem__, run.blocks[longest:]))
             del run.blocks[longest:]
             if not longest:
                 del self.runs[number]
@@ -242,3 +242,8 @@ class RunIndex:
             else:
                 runs.discard(second)
         return first, second
+
+
+def _exhaust(calls: Iterable[object]) -> None:
+    """Make all the calls of a `map`, without a loop of the interpreter: most of an index's time goes there."""
+    deque(calls, maxlen=0)
