@@ -209,7 +209,9 @@ def _template_message(message: ChatMessage, knows_developer: bool) -> dict[str, 
         shown["tool_call_id"] = message.tool_call_id
     reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
     if reasoning is not None:
-        shown["reasoning_content"] = reasoning
+        shown["reasoning_content"] = shown["reasoning"] = reasoning
+        if not message.content:
+            shown["thinking"] = reasoning  # gpt-oss's name; its template refuses it beside a content
     if message.tool_calls:
         shown["tool_calls"] = [
             {

@@ -16,6 +16,8 @@ from bus.errors import InvalidRequest
 Context = Mapping[str, Any]
 """Variables of one rendering: plain values, as JSON has them."""
 Render = Callable[[Context], str]
+Message = Mapping[str, Any]
+"""One turn, as templates take it."""
 
 _FUEL = 50_000_000
 """Instructions that minijinja may execute in one rendering: a bound for templates that loop."""
@@ -34,9 +36,16 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Render JSON as Hugging Face's templates expect it: no HTML escapes, `", "` and `": "` between items."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    between = (separators[0], separators[1]) if separators else None
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=between, sort_keys=sort_keys)
 
 
 _FAILURES = (
@@ -103,6 +112,7 @@ class ChatTemplate:
         fast = self._compile_fast(source, jinja)
         self.engine = "minijinja" if fast else "jinja2"
         self._render = fast or jinja
+        self._turn = self._turn_that_renders()
 
     def render(
         self,
@@ -114,7 +124,7 @@ class ChatTemplate:
         context = {
             **self._special_tokens,
             **(extra or {}),
-            "messages": messages,
+            "messages": [self._turn(message) if message.get("tool_calls") else message for message in messages],
             "tools": tools,
             "documents": None,
             "add_generation_prompt": True,
@@ -127,6 +137,17 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"The model's chat template fails on these messages: {error}", param="messages"
             ) from error
+
+    def _turn_that_renders(self) -> Callable[[Message], Message]:
+        """Return the form of a turn with tool calls that this template takes; as it is, if that does not matter.
+
+        Templates differ: some render arguments themselves, some expect JSON text; some fail on a content of None.
+        """
+        for form in _TURNS:
+            context = _context(self._special_tokens, {}, [form(turn) for turn in _TOOL_TALK], [_TOOL])
+            if _outcome(self._render, context) is not None:
+                return form
+        return _as_it_is
 
     def _compile_fast(self, source: str, jinja: Render) -> Render | None:
         """Return the template in minijinja if it compiles and renders every probe as Jinja does."""
@@ -165,7 +186,7 @@ _TALK = [
     {"role": "user", "content": ""},
 ]
 _SYSTEM = {"role": "system", "content": "Be brief.\n"}
-_TOOL_TALK = [
+_TOOL_TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "Sun?"},
     {"role": "assistant", "content": None, "tool_calls": [_CALL]},
     {"role": "tool", "content": '{"sky": "clear"}', "tool_call_id": "c1", "name": "weather"},
@@ -184,15 +205,47 @@ def _probes(special_tokens: Mapping[str, str]) -> list[Context]:
         ([{"role": "developer", "content": "x"}, *_TALK[:2]], None),
         ([_SYSTEM], None),
     ]
+    talks += [([form(turn) for turn in messages], tools) for form in _TURNS[1:] for messages, tools in talks[4:6]]
     return [
-        {
-            **special_tokens,
-            **extra,
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
+        _context(special_tokens, extra, messages, tools)
         for messages, tools in talks
         for extra in ({}, {"enable_thinking": False})
     ]
+
+
+def _context(special_tokens: Context, extra: Context, messages: list[Any], tools: list[Any] | None) -> Context:
+    return {
+        **special_tokens,
+        **extra,
+        "messages": messages,
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": True,
+    }
+
+
+def _as_it_is(turn: Message) -> Message:
+    return turn
+
+
+def _without_none(turn: Message) -> Message:
+    return {**turn, "content": turn.get("content") or ""}
+
+
+def _with_argument_text(turn: Message) -> Message:
+    """Return the turn with its calls' arguments as JSON text."""
+    calls = turn.get("tool_calls") or ()
+    return {**turn, "tool_calls": [{**call, "function": _with_text(call["function"])} for call in calls]}
+
+
+def _with_text(function: Context) -> Context:
+    arguments = function["arguments"]
+    return {**function, "arguments": arguments if isinstance(arguments, str) else _tojson(arguments)}
+
+
+_TURNS: tuple[Callable[[Message], Message], ...] = (
+    _as_it_is,
+    _without_none,
+    _with_argument_text,
+    lambda turn: _without_none(_with_argument_text(turn)),
+)
