@@ -30,13 +30,13 @@ def detect_format(chat_template: str | None, parser: str = "auto") -> Format:
     """Return how the model writes calls and reasoning.
 
     `parser` is the family's name if the configuration names one, `auto` to go by the template, `none` for plain text.
+    A template without any sign gets hermes: a grammar can force its calls, and most models that know any know these.
     Raises `Malformed` for a name that is none of them.
     """
     template = chat_template or ""
     if parser == "auto":
-        found = next((format for sign, format in _SIGNS if sign in template), PLAIN)
-        if found is PLAIN and all(sign in template for sign in _LLAMA3_SIGNS):
-            found = formats.LLAMA3
+        by_shape = formats.LLAMA3 if all(sign in template for sign in _LLAMA3_SIGNS) else formats.HERMES
+        found = next((format for sign, format in _SIGNS if sign in template), by_shape)
     elif parser in FORMATS:
         found = FORMATS[parser]
         if found is PLAIN:

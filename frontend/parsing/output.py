@@ -48,7 +48,7 @@ class _Trimmed:
 class Output:
     """Deltas since the last `take`, in order; no two neighbours are of one kind and call."""
 
-    __slots__ = ("_call", "_deltas", "_kind", "_new_id", "_parts", "_reasoning", "_text", "has_text")
+    __slots__ = ("_call", "_deltas", "_ids", "_kind", "_new_id", "_parts", "_reasoning", "_text", "has_text")
 
     def __init__(self, new_id: Callable[[str, int], str], *, in_reasoning: bool) -> None:
         self._new_id = new_id
@@ -57,6 +57,7 @@ class Output:
         self._parts: list[str] = []
         """Of one delta of `_kind` that may still grow."""
         self._call = -1
+        self._ids: set[str] = set()
         self._text = _Trimmed(is_fresh=in_reasoning)
         self._reasoning = _Trimmed(is_fresh=True)
         self.has_text = False
@@ -79,11 +80,14 @@ class Output:
         self._text.cut_off()
 
     def start_call(self, name: str, call_id: str = "") -> None:
-        """Begin a call; without an id of the model's it gets a new one."""
+        """Begin a call; without an id of the model's, or with one that it used before, it gets a new one."""
         self._text.cut_off()
         self._flush()
         self._call += 1
-        self._deltas.append(CallStart(self._call, call_id or self._new_id(name, self._call), name))
+        if not call_id or call_id in self._ids:
+            call_id = self._new_id(name, self._call)
+        self._ids.add(call_id)
+        self._deltas.append(CallStart(self._call, call_id, name))
 
     def arguments(self, fragment: str) -> None:
         """Add to the arguments of the last call."""

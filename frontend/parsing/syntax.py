@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from bus.errors import InvalidRequest
 from frontend.openai.body import Tool
 from frontend.parsing.formats import Format, Named
 
@@ -35,14 +36,20 @@ def tool_grammar(format: Format, tools: Sequence[Tool], prompt_tail: str, *, is_
     """Describe calls of these tools: all that may be called, or the one that was named.
 
     Families that write no JSON get calls as JSON objects within their markers, which their parser reads as well.
+    Raises `InvalidRequest` for a format whose calls nobody reads.
     """
+    if not format.has_calls:
+        raise InvalidRequest(
+            "Tool calls of this model are not read (frontend.parser is 'none'), so none can be required.",
+            param="tool_choice",
+        )
     calls = tuple(_call(format, tool) for tool in tools)
     reasoning = format.reasoning
     is_open = reasoning is not None and prompt_tail.rstrip().endswith(reasoning.begin)
     return ToolGrammar(
         calls,
-        separator="; " if format.is_bare else "\n" if format.name in ("none", "hermes") else "",
-        may_repeat=is_parallel,
+        separator="; " if format.is_bare else "" if format.is_harmony or format.style else "\n",
+        may_repeat=is_parallel and not format.is_harmony,
         reasoning_end=reasoning.end if reasoning and is_open else "",
         trigger=_common_beginning([call.begin for call in calls]),
     )
@@ -61,9 +68,7 @@ def _call(format: Format, tool: Tool) -> CallSyntax:
         return CallSyntax(f"{format.begin}{format.call}{head}", schema, f"{format.call_ends[-1]}{format.end}")
     if format.is_bare:
         return CallSyntax(f'{{"name": {json.dumps(name)}, "parameters": ', schema, "}")
-    begin = format.begin or "<tool_call>"
-    end = format.end or ("</tool_call>" if not format.begin else "")
-    return CallSyntax(f'{begin}\n{{"name": {json.dumps(name)}, "arguments": ', schema, f"}}\n{end}")
+    return CallSyntax(f'{format.begin}\n{{"name": {json.dumps(name)}, "arguments": ', schema, f"}}\n{format.end}")
 
 
 def _common_beginning(texts: Sequence[str]) -> str:

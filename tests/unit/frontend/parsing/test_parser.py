@@ -112,6 +112,12 @@ def test_ids_have_the_form_that_the_template_of_the_family_wants() -> None:
     assert ids["hermes"] == ["call_" + "x" * 24] * 2
 
 
+def test_an_id_that_a_model_repeats_is_given_once() -> None:
+    call = "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    answer = f"<|tool_calls_section_begin|>{call}{call}<|tool_calls_section_end|>"
+    assert [each[0] for each in read(thinking("kimi"), answer, TOOLS).calls] == ["functions.now:0", "functions.now:1"]
+
+
 def test_a_parser_is_made_only_where_text_may_mean_something() -> None:
     def is_made(format: str, prompt: str = "", tools: bool = False) -> bool:
         chosen = (

@@ -68,7 +68,7 @@ def test_reasoning_that_the_template_closes_is_off() -> None:
 
 
 def test_the_configuration_chooses_a_parser_whatever_the_template_says() -> None:
-    assert detect_format(None).name == "none"
+    assert detect_format(None).name == "hermes"
     assert detect_format(TEMPLATES["hermes"], "none") == FORMATS["none"]
     chosen = detect_format(TEMPLATES["hermes"], "mistral")
     assert chosen.name == "mistral"
@@ -84,7 +84,7 @@ def test_the_configuration_chooses_a_parser_whatever_the_template_says() -> None
         ("<｜DSML｜function_calls>", "deepseek_v32"),
         ("<tool_calls>", "minimax_m1"),
         ("<|start_header_id|> {'name': x, \"parameters\": y}", "llama3"),
-        ("<think>", "none"),
+        ("<think>", "hermes"),
     ],
 )
 def test_other_signs(sign: str, family: str) -> None:
@@ -92,6 +92,5 @@ def test_other_signs(sign: str, family: str) -> None:
 
 
 def test_a_template_that_only_thinks_has_reasoning() -> None:
-    found = detect_format("{{ content.split('</think>')[-1] }}")
-    assert (found.name, found.has_calls) == ("none", False)
-    assert found.reasoning is not None
+    assert detect_format("{{ content.split('</think>')[-1] }}").reasoning is not None
+    assert detect_format("{{ content }}").reasoning is None
