@@ -144,6 +144,11 @@ def answer_for(error: Exception) -> ErrorAnswer:
     return ErrorAnswer(status, ErrorBody(message, kind, getattr(error, "param", None), code), retry_after_s)
 
 
+def status_of(code: str) -> int:
+    """Return the status that an error with this code has; 500 for those that have none of their own."""
+    return _ANSWERS.get(code, (500, _SERVER))[0]
+
+
 def envelope(body: ErrorBody) -> bytes:
     """Render `{"error": {...}}`, as OpenAI's clients expect it."""
     return msgspec.json.encode(Envelope(body))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import msgspec
 
 from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending
-from frontend.errors import ErrorBody
 from frontend.request import Usage
 
 _STOP_REASONS: dict[Ending, str] = {
@@ -14,7 +13,6 @@ _STOP_REASONS: dict[Ending, str] = {
     "tool_calls": "tool_use",
     "abort": "end_turn",
 }
-_OVERLOADED = frozenset({"no_worker", "no_responder", "bus_unavailable", "engine_busy", "shutting_down", "overloaded"})
 
 _json = msgspec.json.encode
 
@@ -72,16 +70,6 @@ class StopShown(msgspec.Struct, frozen=True):
     stop_sequence: str | None
 
 
-class _Error(msgspec.Struct, frozen=True):
-    type: str
-    message: str
-
-
-class _ErrorShown(msgspec.Struct, frozen=True, tag="error"):
-    error: _Error
-    request_id: str
-
-
 class _Count(msgspec.Struct, frozen=True):
     input_tokens: int
 
@@ -101,14 +89,6 @@ def stop_shown(end: ChoiceEnd) -> StopShown:
     if end.stop_string is not None and end.reason == "stop":
         return StopShown("stop_sequence", end.stop_string)
     return StopShown(_STOP_REASONS[end.reason], None)
-
-
-def stream_error(error: ErrorBody, request_id: str) -> bytes:
-    """Render an error that ends a stream; its type is Anthropic's for the status that it would have had."""
-    kind = error.type
-    if kind == "server_error":
-        kind = "overloaded_error" if error.code in _OVERLOADED else "api_error"
-    return _json(_ErrorShown(_Error(kind, error.message), request_id))
 
 
 def token_count(num_tokens: int) -> bytes:

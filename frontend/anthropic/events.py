@@ -19,9 +19,9 @@ from frontend.anthropic.answers import (
     WholeMessage,
     message_id,
     stop_shown,
-    stream_error,
     usage_body,
 )
+from frontend.anthropic.errors import stream_error
 from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, ReasoningDelta
 from frontend.errors import ErrorBody
 from frontend.pieces import TokenPiece

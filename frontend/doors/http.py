@@ -9,6 +9,7 @@ import structlog
 from prometheus_client import Counter
 
 from bus.metrics import FRONTEND_REQUESTS
+from frontend.anthropic.errors import anthropic_envelope, to_anthropic
 from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call
 from frontend.doors.routes import Family, Route, Router
 from frontend.errors import BodyTooLarge, MethodNotAllowed, answer_for, envelope
@@ -37,7 +38,7 @@ class HttpDoor:
                 call = call._replace(params=params)
             reply = await route.handler(call)
         except Exception as error:
-            reply = _error_reply(error, self._router.family_of(scope["path"]))
+            reply = _error_reply(call, error, self._router.family_of(scope["path"]))
             if reply.status == 500:
                 log.error("request.crashed", request_id=call.request_id, endpoint=endpoint, exc_info=error)
             if not call.exchange.is_lost:
@@ -60,13 +61,18 @@ def _count(endpoint: str, status: int) -> Counter:
     return FRONTEND_REQUESTS.labels(endpoint=endpoint, status=str(status))
 
 
-def _error_reply(error: Exception, family: Family) -> Reply:
+def _error_reply(call: Call, error: Exception, family: Family) -> Reply:
     answer = answer_for(error)
     headers = JSON
+    if family == "anthropic":
+        answer = to_anthropic(answer)
+        headers += ((b"request-id", call.shown_id),)
     if answer.retry_after_s is not None:
         headers += ((b"retry-after", str(answer.retry_after_s).encode()),)
     if isinstance(error, MethodNotAllowed):
         headers += ((b"allow", error.allow.encode()),)
+    if family == "anthropic":
+        return Reply(anthropic_envelope(answer.error, call.shown_id.decode()), answer.status, headers)
     return Reply(envelope(answer.error), answer.status, headers)
 
 

@@ -51,10 +51,11 @@ def tokenizer() -> Tokenizer:
 class FakeWorker:
     """Speaks a worker's messages; which tokens come, and when, is the test's business."""
 
-    def __init__(self, bus: Bus, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, bus: Bus, tokenizer: Tokenizer, name: str, template: str = TEMPLATE) -> None:
         self.bus = bus
         self.tokenizer = tokenizer
         self.name = name
+        self.template = template
         self.jobs: list[GenerateJob] = []
         self.cancelled: list[int] = []
         self.script: Callable[[GenerateJob], None] | None = None
@@ -67,7 +68,7 @@ class FakeWorker:
     @asynccontextmanager
     async def run(self, *, max_model_len: int = 512, with_cards: bool = True) -> AsyncIterator[None]:
         """Be there: cards, heartbeats, jobs, commands."""
-        config = json.dumps({"chat_template": TEMPLATE, "eos_token": "<|end|>"}).encode()
+        config = json.dumps({"chat_template": self.template, "eos_token": "<|end|>"}).encode()
         files = {
             "tokenizer.json": await self.bus.put_blob(self.tokenizer.to_str().encode()),
             "tokenizer_config.json": await self.bus.put_blob(config),
@@ -216,18 +217,17 @@ class Stage:
         self.bus = bus
         self.tokenizer = tokenizer
         self.url = frontend.url
-        host, _, port = frontend.url.removeprefix("http://").rpartition(":")
-        self.address = (host, int(port))
+        self.address = address_of(frontend.url)
 
-    async def send(self, data: bytes) -> anyio.abc.SocketStream:
-        """Open a connection and write."""
-        stream = await anyio.connect_tcp(*self.address)
+    async def send(self, data: bytes, url: str = "") -> anyio.abc.SocketStream:
+        """Open a connection, to another frontend if its `url` is given, and write."""
+        stream = await anyio.connect_tcp(*(address_of(url) if url else self.address))
         await stream.send(data)
         return stream
 
-    async def exchange(self, data: bytes, timeout_s: float = 5.0) -> tuple[int, dict[str, str], bytes]:
+    async def exchange(self, data: bytes, timeout_s: float = 5.0, url: str = "") -> tuple[int, dict[str, str], bytes]:
         """Write bytes and read one response to the end of the connection; status, headers, body as sent."""
-        async with await self.send(data) as stream:
+        async with await self.send(data, url) as stream:
             answer = b""
             with anyio.fail_after(timeout_s):
                 try:
@@ -248,17 +248,23 @@ class Stage:
             answer = dechunk(answer)
         return status, found, json.loads(answer) if answer.startswith(b"{") else answer
 
-    async def get(self, path: str, method: str = "GET") -> tuple[int, dict[str, str], Any]:
+    async def get(self, path: str, method: str = "GET", url: str = "") -> tuple[int, dict[str, str], Any]:
         """GET and read the JSON answer, if it is one."""
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        status, found, answer = await self.exchange(head.encode())
+        status, found, answer = await self.exchange(head.encode(), url=url)
         return status, found, json.loads(answer) if answer.startswith(b"{") else answer
 
-    async def wait_ready(self, timeout_s: float = 5.0) -> None:
+    async def wait_ready(self, timeout_s: float = 5.0, url: str = "") -> None:
         """Wait until requests are served."""
         with anyio.fail_after(timeout_s):
-            while (await self.get("/ready"))[0] != 200:  # noqa: ASYNC110
+            while (await self.get("/ready", url=url))[0] != 200:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Return where to connect."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host, int(port)
 
 
 def request(path: str, data: bytes, *headers: str) -> bytes:
@@ -292,7 +298,12 @@ def stage(tokenizer: Tokenizer) -> Callable[..., AbstractAsyncContextManager[Sta
 
     @asynccontextmanager
     async def open_stage(
-        *, url: str = "", namespace: str = "busway", broker: MemoryBroker | None = None, **config: Any
+        *,
+        url: str = "",
+        namespace: str = "busway",
+        broker: MemoryBroker | None = None,
+        template: str = TEMPLATE,
+        **config: Any,
     ) -> AsyncIterator[Stage]:
         broker = broker or MemoryBroker()
 
@@ -304,7 +315,7 @@ def stage(tokenizer: Tokenizer) -> Callable[..., AbstractAsyncContextManager[Sta
             name = new_id("f")
             settings = FrontendConfig(port=0, **config)
             frontend = Frontend(bus, name, settings, listen("127.0.0.1", 0))
-            worker = FakeWorker(worker_bus, tokenizer, new_id("w"))
+            worker = FakeWorker(worker_bus, tokenizer, new_id("w"), template)
             opened = Stage(connect, frontend, worker, bus, tokenizer)
             async with worker.run(), anyio.create_task_group() as tasks:
                 tasks.start_soon(frontend.run)
