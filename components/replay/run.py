@@ -9,6 +9,7 @@ import msgspec
 from bus.config import Config, MockConfig
 from bus.errors import BadConfig
 from components.replay.book import Arrival
+from components.replay.bound import Bound, find_bound
 from components.replay.clock import run_virtual
 from components.replay.live import open_live
 from components.replay.owner import Owner
@@ -16,10 +17,8 @@ from components.replay.report import Goal, Report, make_report
 from components.replay.trace import (
     MAX_REQUESTS,
     PromptWriter,
-    ReuseBound,
     TraceRequest,
     arrivals_of,
-    bound_reuse,
     read_trace,
 )
 from components.replay.world import DYNAMO_MOCKER, VOCAB_SIZE, World, drive, replay
@@ -83,7 +82,6 @@ def report_owners(owners: list[Owner], num_workers: int, goal: Goal) -> Report:
     return make_report(outcomes, gaps, num_workers, goal)
 
 
-def bound_of(config: Config, options: ReplayOptions, requests: list[TraceRequest]) -> ReuseBound:
-    """Return what reuse the trace allows at best on the workers of a virtual replay."""
-    engine = choose_engine(config)
-    return bound_reuse(requests, num_blocks=engine.num_blocks * options.num_workers, block_size=engine.block_size)
+def bound_of(config: Config, options: ReplayOptions, requests: list[TraceRequest]) -> Bound:
+    """Return what the trace allows at best on the workers of a virtual replay."""
+    return find_bound(requests, choose_engine(config), options.num_workers)

@@ -1,11 +1,8 @@
 """Pure. Traces in Mooncake's format: read with bounds, turned into prompts, and how much reuse they allow at best."""
 
 import hashlib
-import sys
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from heapq import heappop, heappush
 from typing import Annotated
 
 import msgspec
@@ -96,64 +93,3 @@ def arrivals_of(requests: Iterable[TraceRequest], writer: PromptWriter, *, load:
     """Yield the requests as load, `load` times as fast as recorded; prompts are written when they are due."""
     for request in requests:
         yield Arrival(at_s=request.arrival_s / load, prompt=writer.write(request), num_output=request.output_length)
-
-
-class ReuseBound(msgspec.Struct, frozen=True):
-    """The largest share of prompt tokens that any router and any eviction could find in a prefix cache."""
-
-    infinite: float
-    """With caches that never evict and one cache that everybody shares."""
-    clairvoyant: float
-    """With one shared cache of all workers' blocks that knows the future: evicts what is needed last, or never takes
-    it in (Belady). Output tokens and running sequences take no room in it, so it is more than can be had."""
-
-
-def bound_reuse(requests: Sequence[TraceRequest], *, num_blocks: int, block_size: int) -> ReuseBound:
-    """Compute both bounds for `num_blocks` blocks of `block_size` tokens over all workers together.
-
-    Counted in whole blocks of the engine, and at least one token of each prompt is computed, as engines do.
-    """
-    total = sum(request.input_length for request in requests)
-    capacity = num_blocks * block_size // TRACE_BLOCK_TOKENS
-    infinite = _count_hits(requests, block_size, capacity=sys.maxsize)
-    return ReuseBound(infinite / total, _count_hits(requests, block_size, capacity=capacity) / total)
-
-
-def _count_hits(requests: Sequence[TraceRequest], block_size: int, *, capacity: int) -> int:
-    """Count cached tokens with a Belady cache of `capacity` trace blocks.
-
-    Trace ids are chained (an id implies those before it), so each id's next use is never before its child's: keeping
-    what is needed soonest keeps whole prefixes.
-    """
-    next_uses = _next_uses(requests)
-    cached: dict[int, int] = {}
-    farthest: list[tuple[int, int, int]] = []  # (-next use, -position in the prompt, id), stale entries included
-    hits = 0
-    for request, uses in zip(requests, next_uses, strict=True):
-        usable = (request.input_length - 1) // block_size * block_size
-        matched = 0
-        for hash_id in request.hash_ids:
-            if hash_id not in cached:
-                break
-            matched += TRACE_BLOCK_TOKENS
-        hits += min(matched, usable)
-        for position, (hash_id, next_use) in enumerate(zip(request.hash_ids, uses, strict=True)):
-            cached[hash_id] = next_use
-            heappush(farthest, (-next_use, -position, hash_id))
-        while len(cached) > capacity:
-            next_use, _, hash_id = heappop(farthest)
-            if cached.get(hash_id) == -next_use:
-                del cached[hash_id]
-    return hits
-
-
-def _next_uses(requests: Sequence[TraceRequest]) -> Iterator["array[int]"]:
-    """Yield for each request when each of its ids is used again (number of the request; never: their count)."""
-    never = len(requests)
-    upcoming: dict[int, int] = {}
-    reversed_uses: list[array[int]] = []
-    for number in range(never - 1, -1, -1):
-        ids = requests[number].hash_ids
-        reversed_uses.append(array("q", [upcoming.get(hash_id, never) for hash_id in ids]))
-        upcoming.update(dict.fromkeys(ids, number))
-    return reversed(reversed_uses)

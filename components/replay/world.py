@@ -90,7 +90,7 @@ async def open_world(world: World, connect: Connect) -> AsyncIterator[list[Owner
         for number in range(world.num_workers):
             tasks.start_soon(_run_worker, world, connect, f"w-{number}")
         for number in range(world.num_routers):
-            tasks.start_soon(_run_router, world, connect, f"r-{number}")
+            tasks.start_soon(run_router, world, connect, f"r-{number}")
         owners = []
         for number in range(world.num_frontends):
             bus = await stack.enter_async_context(connect(f"f-{number}"))
@@ -118,7 +118,8 @@ async def _run_worker(world: World, connect: Connect, name: str) -> None:
         await Worker(Config(worker=worker, mock=world.engine), bus, engine, model, name).run()
 
 
-async def _run_router(world: World, connect: Connect, name: str) -> None:
+async def run_router(world: World, connect: Connect, name: str) -> None:
+    """Run one router of a world until cancelled; what waits in it then is not given back."""
     async with connect(name) as bus:
         await bus.ensure()
         await Router(Config(router=world.router), bus, name).run()

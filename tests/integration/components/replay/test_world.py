@@ -6,17 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
+import anyio
 import pytest
 
 from bus.config import RouterConfig
 from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass
+from bus.testing import MemoryBroker
 from components.replay.book import Arrival, Outcome
 from components.replay.clock import run_virtual
+from components.replay.owner import Owner
 from components.replay.report import Goal, Report, compute_latency
 from components.replay.run import report_owners
 from components.replay.trace import PromptWriter, arrivals_of, read_trace
-from components.replay.world import VOCAB_SIZE, World, replay
+from components.replay.world import SETTLE_S, VOCAB_SIZE, Connect, World, drive, open_world, replay, run_router
 
 TRACE = Path(__file__).parent / "trace.jsonl"
 """The first requests of Mooncake's conversation trace (kvcache-ai/Mooncake, Apache-2.0)."""
@@ -72,6 +75,34 @@ def test_reuse_and_latency_do_not_depend_on_the_number_of_routers_and_frontends(
         assert many.num_finished == len(load)
         assert many.reuse == pytest.approx(one.reuse, rel=0.02)
         assert many.ttft.p99_s == pytest.approx(one.ttft.p99_s, rel=0.05)
+
+
+def test_reuse_outlives_leaders_that_die_every_few_seconds() -> None:
+    load = conversations(60, 5)
+    _, calm = run(World(num_routers=1), load)
+    world, num_routers, life_s = World(num_routers=0, num_frontends=2), 3, 9.0
+    owners: list[Owner] = []
+
+    async def keep_router(connect: Connect, place: int) -> None:
+        for number in itertools.count():
+            # In turn: one of them dies every three seconds, and is replaced by one that knows nothing.
+            with anyio.move_on_after(life_s * (1 if number else (place + 1) / num_routers)):
+                await run_router(world, connect, f"r-{number}-{place}")
+
+    async def work() -> None:
+        connect = MemoryBroker().connect
+        async with anyio.create_task_group() as routers, open_world(world, connect) as opened:
+            for place in range(num_routers):
+                routers.start_soon(keep_router, connect, place)
+            await anyio.sleep(SETTLE_S)
+            await drive(opened, load)
+            owners.extend(opened)
+            routers.cancel_scope.cancel()
+
+    run_virtual(work)
+    report = report_owners(owners, world.num_workers, Goal())
+    assert report.num_finished == len(load)
+    assert report.reuse == pytest.approx(calm.reuse, rel=0.03)
 
 
 def test_bursts_spread_as_well_with_many_routers_as_with_one() -> None:

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from components.replay.book import GAPS_PER_S, Outcome
-from components.replay.report import Goal, compute_gaps, compute_latency, make_report
+from components.replay.bound import Bound
+from components.replay.report import Goal, Latency, compute_gaps, compute_latency, make_report
 from components.replay.table import render_report
-from components.replay.trace import ReuseBound
 
 DONE = Outcome(
     ending="finished",
@@ -73,7 +73,8 @@ def test_nothing_at_all_is_all_zero_and_can_be_shown() -> None:
 def test_the_table_says_how_far_off_the_bound_is_and_what_failed() -> None:
     text = render_report(
         make_report([DONE, changed(ending="failed", code="silence")], Counter({500: 10}), 1, Goal()),
-        ReuseBound(infinite=0.8, clairvoyant=0.5),
+        Bound(infinite=0.8, clairvoyant=0.5, ttft=Latency(p99_s=0.123)),
     )
     assert "1 x silence" in text
     assert "80% of what can be" in text
+    assert "123.0" in text

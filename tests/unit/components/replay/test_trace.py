@@ -6,7 +6,7 @@ import pytest
 
 from bus.errors import BadConfig
 from bus.messages.base import unpack_u32
-from components.replay.trace import MAX_LINE_BYTES, PromptWriter, TraceRequest, arrivals_of, bound_reuse, read_trace
+from components.replay.trace import MAX_LINE_BYTES, PromptWriter, TraceRequest, arrivals_of, read_trace
 
 GOOD = b'{"timestamp": 3000, "input_length": 600, "output_length": 5, "hash_ids": [0, 7]}'
 
@@ -76,25 +76,3 @@ def test_prompts_are_equal_exactly_as_far_as_the_ids_are() -> None:
 def test_a_denser_load_comes_so_much_earlier() -> None:
     arrivals = arrivals_of([request(1, at_s=3.0)], PromptWriter(4096), load=2.0)
     assert [(one.at_s, len(one.prompt), one.num_output) for one in arrivals] == [(1.5, 2048, 1)]
-
-
-def test_without_a_limit_all_that_was_seen_is_reused_but_the_last_token() -> None:
-    bound = bound_reuse([request(1, 2), request(1, 2), request(1, 3)], num_blocks=10_000, block_size=64)
-    assert bound.infinite == (0 + 960 + 512) / (3 * 1024)
-    assert bound.clairvoyant == bound.infinite
-
-
-def test_a_clairvoyant_cache_keeps_what_comes_again() -> None:
-    requests = [request(1, 2), request(8, 9), request(1, 2)]
-    # Room for two trace blocks (16 blocks of 64): whoever keeps the latest has nothing when it counts.
-    assert bound_reuse(requests, num_blocks=16, block_size=64).clairvoyant == 960 / 3072
-    assert bound_reuse(requests, num_blocks=8, block_size=64).clairvoyant == 512 / 3072
-    assert bound_reuse(requests, num_blocks=0, block_size=64).clairvoyant == 0
-
-
-def test_no_cache_does_better_than_the_clairvoyant_one() -> None:
-    chains = [(1, 2, 3), (4, 5), (1, 2, 6), (4, 7), (1, 8), (4, 5), (1, 2, 3)]
-    requests = [request(*chain) for chain in chains]
-    bounds = [bound_reuse(requests, num_blocks=8 * size, block_size=64).clairvoyant for size in range(9)]
-    assert bounds == sorted(bounds)
-    assert bounds[-1] == bound_reuse(requests, num_blocks=8, block_size=64).infinite
