@@ -20,19 +20,15 @@ class CallSyntax(NamedTuple):
 
 
 class ToolGrammar(NamedTuple):
-    """The text that an answer must be: calls, one after the other, perhaps after reasoning."""
+    """The text that an answer must be: calls, one after the other."""
 
     calls: tuple[CallSyntax, ...]
     separator: str
     """Between two calls."""
     may_repeat: bool
-    reasoning_end: str
-    """Ends the reasoning that the prompt has opened; free text is before it. Empty: the answer begins with a call."""
-    trigger: str
-    """What every call begins with: in free text, it is where the grammar takes over."""
 
 
-def tool_grammar(format: Format, tools: Sequence[Tool], prompt_tail: str, *, is_parallel: bool) -> ToolGrammar:
+def tool_grammar(format: Format, tools: Sequence[Tool], *, is_parallel: bool) -> ToolGrammar:
     """Describe calls of these tools: all that may be called, or the one that was named.
 
     Families that write no JSON get calls as JSON objects within their markers, which their parser reads as well.
@@ -43,15 +39,10 @@ def tool_grammar(format: Format, tools: Sequence[Tool], prompt_tail: str, *, is_
             "Tool calls of this model are not read (frontend.parser is 'none'), so none can be required.",
             param="tool_choice",
         )
-    calls = tuple(_call(format, tool) for tool in tools)
-    reasoning = format.reasoning
-    is_open = reasoning is not None and prompt_tail.rstrip().endswith(reasoning.begin)
     return ToolGrammar(
-        calls,
+        tuple(_call(format, tool) for tool in tools),
         separator="; " if format.is_bare else "" if format.is_harmony or format.style else "\n",
         may_repeat=is_parallel and not format.is_harmony,
-        reasoning_end=reasoning.end if reasoning and is_open else "",
-        trigger=_common_beginning([call.begin for call in calls]),
     )
 
 
@@ -69,9 +60,3 @@ def _call(format: Format, tool: Tool) -> CallSyntax:
     if format.is_bare:
         return CallSyntax(f'{{"name": {json.dumps(name)}, "parameters": ', schema, "}")
     return CallSyntax(f'{format.begin}\n{{"name": {json.dumps(name)}, "arguments": ', schema, f"}}\n{format.end}")
-
-
-def _common_beginning(texts: Sequence[str]) -> str:
-    first, last = min(texts, default=""), max(texts, default="")
-    length = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    return first[:length]

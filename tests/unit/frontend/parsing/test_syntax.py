@@ -17,9 +17,8 @@ FAMILIES = sorted(set(FORMATS) - {"none"})
 def test_forced_calls_are_read_as_calls(family: str) -> None:
     format = thinking(family)
     prompt = "<|start|>assistant" if format.is_harmony else ""
-    grammar = tool_grammar(format, TOOLS, prompt, is_parallel=True)
+    grammar = tool_grammar(format, TOOLS, is_parallel=True)
     assert grammar.may_repeat != format.is_harmony
-    assert all(call.begin.startswith(grammar.trigger) for call in grammar.calls)
     calls = grammar.calls if grammar.may_repeat else grammar.calls[:1]
     answer = grammar.separator.join(f'{call.begin}{{"city": "a"}}{call.end}' for call in calls)
     found = read(format, [answer], TOOLS, prompt)
@@ -30,18 +29,12 @@ def test_forced_calls_are_read_as_calls(family: str) -> None:
 
 
 def test_schemas_are_those_of_the_tools() -> None:
-    grammar = tool_grammar(FORMATS["hermes"], TOOLS, "", is_parallel=False)
+    grammar = tool_grammar(FORMATS["hermes"], TOOLS, is_parallel=False)
     assert grammar.calls[0].begin == '<tool_call>\n{"name": "get_weather", "arguments": '
     assert grammar.calls[0].schema == bytes(TOOLS[0].function.parameters)
     assert json.loads(grammar.calls[1].schema) == {"type": "object"}
-    assert grammar.trigger == '<tool_call>\n{"name": "'
-
-
-def test_a_thought_that_the_prompt_began_comes_first() -> None:
-    assert tool_grammar(thinking("hermes"), TOOLS, "<think>\n", is_parallel=True).reasoning_end == "</think>"
-    assert tool_grammar(thinking("hermes"), TOOLS, "", is_parallel=True).reasoning_end == ""
 
 
 def test_no_call_is_forced_that_nobody_reads() -> None:
     with pytest.raises(InvalidRequest, match="none can be required"):
-        tool_grammar(PLAIN, TOOLS, "", is_parallel=True)
+        tool_grammar(PLAIN, TOOLS, is_parallel=True)
