@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from frontend.openai.body import NOTHING, BodyDecoder, StopString, TokenCount
+from frontend.openai.body import NOTHING, CheckedBodyDecoder, StopString, TokenCount
 
 
 class TextBlock(msgspec.Struct, frozen=True, tag="text"):
@@ -123,5 +123,5 @@ class _StrictCount(CountBody, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
-messages_body: BodyDecoder[MessagesBody] = BodyDecoder(_StrictMessages, MessagesBody)
-count_body: BodyDecoder[CountBody] = BodyDecoder(_StrictCount, CountBody)
+messages_body: CheckedBodyDecoder[MessagesBody] = CheckedBodyDecoder(_StrictMessages, MessagesBody)
+count_body: CheckedBodyDecoder[CountBody] = CheckedBodyDecoder(_StrictCount, CountBody)

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 import anyio
 import msgspec
 
-from bus.errors import InvalidRequest
+from bus.errors import InvalidRequest, PromptTooLong
 from bus.messages.responses import StoredResponse
 from bus.protocol import Bus
 from frontend.doors.background import Background, Job
@@ -18,7 +18,7 @@ from frontend.plan import Plan
 from frontend.responses.answers import ResponseShown, new_response, response_id
 from frontend.responses.body import ResponsesBody, prompt_body, responses_body
 from frontend.responses.conversation import UNFINISHED, Asked, Conversations
-from frontend.responses.convert import prompt_turn, to_chat
+from frontend.responses.convert import prompt_turn, shorten, to_chat
 from frontend.responses.events import ResponsesDialect
 from frontend.responses.listing import read_page, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
@@ -63,7 +63,7 @@ class Responses:
         tenant = _tenant(call)
         asked = await self._conversations.read(tenant, body, len(data))
         body = _with_store(body, asked)
-        plan = await self._generate.prepare(call, asked.num_bytes, to_chat(body, asked.items))
+        plan = await self._prepare(call, body, asked)
         shown = _new_response(body, response_id(call.request_id, self._works.frontend), plan)
         dialect = _dialect(shown, plan)
         stored = StoredResponse(
@@ -91,6 +91,18 @@ class Responses:
         finally:
             self._works.end(work)
         return reply
+
+    async def _prepare(self, call: Call, body: ResponsesBody, asked: Asked) -> Plan:
+        """Say what is to be generated; with `truncation: auto` older turns are left out until the rest fits."""
+        items = asked.items
+        while True:
+            try:
+                return await self._generate.prepare(call, asked.num_bytes, to_chat(body, items))
+            except PromptTooLong:
+                shorter = shorten(items)
+                if body.truncation != "auto" or len(shorter) == len(items):
+                    raise
+                items = shorter
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""

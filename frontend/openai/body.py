@@ -254,6 +254,18 @@ class BodyDecoder(Generic[T]):
         return tuple(name for name in _raw_object.decode(data) if name not in self._known)
 
 
+class CheckedBodyDecoder(BodyDecoder[T]):
+    """Decodes bodies of which parts go on as they are: all of it has to be UTF-8, also what nobody reads here."""
+
+    def decode(self, data: bytes) -> tuple[T, tuple[str, ...]]:
+        """As `BodyDecoder.decode`."""
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            raise _malformed(error) from error
+        return super().decode(data)
+
+
 def _malformed(error: Exception) -> Malformed:
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
     return Malformed(f"The body is not valid JSON: {reason}")

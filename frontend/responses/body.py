@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from frontend.openai.body import NOTHING, BodyDecoder, TokenCount
+from frontend.openai.body import NOTHING, CheckedBodyDecoder, TokenCount
 
 MAX_ITEMS = 10_000
 
@@ -84,5 +84,5 @@ class _StrictPrompt(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields
     pass
 
 
-responses_body: BodyDecoder[ResponsesBody] = BodyDecoder(_StrictResponses, ResponsesBody)
-prompt_body: BodyDecoder[PromptBody] = BodyDecoder(_StrictPrompt, PromptBody)
+responses_body: CheckedBodyDecoder[ResponsesBody] = CheckedBodyDecoder(_StrictResponses, ResponsesBody)
+prompt_body: CheckedBodyDecoder[PromptBody] = CheckedBodyDecoder(_StrictPrompt, PromptBody)

@@ -127,6 +127,17 @@ def to_messages(items: Iterable[Item]) -> list[ChatMessage]:
     return messages + turn.take()
 
 
+def shorten(items: Sequence[Item]) -> list[Item]:
+    """Return a conversation without the older half of its turns; its instructions stay. The last turn alone stays too.
+
+    A turn begins with a user's message, so that no call loses its output.
+    """
+    starts = [at for at, item in enumerate(items) if isinstance(item, MessageItem) and item.role == "user"]
+    cut = starts[(len(starts) + 1) // 2] if len(starts) > 1 else 0
+    kept = [item for item in items[:cut] if isinstance(item, MessageItem) and item.role in ("system", "developer")]
+    return [*kept, *items[cut:]]
+
+
 class _AssistantTurn:
     """Collects the items of one turn of the model."""
 

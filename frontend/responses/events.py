@@ -37,7 +37,7 @@ _json = msgspec.json.encode
 class _OpenItem:
     """The item that is being written: what came of it so far, and the bytes around its deltas."""
 
-    __slots__ = ("family", "id", "index", "logprobs", "name", "parts", "start")
+    __slots__ = ("delta", "family", "id", "index", "logprobs", "name", "parts", "start")
 
     def __init__(self, family: str, id: str, index: int, start: CallStart | None = None) -> None:
         self.family = family
@@ -49,6 +49,9 @@ class _OpenItem:
         self.logprobs: list[bytes] = []
         place = b'"item_id":"%b","output_index":%d,' % (id.encode(), index)
         self.name = place if start else place + b'"content_index":0,'
+        kind = b"response.%b.delta" % family.encode()
+        self.delta = b'event: %b\ndata: {"type":"%b",%b"sequence_number":' % (kind, kind, self.name)
+        """What stands before the number of a delta."""
 
     @property
     def text(self) -> str:
@@ -172,8 +175,9 @@ class ResponseChunks:
         if item is None:
             return b""
         item.parts.append(text)
+        number, self._next_number = self._next_number, self._next_number + 1
         shown = b',"logprobs":[%b]' % logprobs if item.family == "output_text" else b""
-        return self._event(f"response.{item.family}.delta", b'%b"delta":"%b"%b' % (item.name, escape(text), shown))
+        return b'%b%d,"delta":"%b"%b}\n\n' % (item.delta, number, escape(text), shown)
 
     def _close(self, status: ItemStatus) -> bytes:
         item = self._open

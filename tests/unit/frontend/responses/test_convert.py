@@ -1,0 +1,176 @@
+"""Items of the Responses API become the same chat turn that chat completions would have sent."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus.errors import InvalidRequest, Malformed
+from frontend.openai.body import ChatBody, NamedFunction, NamedTool
+from frontend.responses.answers import item_id, owner_of, response_id, response_of
+from frontend.responses.body import responses_body
+from frontend.responses.convert import shorten, to_chat, to_messages
+from frontend.responses.items import Item, ItemReference, MessageItem, decode_item
+from frontend.responses.listing import Page, read_page, render_page
+
+TOOL = {"type": "function", "name": "sky", "parameters": {"type": "object"}, "strict": True}
+
+
+def items_of(given: list[Any]) -> list[Item]:
+    decoded = [decode_item(msgspec.Raw(json.dumps(each).encode()), number) for number, each in enumerate(given)]
+    return [item for item in decoded if not isinstance(item, ItemReference)]
+
+
+def chat_of(**fields: Any) -> ChatBody:
+    body = responses_body.decode(json.dumps({"model": "m", **fields}).encode())[0]
+    given = body.input or []
+    items = (
+        [MessageItem("user", given)] if isinstance(given, str) else items_of([json.loads(bytes(raw)) for raw in given])
+    )
+    return to_chat(body, items)
+
+
+def test_one_turn_of_the_model_is_one_message() -> None:
+    messages = to_messages(
+        items_of(
+            [
+                {"role": "user", "content": [{"type": "input_text", "text": "Sun?"}]},
+                {
+                    "type": "reasoning",
+                    "id": "rs_1",
+                    "summary": [],
+                    "content": [{"type": "reasoning_text", "text": "Hm"}],
+                },
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+                {"type": "function_call", "call_id": "c1", "name": "sky", "arguments": "{}"},
+                {"type": "function_call", "call_id": "c2", "name": "sky", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "clear"},
+                {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "rain"}]},
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "So"}]},
+                {"role": "assistant", "content": "Mixed."},
+            ]
+        )
+    )
+    shown = [(m.role, m.content, m.reasoning_content, len(m.tool_calls or ()), m.tool_call_id) for m in messages]
+    assert shown == [
+        ("user", "Sun?", None, 0, None),
+        ("assistant", "I look.", "Hm", 2, None),
+        ("tool", "clear", None, 0, "c1"),
+        ("tool", "rain", None, 0, "c2"),
+        ("assistant", "Mixed.", "So", 0, None),
+    ]
+
+
+def test_parameters_have_their_names_of_chat_completions() -> None:
+    chat = chat_of(
+        input="Hi",
+        instructions="Be brief.",
+        max_output_tokens=5,
+        reasoning={"effort": "low"},
+        tools=[TOOL],
+        tool_choice={"type": "function", "name": "sky"},
+        text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}},
+        include=["message.output_text.logprobs"],
+    )
+    assert [(m.role, m.content) for m in chat.messages] == [("system", "Be brief."), ("user", "Hi")]
+    assert (chat.max_completion_tokens, chat.reasoning_effort, chat.logprobs) == (5, "low", True)
+    assert chat.tool_choice == NamedTool(NamedFunction("sky"))
+    assert chat.response_format is not None
+    assert chat.response_format.json_schema is not None
+    assert chat.response_format.json_schema.strict
+
+
+def test_allowed_tools_are_the_only_ones() -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "sky"}]}
+    chat = chat_of(input="Hi", tools=[TOOL, {**TOOL, "name": "sea"}], tool_choice=allowed)
+    assert chat.tool_choice == "required"
+    assert [tool.function.name for tool in chat.tools or ()] == ["sky"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": []}, "input"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": ["web_search"]}, "tools[0]"),
+        ({"input": "x", "conversation": "conv_1"}, "conversation"),
+        ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
+        ({"input": "x", "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
+        ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": "x", "metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"input": [{"type": "computer_call"}]}, "input[0].type"),
+        ({"input": [7]}, "input[0]"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
+    ],
+)
+def test_what_cannot_be_served_names_its_parameter(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat_of(**fields)
+    assert (refused.value.param or "").startswith(param)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b'{"model":"m","input":"x","tools":[{"type":"function","name":"a","x":"\xff"}]}',
+        b'{"model":"m","input":[' + b"[" * 100_000,
+        b'{"model":"m","input":[' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"]}",
+        b'{"model":"m","input":"\\ud800","metadata":3}',
+    ],
+)
+def test_hostile_bytes_are_client_errors(data: bytes) -> None:
+    with pytest.raises((InvalidRequest, Malformed)):  # noqa: PT012 - any step may refuse
+        body = responses_body.decode(data)[0]
+        assert isinstance(body.input, list)
+        to_chat(body, [i for n, r in enumerate(body.input) if not isinstance(i := decode_item(r, n), ItemReference)])
+
+
+def test_a_conversation_loses_its_older_turns_and_keeps_its_instructions() -> None:
+    rules = MessageItem("developer", "rules")
+    turns: list[Item] = [rules]
+    for number in range(5):
+        turns += [MessageItem("user", f"q{number}"), MessageItem("assistant", f"a{number}")]
+    once = shorten(turns)
+    assert [item.content for item in once if isinstance(item, MessageItem)] == ["rules", "q3", "a3", "q4", "a4"]
+    assert shorten(once) == [rules, *turns[-2:]]
+    assert shorten(shorten(once)) == shorten(once)
+
+
+@given(st.text(max_size=80))
+def test_ids_of_others_belong_to_nobody(text: str) -> None:
+    assert owner_of(text) is None
+    assert response_of(text) is None
+
+
+def test_an_item_tells_its_response_and_that_its_frontend() -> None:
+    response = response_id("0123456789abcdef" * 2, "f-12ab_3")
+    assert owner_of(response) == "f-12ab_3"
+    assert response_of(item_id("msg", response, 12)) == response
+
+
+def test_pages_of_items() -> None:
+    given = [msgspec.Raw(json.dumps({"role": "user", "content": f"t{n}"}).encode()) for n in range(5)]
+    response = response_id("0" * 32, "f-1")
+    seen, after = [], ""
+    while True:
+        page = json.loads(render_page(response, given, Page(2, after, is_newest_first=False)))
+        seen += [item["content"][0]["text"] for item in page["data"]]
+        after = page["last_id"]
+        if not page["has_more"]:
+            break
+    assert seen == ["t0", "t1", "t2", "t3", "t4"]
+    newest = json.loads(render_page(response, given, read_page(b"limit=1")))
+    assert (newest["data"][0]["content"][0]["text"], newest["has_more"]) == ("t4", True)
+
+
+@pytest.mark.parametrize("query", [b"limit=0", b"limit=101", b"limit=x", b"limit=%C2%B2", b"order=up"])
+def test_pages_that_cannot_be(query: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        read_page(query)

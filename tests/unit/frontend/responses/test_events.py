@@ -1,0 +1,104 @@
+"""Whatever the deltas are, the events of a response count up, open and close its items, and end with what they told."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, Choice, ChoiceEnd, Delta, ReasoningDelta, TextDelta
+from frontend.errors import ErrorBody
+from frontend.request import Usage
+from frontend.responses.answers import ResponseShown, new_response
+from frontend.responses.body import responses_body
+from frontend.responses.events import ResponsesDialect
+
+FACTS = AnswerFacts("ab12", 100, "m", 7)
+USAGE = Usage(7, 50, 3)
+
+deltas_of_one_kind = st.one_of(
+    st.text(min_size=1, max_size=5).map(lambda text: [TextDelta(text)]),
+    st.text(min_size=1, max_size=5).map(lambda text: [ReasoningDelta(text)]),
+    st.lists(st.text(max_size=5), max_size=3).map(
+        lambda fragments: [CallStart(0, "c", "f"), *(CallArguments(0, fragment) for fragment in fragments)]
+    ),
+)
+
+
+def begun(**fields: Any) -> ResponseShown:
+    body = responses_body.decode(json.dumps({"model": "m", "input": "x", **fields}).encode())[0]
+    return new_response(body, f"resp_{'0' * 32}-f-1", 100, "m", temperature=0.5, top_p=1.0)
+
+
+def dialect() -> ResponsesDialect:
+    return ResponsesDialect(begun(), clock=lambda: 101.5, count_tokens=len, logprobs_of=None)
+
+
+def read(body: bytes) -> list[Any]:
+    *events, end = body.decode().split("\n\n")
+    assert not end
+    data = [json.loads(event.split("\ndata: ")[1]) for event in events]
+    assert [event.split("\n")[0] for event in events] == [f"event: {each['type']}" for each in data]
+    assert [each["sequence_number"] for each in data] == list(range(len(data)))
+    return data
+
+
+def write(flushes: Sequence[Sequence[Delta]], end: ChoiceEnd) -> tuple[list[Any], ResponsesDialect]:
+    made = dialect()
+    chunks = made.chunks(FACTS, 0)
+    out = chunks.opening()
+    for flush in flushes:
+        out += chunks.deltas(flush, ())
+    return read(out + chunks.closing(end, USAGE)), made
+
+
+@given(st.lists(deltas_of_one_kind, max_size=8), st.sampled_from(["stop", "length", "tool_calls"]))
+def test_items_are_opened_filled_and_closed_one_after_the_other(flushes: list[list[Delta]], reason: Any) -> None:
+    events, made = write(flushes, ChoiceEnd(reason))
+    last = events[-1]
+    assert last["type"] == ("response.incomplete" if reason == "length" else "response.completed")
+    added = [event["item"]["id"] for event in events if event["type"] == "response.output_item.added"]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert [item["id"] for item in done] == added
+    assert done == last["response"]["output"]
+    for item in done:
+        told = "".join(event["delta"] for event in events if event.get("item_id") == item["id"] and "delta" in event)
+        assert told == (item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"])
+    said = "".join(getattr(d, "text", getattr(d, "fragment", "")) for flush in flushes for d in flush)
+    assert said == "".join(event.get("delta", "") for event in events)
+    assert made.made is not None
+    assert json.loads(made.made.body) == last["response"]
+
+
+def test_a_stream_and_a_whole_answer_come_to_the_same() -> None:
+    end = ChoiceEnd("stop")
+    events, _ = write([[ReasoningDelta("Hm")], [TextDelta("Hi "), TextDelta("you")]], end)
+    whole = json.loads(dialect().whole(FACTS).render([Choice(0, "Hi you", "Hm", (), (), end)], USAGE))
+    assert whole == events[-1]["response"]
+    assert whole["completed_at"] == 101
+    assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_what_was_asked_for_is_echoed() -> None:
+    tools = [{"type": "function", "name": "f", "parameters": {}, "strict": None}]
+    shown = begun(tools=tools, tool_choice="required", metadata={"a": "b"}, text={"format": {"type": "json_object"}})
+    assert json.loads(bytes(shown.tools[0])) == tools[0]
+    assert (bytes(shown.tool_choice), shown.metadata, shown.store) == (b'"required"', {"a": "b"}, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ErrorBody("why", "server_error", None, "no_worker"), "server_error"),
+        (ErrorBody("why", "rate_limit_error", None, "queue_full"), "rate_limit_exceeded"),
+    ],
+)
+def test_a_broken_stream_ends_with_a_response_that_failed(error: ErrorBody, code: str) -> None:
+    chunks = dialect().chunks(FACTS, 0)
+    out = chunks.opening() + chunks.deltas([TextDelta("Hi")], ()) + chunks.broken(error)
+    last = read(out)[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    assert last["response"]["error"] == {"code": code, "message": "why"}
+    assert last["response"]["output"][0]["status"] == "incomplete"
