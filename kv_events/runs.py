@@ -9,6 +9,8 @@ from itertools import count, repeat
 from kv_events.columns import common_length, followed_length, xor_of
 
 Hashes = Sequence[int]
+MAX_TOGGLED = 4096
+"""Hashes of a worker that wait to be folded into its xor: many at a time cost less, and it is asked for seldom."""
 
 
 class Run:
@@ -24,13 +26,30 @@ class Run:
 class Holding:
     """What one worker holds."""
 
-    __slots__ = ("num_blocks", "runs", "xor")
+    __slots__ = ("_toggled", "_xor", "num_blocks", "runs")
 
     def __init__(self) -> None:
         self.num_blocks = 0
-        self.xor = 0
-        """Of all hashes held."""
         self.runs: set[int] = set()
+        self._xor = 0
+        self._toggled = array("Q")
+
+    @property
+    def xor(self) -> int:
+        """Of all hashes held."""
+        self._fold()
+        return self._xor
+
+    def toggle(self, blocks: "array[int]") -> None:
+        """Count blocks into the xor, or out of it."""
+        self._toggled.extend(blocks)
+        if len(self._toggled) >= MAX_TOGGLED:
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._toggled:
+            self._xor ^= xor_of(self._toggled)
+            self._toggled = array("Q")
 
 
 class RunIndex:
@@ -166,7 +185,7 @@ class RunIndex:
         run.blocks.extend(blocks)
         run.held[worker] = len(run.blocks)
         holding.num_blocks += len(blocks)
-        holding.xor ^= xor_of(blocks)
+        holding.toggle(blocks)
         return len(blocks)
 
     def _keep_new(self, blocks: "array[int]", number: int, known: Hashes) -> "array[int]":
@@ -194,7 +213,7 @@ class RunIndex:
         length = common_length(run.blocks, first, blocks, at)
         if first + length > held:
             holding.num_blocks += first + length - held
-            holding.xor ^= xor_of(run.blocks[held : first + length])
+            holding.toggle(run.blocks[held : first + length])
             holding.runs.add(number)
             run.held[worker] = first + length
         return length
@@ -204,7 +223,7 @@ class RunIndex:
         run = self.runs[number]
         held = run.held[worker]
         holding.num_blocks -= held - length
-        holding.xor ^= xor_of(run.blocks[length:held])
+        holding.toggle(run.blocks[length:held])
         if length:
             run.held[worker] = length
         else:
