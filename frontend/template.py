@@ -12,12 +12,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bus.errors import InvalidRequest
+from frontend.talks import TOOL, TOOL_TALK, TURN_FORMS, Context, Message, as_it_is, context_of, probes
 
-Context = Mapping[str, Any]
-"""Variables of one rendering: plain values, as JSON has them."""
 Render = Callable[[Context], str]
-Message = Mapping[str, Any]
-"""One turn, as templates take it."""
 
 _FUEL = 50_000_000
 """Instructions that minijinja may execute in one rendering: a bound for templates that loop."""
@@ -121,14 +118,8 @@ class ChatTemplate:
         extra: Context | None = None,
     ) -> str:
         """Return the prompt, open for the assistant's turn; raise `InvalidRequest` if the template refuses."""
-        context = {
-            **self._special_tokens,
-            **(extra or {}),
-            "messages": [self._turn(message) if message.get("tool_calls") else message for message in messages],
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
+        turns = [self._turn(message) if message.get("tool_calls") else message for message in messages]
+        context = context_of(self._special_tokens, extra or {}, turns, tools)
         try:
             return self._render(context)
         except TemplateRefused as error:
@@ -143,11 +134,11 @@ class ChatTemplate:
 
         Templates differ: some render arguments themselves, some expect JSON text; some fail on a content of None.
         """
-        for form in _TURNS:
-            context = _context(self._special_tokens, {}, [form(turn) for turn in _TOOL_TALK], [_TOOL])
+        for form in TURN_FORMS:
+            context = context_of(self._special_tokens, {}, [form(turn) for turn in TOOL_TALK], [TOOL])
             if _outcome(self._render, context) is not None:
                 return form
-        return _as_it_is
+        return as_it_is
 
     def _compile_fast(self, source: str, jinja: Render) -> Render | None:
         """Return the template in minijinja if it compiles and renders every probe as Jinja does."""
@@ -155,7 +146,7 @@ class ChatTemplate:
             fast = compile_minijinja(source)
         except minijinja.TemplateError:
             return None
-        same = all(_outcome(fast, probe) == _outcome(jinja, probe) for probe in _probes(self._special_tokens))
+        same = all(_outcome(fast, probe) == _outcome(jinja, probe) for probe in probes(self._special_tokens))
         return fast if same else None
 
 
@@ -165,87 +156,3 @@ def _outcome(render: Render, context: Context) -> str | None:
         return render(context)
     except (TemplateRefused, *_FAILURES):
         return None
-
-
-_CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Say <what> the 'weather' & \"sky\" are",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1.5, "nullable": True}},
-            "required": ["city"],
-        },
-    },
-}
-_TALK = [
-    {"role": "user", "content": " Hello <b>\n  “world” 'n' \\ it's {{ fine }} \n"},
-    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes.\n"},
-    {"role": "user", "content": ""},
-]
-_SYSTEM = {"role": "system", "content": "Be brief.\n"}
-_TOOL_TALK: list[dict[str, Any]] = [
-    {"role": "user", "content": "Sun?"},
-    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
-    {"role": "tool", "content": '{"sky": "clear"}', "tool_call_id": "c1", "name": "weather"},
-]
-
-
-def _probes(special_tokens: Mapping[str, str]) -> list[Context]:
-    """Return conversations of the shapes that templates treat differently."""
-    talks: list[tuple[list[Any], list[Any] | None]] = [
-        ([_TALK[0]], None),
-        ([_SYSTEM, *_TALK], None),
-        (_TALK, [_TOOL]),
-        ([_SYSTEM, *_TALK[:1]], [_TOOL, _TOOL]),
-        (_TOOL_TALK, [_TOOL]),
-        ([_SYSTEM, *_TOOL_TALK, {"role": "assistant", "content": "It is clear.", "reasoning_content": "so"}], None),
-        ([{"role": "developer", "content": "x"}, *_TALK[:2]], None),
-        ([_SYSTEM], None),
-    ]
-    talks += [([form(turn) for turn in messages], tools) for form in _TURNS[1:] for messages, tools in talks[4:6]]
-    return [
-        _context(special_tokens, extra, messages, tools)
-        for messages, tools in talks
-        for extra in ({}, {"enable_thinking": False})
-    ]
-
-
-def _context(special_tokens: Context, extra: Context, messages: list[Any], tools: list[Any] | None) -> Context:
-    return {
-        **special_tokens,
-        **extra,
-        "messages": messages,
-        "tools": tools,
-        "documents": None,
-        "add_generation_prompt": True,
-    }
-
-
-def _as_it_is(turn: Message) -> Message:
-    return turn
-
-
-def _without_none(turn: Message) -> Message:
-    return {**turn, "content": turn.get("content") or ""}
-
-
-def _with_argument_text(turn: Message) -> Message:
-    """Return the turn with its calls' arguments as JSON text."""
-    calls = turn.get("tool_calls") or ()
-    return {**turn, "tool_calls": [{**call, "function": _with_text(call["function"])} for call in calls]}
-
-
-def _with_text(function: Context) -> Context:
-    arguments = function["arguments"]
-    return {**function, "arguments": arguments if isinstance(arguments, str) else _tojson(arguments)}
-
-
-_TURNS: tuple[Callable[[Message], Message], ...] = (
-    _as_it_is,
-    _without_none,
-    _with_argument_text,
-    lambda turn: _without_none(_with_argument_text(turn)),
-)

@@ -103,6 +103,7 @@ def read_string(tape: Tape, limit: int) -> Reading[str]:
             done += 1
     try:
         value: str = json.loads(tape.text[tape.at : tape.at + done + 1], strict=False)
+        value.encode()  # an escaped lone surrogate is no text that an answer could carry
     except ValueError as error:
         raise NotACall from error
     tape.at += done + 1

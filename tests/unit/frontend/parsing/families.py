@@ -63,6 +63,12 @@ GOLDEN = [
     ),
     Golden(
         "hermes",
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+        (),
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+    ),
+    Golden(
+        "hermes",
         "I think <tool_call> tags are fine, <think> too.",
         (),
         "I think <tool_call> tags are fine, <think> too.",
