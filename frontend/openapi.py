@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from bus.version import VERSION
+from frontend.anthropic.errors import OVERLOADED, AnthropicEnvelope
 from frontend.doors.routes import Route
 from frontend.errors import ERROR_STATUSES, Envelope
 
@@ -23,7 +24,7 @@ def make_openapi(routes: Iterable[Route]) -> bytes:
     types = [
         kind for route in shown for kind in (route.doc.body, route.doc.answer, route.doc.event) if kind is not None
     ]
-    types.append(Envelope)
+    types += [Envelope, AnthropicEnvelope]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
@@ -52,7 +53,7 @@ def _operation(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, 
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "summary": words.split("\n\n")[0].replace("\n", " "),
-        "responses": {str(doc.status): _answer(route, schema_of), **_errors(schema_of)},
+        "responses": {str(doc.status): _answer(route, schema_of), **_errors(route, schema_of)},
     }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -82,9 +83,11 @@ def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any
     return {"description": "The answer.", "content": content}
 
 
-def _errors(schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema_of[id(Envelope)]}}
-    return {str(status): {"description": words, "content": content} for status, words in ERROR_STATUSES.items()}
+def _errors(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    is_anthropic = route.family == "anthropic"
+    content = {"application/json": {"schema": schema_of[id(AnthropicEnvelope if is_anthropic else Envelope)]}}
+    statuses = {**ERROR_STATUSES, OVERLOADED: "Overloaded"} if is_anthropic else ERROR_STATUSES
+    return {str(status): {"description": words, "content": content} for status, words in statuses.items()}
 
 
 def _operation_id(route: Route) -> str:

@@ -70,7 +70,9 @@ class StopShown(msgspec.Struct, frozen=True):
     stop_sequence: str | None
 
 
-class _Count(msgspec.Struct, frozen=True):
+class TokenCountShown(msgspec.Struct, frozen=True):
+    """The answer of `count_tokens`."""
+
     input_tokens: int
 
 
@@ -93,7 +95,7 @@ def stop_shown(end: ChoiceEnd) -> StopShown:
 
 def token_count(num_tokens: int) -> bytes:
     """Render the answer of `count_tokens`."""
-    return _json(_Count(num_tokens))
+    return _json(TokenCountShown(num_tokens))
 
 
 class WholeMessage:

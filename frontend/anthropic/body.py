@@ -19,7 +19,7 @@ class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use"):
 
     id: str
     name: str
-    input: msgspec.Raw = msgspec.Raw(b"{}")
+    input: msgspec.Raw = NOTHING
 
 
 class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result"):

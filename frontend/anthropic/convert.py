@@ -108,7 +108,7 @@ def _assistant(blocks: Iterable[theirs.Block]) -> ChatMessage:
 
 
 def _arguments(block: theirs.ToolUseBlock) -> str:
-    arguments = bytes(block.input).decode()
+    arguments = bytes(block.input).decode() or "{}"
     if not arguments.startswith("{"):
         raise InvalidRequest(
             f"Invalid value for 'input' of tool_use {block.id[:80]!r}: no JSON object.", param="messages"

@@ -35,22 +35,34 @@ _NO_INPUT = msgspec.Raw(b"{}")
 Kind = Literal["text", "thinking", "call"]
 
 
-class _MessageStart(msgspec.Struct, frozen=True, tag="message_start"):
+class MessageStart(msgspec.Struct, frozen=True, tag="message_start"):
+    """A message begins."""
+
     message: MessageShown
 
 
-class _BlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
+class BlockStart(msgspec.Struct, frozen=True, tag="content_block_start"):
+    """A block begins."""
+
     index: int
     content_block: BlockShown
 
 
-class _BlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):
+class BlockStop(msgspec.Struct, frozen=True, tag="content_block_stop"):
+    """A block is complete."""
+
     index: int
 
 
-class _MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
+class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
+    """How the message ended, and what it took."""
+
     delta: StopShown
     usage: UsageBody
+
+
+Event = MessageStart | BlockStart | BlockStop | MessageDelta
+"""Data of the events that are rendered from structs; those of deltas are put together from bytes."""
 
 
 def _event(name: bytes, data: bytes) -> bytes:
@@ -87,7 +99,7 @@ class MessageChunks:
         """Render the start of the message: how much of the prompt comes from the cache is known at its end only."""
         facts = self._facts
         usage = UsageBody(facts.prompt_tokens, 0, 0)
-        start = _MessageStart(MessageShown(id=message_id(facts), model=facts.model, content=(), usage=usage))
+        start = MessageStart(MessageShown(id=message_id(facts), model=facts.model, content=(), usage=usage))
         opened = self._open("text", TextShown("")) if self._is_text else b""
         return _event(b"message_start", msgspec.json.encode(start)) + _PING + opened
 
@@ -112,7 +124,7 @@ class MessageChunks:
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Close the last block and say how the message ended; one without any block gets an empty text."""
         opened = self._open("text", TextShown("")) if self._index < 0 else b""
-        data = msgspec.json.encode(_MessageDelta(stop_shown(end), usage_body(usage)))
+        data = msgspec.json.encode(MessageDelta(stop_shown(end), usage_body(usage)))
         return opened + self._close() + _event(b"message_delta", data) + _STOP
 
     def broken(self, error: ErrorBody) -> bytes:
@@ -130,7 +142,7 @@ class MessageChunks:
             "thinking": _delta(self._index, b"thinking_delta", b"thinking"),
             "call": _delta(self._index, b"input_json_delta", b"partial_json"),
         }[kind]
-        return _event(b"content_block_start", msgspec.json.encode(_BlockStart(self._index, block)))
+        return _event(b"content_block_start", msgspec.json.encode(BlockStart(self._index, block)))
 
     def _close(self) -> bytes:
         if self._kind is None:
@@ -139,7 +151,7 @@ class MessageChunks:
         if self._kind == "thinking":
             signed = _delta(self._index, b"signature_delta", b"signature") + escape(self._facts.request_id) + _TAIL
         self._kind = None
-        return signed + _event(b"content_block_stop", msgspec.json.encode(_BlockStop(self._index)))
+        return signed + _event(b"content_block_stop", msgspec.json.encode(BlockStop(self._index)))
 
 
 class AnthropicDialect:

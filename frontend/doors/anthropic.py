@@ -1,12 +1,12 @@
 """I/O. The handlers of Anthropic's Messages API."""
 
-from frontend.anthropic.answers import token_count
-from frontend.anthropic.body import count_body, messages_body
+from frontend.anthropic.answers import MessageShown, TokenCountShown, token_count
+from frontend.anthropic.body import CountBody, MessagesBody, count_body, messages_body
 from frontend.anthropic.convert import prompt_turn, to_chat
-from frontend.anthropic.events import AnthropicDialect
+from frontend.anthropic.events import AnthropicDialect, Event
 from frontend.doors.call import JSON, Call, Headers, Reply, ignored_header
 from frontend.doors.generate import Generate
-from frontend.doors.routes import Route
+from frontend.doors.routes import Doc, Route
 from frontend.intake import Intake, off_loop
 
 
@@ -20,8 +20,8 @@ class Anthropic:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("POST", "/v1/messages", self.create, "anthropic"),
-            Route("POST", "/v1/messages/count_tokens", self.count_tokens, "anthropic"),
+            Route("POST", "/v1/messages", self.create, "anthropic", Doc(MessagesBody, MessageShown, Event)),
+            Route("POST", "/v1/messages/count_tokens", self.count_tokens, "anthropic", Doc(CountBody, TokenCountShown)),
         ]
 
     async def create(self, call: Call) -> Reply | None:

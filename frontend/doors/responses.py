@@ -12,15 +12,15 @@ from bus.protocol import Bus
 from frontend.doors.background import Background, Job
 from frontend.doors.call import JSON, Call, Reply, ignored_header
 from frontend.doors.generate import Generate
-from frontend.doors.routes import Route
+from frontend.doors.routes import Doc, Route
 from frontend.intake import Intake, off_loop
 from frontend.plan import Plan
-from frontend.responses.answers import ResponseShown, new_response, response_id
-from frontend.responses.body import ResponsesBody, prompt_body, responses_body
+from frontend.responses.answers import Deleted, InputTokens, ResponseShown, new_response, response_id
+from frontend.responses.body import PromptBody, ResponsesBody, prompt_body, responses_body
 from frontend.responses.conversation import UNFINISHED, Asked, Conversations
 from frontend.responses.convert import prompt_turn, shorten, to_chat
-from frontend.responses.events import ResponsesDialect
-from frontend.responses.listing import read_page, render_page
+from frontend.responses.events import ResponseEvent, ResponsesDialect
+from frontend.responses.listing import ItemList, read_page, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.responses.works import Works
 
@@ -39,12 +39,17 @@ class Responses:
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
-            Route("POST", "/v1/responses", self.create),
-            Route("POST", "/v1/responses/input_tokens", self.count_tokens),
-            Route("GET", "/v1/responses/{response}", self.show),
-            Route("DELETE", "/v1/responses/{response}", self.delete),
-            Route("POST", "/v1/responses/{response}/cancel", self.cancel),
-            Route("GET", "/v1/responses/{response}/input_items", self.list_input),
+            Route("POST", "/v1/responses", self.create, doc=Doc(ResponsesBody, ResponseShown, ResponseEvent)),
+            Route("POST", "/v1/responses/input_tokens", self.count_tokens, doc=Doc(PromptBody, InputTokens)),
+            Route("GET", "/v1/responses/{response}", self.show, doc=Doc(answer=ResponseShown)),
+            Route("DELETE", "/v1/responses/{response}", self.delete, doc=Doc(answer=Deleted)),
+            Route("POST", "/v1/responses/{response}/cancel", self.cancel, doc=Doc(answer=ResponseShown)),
+            Route(
+                "GET",
+                "/v1/responses/{response}/input_items",
+                self.list_input,
+                doc=Doc(answer=ItemList, query=("limit", "after", "order")),
+            ),
         ]
 
     async def run(self, stopping: anyio.Event) -> None:
@@ -110,8 +115,8 @@ class Responses:
         body, ignored = await off_loop(len(data), prompt_body.decode, data)
         asked = await self._conversations.read(_tenant(call), body, len(data))
         plan = await self._generate.prepare(call, asked.num_bytes, prompt_turn(body, asked.items))
-        answer = b'{"object":"response.input_tokens","input_tokens":%d}' % plan.prompt_tokens
-        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+        answer = InputTokens(plan.prompt_tokens)
+        return Reply(msgspec.json.encode(answer), headers=(*JSON, *ignored_header(ignored)))
 
     async def show(self, call: Call) -> Reply:
         """Answer `GET /v1/responses/{id}`."""
@@ -136,7 +141,7 @@ class Responses:
         if found.stored.status in UNFINISHED:
             await self._works.ask(response, cancel=True)
         await self._store.delete(found)
-        return Reply(b'{"id":"%b","object":"response","deleted":true}' % response.encode())
+        return Reply(msgspec.json.encode(Deleted(response)))
 
     async def cancel(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/{id}/cancel`; one that has ended stays as it is."""

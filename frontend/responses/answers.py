@@ -15,7 +15,6 @@ from frontend.responses.body import ResponsesBody
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 _DEFAULT_TEXT = msgspec.Raw(b'{"format":{"type":"text"}}')
-_NO_LOGPROBS = msgspec.Raw(b"[]")
 
 _json = msgspec.json.encode
 
@@ -24,8 +23,8 @@ class OutputText(msgspec.Struct, frozen=True, tag="output_text"):
     """Text of the answer."""
 
     text: str
+    logprobs: msgspec.Raw
     annotations: tuple[()] = ()
-    logprobs: msgspec.Raw = _NO_LOGPROBS
 
 
 class ReasoningText(msgspec.Struct, frozen=True, tag="reasoning_text"):
@@ -131,6 +130,21 @@ class ResponseShown(msgspec.Struct, frozen=True, kw_only=True):
     truncation: str
     usage: UsageShown | None = None
     user: str | None
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    """What a prompt would take."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """A response is gone."""
+
+    id: str
+    object: str = "response"
+    deleted: bool = True
 
 
 class Made(NamedTuple):

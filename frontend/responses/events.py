@@ -34,6 +34,20 @@ from frontend.vocabulary import Vocabulary, escape
 _json = msgspec.json.encode
 
 
+class ResponseEvent(msgspec.Struct, frozen=True):
+    """What all events have; the rest goes by their type."""
+
+    type: str
+    sequence_number: int
+    response: ResponseShown | None = None
+    item: ItemShown | None = None
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    part: OutputText | ReasoningText | None = None
+    delta: str | None = None
+
+
 class _OpenItem:
     """The item that is being written: what came of it so far, and the bytes around its deltas."""
 

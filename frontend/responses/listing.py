@@ -21,7 +21,9 @@ class Page(NamedTuple):
     is_newest_first: bool = True
 
 
-class _List(msgspec.Struct, frozen=True):
+class ItemList(msgspec.Struct, frozen=True):
+    """A page."""
+
     data: list[dict[str, msgspec.Raw]]
     first_id: str
     last_id: str
@@ -66,7 +68,7 @@ def render_page(response: str, items: Sequence[msgspec.Raw], page: Page) -> byte
         start = ids.index(page.after) + 1
     end = start + page.limit
     page_ids = ids[start:end] or [""]
-    return _json(_List(shown[start:end], page_ids[0], page_ids[-1], end < len(shown)))
+    return _json(ItemList(shown[start:end], page_ids[0], page_ids[-1], end < len(shown)))
 
 
 def _complete(response: str, raw: msgspec.Raw, number: int) -> dict[str, msgspec.Raw]:

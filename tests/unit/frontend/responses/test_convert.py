@@ -27,9 +27,7 @@ def items_of(given: list[Any]) -> list[Item]:
 def chat_of(**fields: Any) -> ChatBody:
     body = responses_body.decode(json.dumps({"model": "m", **fields}).encode())[0]
     given = body.input or []
-    items = (
-        [MessageItem("user", given)] if isinstance(given, str) else items_of([json.loads(bytes(raw)) for raw in given])
-    )
+    items = [MessageItem("user", given)] if isinstance(given, str) else items_of([json.loads(bytes(r)) for r in given])
     return to_chat(body, items)
 
 
