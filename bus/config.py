@@ -14,6 +14,22 @@ from bus.messages.inference import Role
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+ParserName = Literal[
+    "auto",
+    "none",
+    "deepseek",
+    "deepseek_v32",
+    "glm",
+    "gpt_oss",
+    "granite",
+    "hermes",
+    "kimi",
+    "llama3",
+    "minimax_m1",
+    "minimax_m2",
+    "mistral",
+    "qwen3_coder",
+]
 Gap = Annotated[float, Meta(ge=0, le=1.0)]
 
 ENV_PREFIX = "BUSWAY__"
@@ -45,9 +61,9 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """Requests in flight; one more is answered 429."""
     default_max_tokens: Count = 2048
     """Output bound of a request that names none (and never more than the context leaves)."""
-    parser: str = "auto"
+    parser: ParserName = "auto"
     """How tool calls and reasoning are read: auto goes by the model's chat template; a family's name; none."""
-    parsers: dict[str, str] = {}
+    parsers: dict[str, ParserName] = {}
     """The same for single models, by name."""
     max_attempts: Count = 5
     accept_timeout_s: Positive = 30.0

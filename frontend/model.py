@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from bus.config import ParserName
 from bus.errors import Malformed
 from bus.messages.fleet import ModelCard
 from bus.messages.inference import Probability, Sampling
@@ -81,7 +82,7 @@ _config = msgspec.json.Decoder(_TokenizerConfig)
 _generation_config = msgspec.json.Decoder(_GenerationConfig)
 
 
-def build_model(card: ModelCard, files: Mapping[str, bytes], parser: str = "auto") -> ServedModel:
+def build_model(card: ModelCard, files: Mapping[str, bytes], parser: ParserName = "auto") -> ServedModel:
     """Build a model from the bytes of its files, by name; raise `Malformed`, `InvalidRequest` for files that fail.
 
     `parser` is as in `detect_format`. Takes up to a second of CPU for a large vocabulary: call it in a thread.

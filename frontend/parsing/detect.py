@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bus.errors import Malformed
+from bus.config import ParserName
 from frontend.parsing import formats
 from frontend.parsing.formats import FORMATS, PLAIN, THINK, THINK_BRACKETS, THOUGHT_PROCESS, Format
 
@@ -26,23 +26,20 @@ _LLAMA3_SIGNS = ("<|start_header_id|>", '"parameters"')
 _REASONINGS = (THINK, THINK_BRACKETS, THOUGHT_PROCESS)
 
 
-def detect_format(chat_template: str | None, parser: str = "auto") -> Format:
+def detect_format(chat_template: str | None, parser: ParserName = "auto") -> Format:
     """Return how the model writes calls and reasoning.
 
     `parser` is the family's name if the configuration names one, `auto` to go by the template, `none` for plain text.
     A template without any sign gets hermes: a grammar can force its calls, and most models that know any know these.
-    Raises `Malformed` for a name that is none of them.
     """
     template = chat_template or ""
     if parser == "auto":
         by_shape = formats.LLAMA3 if all(sign in template for sign in _LLAMA3_SIGNS) else formats.HERMES
         found = next((format for sign, format in _SIGNS if sign in template), by_shape)
-    elif parser in FORMATS:
+    else:
         found = FORMATS[parser]
         if found is PLAIN:
             return PLAIN
-    else:
-        raise Malformed(f"frontend.parser: no parser {parser!r}; take auto or one of {', '.join(FORMATS)}")
     if found.is_harmony or found.reasoning is not None:
         return found
     reasoning = next((each for each in _REASONINGS if each.end in template), None)
