@@ -7,6 +7,7 @@ import msgspec
 
 from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Choice, Dialect, Parser
+from frontend.grammar import grammar_for
 from frontend.joint import JointAnswer, JointStream, Sink, keep_best
 from frontend.model import ServedModel
 from frontend.openai.body import MAX_CHOICES, ChatBody, CompletionBody
@@ -86,10 +87,11 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
     n = body.n or 1
     if isinstance(body, ChatBody):
         turn = prepare_chat(body, model, defaults)
+        grammar = grammar_for(body, model.format, model.vocabulary, turn.prompt_tail)
         tools = body.tools if body.tools and body.tool_choice != "none" else []
         return Plan(
             model=model,
-            generations=_spread([turn.generation], n),
+            generations=_spread(_held([turn.generation], grammar), n),
             per_prompt=n,
             num_kept=n,
             new_parser=parser_for(model.format, turn.prompt_tail, tools, random_characters),
@@ -100,12 +102,18 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
         raise InvalidRequest(f"'best_of' is {best_of}, below the {n} of 'n'.", param="best_of")
     if best_of > n and body.stream:
         raise InvalidRequest("'best_of' above 'n' cannot be streamed: the best is known at the end.", param="best_of")
-    generations = prepare_completion(body, model, defaults)
+    grammar = grammar_for(body, model.format, model.vocabulary, "")
+    generations = _held(prepare_completion(body, model, defaults), grammar)
     if len(generations) * best_of > MAX_CHOICES:
         raise InvalidRequest(
             f"{len(generations)} prompts with {best_of} choices each are more than {MAX_CHOICES} choices.", param="n"
         )
     return Plan(model=model, generations=_spread(generations, best_of), per_prompt=best_of, num_kept=n)
+
+
+def _held(generations: list[Generation], grammar: str) -> list[Generation]:
+    """Return generations that keep to a grammar, if there is one."""
+    return [msgspec.structs.replace(each, grammar=grammar) for each in generations] if grammar else generations
 
 
 def _spread(generations: list[Generation], count: int) -> list[Generation]:

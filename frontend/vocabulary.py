@@ -46,9 +46,13 @@ _file = msgspec.json.Decoder(_TokenizerFile)
 class Vocabulary:
     """The text of tokens, by id. Ids that the tokenizer does not know are empty."""
 
-    def __init__(self, pieces: Mapping[int, bytes], special: Iterable[int]) -> None:
+    def __init__(
+        self, pieces: Mapping[int, bytes], special: Iterable[int], markers: Mapping[str, int] | None = None
+    ) -> None:
         size = max(pieces, default=-1) + 1
         self.special = frozenset(special)
+        self.markers = dict(markers or {})
+        """Texts that are one token which no other tokens can write, as far as grammars go."""
         self.raw: list[bytes] = [b""] * size
         """Bytes of each token; they need not be whole characters."""
         self.text: list[bytes | None] = [b""] * size
@@ -104,7 +108,13 @@ def read_vocabulary(tokenizer_json: bytes, eos_token_ids: Iterable[int] = ()) ->
     pieces = {id: to_bytes(piece) for piece, id in named}
     pieces |= {added.id: added.content.encode() for added in file.added_tokens}
     special = {added.id for added in file.added_tokens if added.special}
-    return Vocabulary(pieces, special | set(eos_token_ids))
+    markers = {added.content: added.id for added in file.added_tokens if added.special or _is_tag(added.content)}
+    return Vocabulary(pieces, special | set(eos_token_ids), markers)
+
+
+def _is_tag(content: str) -> bool:
+    """Whether llguidance takes an added token for special, whatever the tokenizer says."""
+    return len(content) > 2 and content.startswith("<") and content.endswith(">")
 
 
 def _piece_reader(decoder: _Decoder | None) -> Callable[[str], bytes]:

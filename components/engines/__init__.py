@@ -20,6 +20,8 @@ class EngineRequest(msgspec.Struct, frozen=True):
     stopping: Stopping
     eos_token_ids: frozenset[int]
     cache_salt: str = ""
+    grammar: str = ""
+    """As `GenerateJob.grammar`."""
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +32,8 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     num_tokens: int
     """Output tokens, earlier attempts included."""
     cached_tokens: int
+    error: str = ""
+    """What is wrong with the request, where "abort" is for good: another attempt would end like this one."""
 
 
 class Logprobs(msgspec.Struct, frozen=True, gc=False):

@@ -76,6 +76,7 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
         stopping=job.stopping,
         eos_token_ids=served.eos_token_ids,
         cache_salt=job.cache_salt,
+        grammar=job.grammar,
     )
 
 

@@ -106,9 +106,12 @@ class Sequences:
                     is_awaited = True
         for ended in step.ended:
             attempt = self._end(ended.key, now)
-            attempt.outbox.finished.append(
-                Finished(attempt.ticket, ended.num_tokens, ended.reason, ended.cached_tokens)
-            )
+            if ended.error:
+                attempt.outbox.failed.append(Failed(attempt.ticket, "invalid_request", ended.error[:500], False))
+            else:
+                attempt.outbox.finished.append(
+                    Finished(attempt.ticket, ended.num_tokens, ended.reason, ended.cached_tokens)
+                )
             _ended[ended.reason].inc()
             log.debug(
                 "sequence.finished",

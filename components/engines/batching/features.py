@@ -7,18 +7,18 @@ RANDOM = 1
 TRUNCATED = 2
 """By chance among the likeliest tokens only: top-k, top-p, min-p."""
 ADJUSTED = 4
-"""Logits are changed first: bias, penalties, banned stop tokens."""
+"""Logits are changed first: bias, penalties, banned stop tokens, a grammar."""
 LOGPROBS = 8
 
 
-def features_of(sampling: Sampling, *, has_ban: bool) -> int:
-    """Return the bits that `sampling` sets; `has_ban` says whether stop tokens are banned for now."""
+def features_of(sampling: Sampling, *, is_restricted: bool) -> int:
+    """Return the bits that `sampling` sets; `is_restricted` says whether some tokens may not come now."""
     features = 0
     if sampling.temperature > 0.0:
         features |= RANDOM
         if sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0:
             features |= TRUNCATED
-    if has_ban or sampling.logit_bias or has_penalties(sampling):
+    if is_restricted or sampling.logit_bias or has_penalties(sampling):
         features |= ADJUSTED
     if sampling.top_logprobs is not None:
         features |= LOGPROBS

@@ -46,6 +46,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     sequence: Sequence
     reason: FinishReason
+    error: str = ""
+    """As `Ended.error`."""
 
 
 class Scheduler:

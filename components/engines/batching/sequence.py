@@ -6,6 +6,7 @@ from bus.messages.inference import FinishReason
 from components.engines import EngineRequest
 from components.engines.batching.features import features_of, has_penalties
 from components.engines.batching.history import TokenHistory
+from components.engines.grammar import GrammarState
 from kv_events.hashing import block_hashes, salt_hash
 
 
@@ -22,6 +23,7 @@ class Sequence:
         "blocks",
         "cached_tokens",
         "features",
+        "grammar",
         "history",
         "key",
         "max_length",
@@ -33,7 +35,10 @@ class Sequence:
         "was_admitted",
     )
 
-    def __init__(self, request: EngineRequest, *, model: str, max_model_len: int) -> None:
+    def __init__(
+        self, request: EngineRequest, *, model: str, max_model_len: int, grammar: GrammarState | None = None
+    ) -> None:
+        """`grammar` is in the state after the request's output."""
         stopping = request.stopping
         self.key = request.key
         self.request = request
@@ -50,7 +55,8 @@ class Sequence:
         self._stop_ids = frozenset(stopping.stop_token_ids) | (
             frozenset() if stopping.ignore_eos else request.eos_token_ids
         )
-        self.features = features_of(request.sampling, has_ban=bool(self.banned_ids))
+        self.grammar = grammar
+        self.features = self._features()
         """What it asks of the sampler for its next token."""
         self._root = salt_hash(model, request.cache_salt)
         self._hashes: list[int] = []
@@ -67,8 +73,12 @@ class Sequence:
 
     @property
     def banned_ids(self) -> frozenset[int]:
-        """Return the tokens that may not come now, because the sequence is shorter than `min_tokens`."""
-        return self._stop_ids if self.num_output < self.request.stopping.min_tokens else frozenset()
+        """Return the tokens that may not come now, because the sequence is shorter than `min_tokens`.
+
+        A grammar knows better when it is complete.
+        """
+        is_short = self.grammar is None and self.num_output < self.request.stopping.min_tokens
+        return self._stop_ids if is_short else frozenset()
 
     def append(self, token: int) -> FinishReason | None:
         """Add a sampled token; return why the sequence ends with it, if it does."""
@@ -76,14 +86,25 @@ class Sequence:
         if self.history is not None:
             self.history.add(token)
         if self.num_output == self.request.stopping.min_tokens:
-            self.features = features_of(self.request.sampling, has_ban=False)
+            self.features = self._features()
+        if self.grammar is not None and token not in self._stop_ids:
+            self.grammar.take(token)
         return self.finish_reason()
 
     def finish_reason(self) -> FinishReason | None:
         """Say why the sequence is complete as it stands, or `None` when it goes on."""
         if self.num_output > 0 and self.tokens[-1] in self._stop_ids:
             return "stop"
+        if self.grammar is not None:
+            if self.grammar.error:
+                return "abort"
+            if self.grammar.is_over:
+                return "stop"
         return "length" if len(self.tokens) >= self.max_length else None
+
+    def _features(self) -> int:
+        is_restricted = self.grammar is not None or bool(self.banned_ids)
+        return features_of(self.request.sampling, is_restricted=is_restricted)
 
     def hashes(self, num_blocks: int, block_size: int) -> list[int]:
         """Return the hashes of the first `num_blocks` blocks, which are full; each is computed once."""

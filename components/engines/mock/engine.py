@@ -7,12 +7,13 @@ import anyio
 import msgspec
 
 from bus.config import Config, MockConfig
-from bus.errors import BadConfig, PromptTooLong
+from bus.errors import BadConfig, InvalidRequest, PromptTooLong
 from bus.messages.kv import KvEvent
 from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
 from components.engines.batching.pool import BlockPool
 from components.engines.batching.scheduler import Plan, Scheduler
 from components.engines.batching.sequence import Sequence
+from components.engines.grammar import Grammars, GrammarState
 from components.engines.mock.oracle import MASK, STRIDE, plain_ids, prompt_seed
 from components.engines.mock.timing import step_seconds
 
@@ -22,8 +23,10 @@ class _MockSequence(Sequence):
 
     __slots__ = ("state",)
 
-    def __init__(self, request: EngineRequest, *, model: str, max_model_len: int) -> None:
-        super().__init__(request, model=model, max_model_len=max_model_len)
+    def __init__(
+        self, request: EngineRequest, *, model: str, max_model_len: int, grammar: GrammarState | None = None
+    ) -> None:
+        super().__init__(request, model=model, max_model_len=max_model_len, grammar=grammar)
         self.state = prompt_seed(request.prompt) + len(request.output) * STRIDE & MASK
 
 
@@ -34,7 +37,8 @@ class MockEngine:
     time still let the event loop turn once each.
     """
 
-    def __init__(self, config: MockConfig, *, model: str, vocab_size: int) -> None:
+    def __init__(self, config: MockConfig, *, model: str, vocab_size: int, grammars: Grammars | None = None) -> None:
+        """Without `grammars`, requests that have one are refused."""
         if config.max_batch_tokens < config.max_running:
             raise BadConfig("mock.max_batch_tokens must be at least mock.max_running: one token for each sequence")
         self.spec = EngineSpec(
@@ -46,6 +50,7 @@ class MockEngine:
             vocab_size=vocab_size,
         )
         self._config = config
+        self._grammars = grammars
         self._model = model
         self._ids = plain_ids(vocab_size)
         self._pool = BlockPool(config.num_blocks)
@@ -60,8 +65,16 @@ class MockEngine:
         self._has_work = anyio.Event()
 
     def submit(self, request: EngineRequest) -> None:
-        """Queue a sequence; raise `PromptTooLong` if the context or all blocks together cannot hold it."""
-        sequence = _MockSequence(request, model=self._model, max_model_len=self.spec.max_model_len)
+        """Queue a sequence; raise `PromptTooLong` if the context or all blocks together cannot hold it.
+
+        The first grammar takes as long as reading the model's tokenizer; raises `InvalidRequest` for an unsound one.
+        """
+        grammar: GrammarState | None = None
+        if request.grammar:
+            if self._grammars is None:
+                raise InvalidRequest("this engine enforces no grammars", param="grammar")
+            grammar = self._grammars.open(request)
+        sequence = _MockSequence(request, model=self._model, max_model_len=self.spec.max_model_len, grammar=grammar)
         room = min(self.spec.max_model_len, self.spec.num_blocks * self.spec.block_size)
         if len(sequence.tokens) >= self.spec.max_model_len or sequence.max_length > room:
             raise PromptTooLong(f"{sequence.max_length} tokens do not fit: there is room for {room}", param="prompt")
@@ -129,7 +142,13 @@ class MockEngine:
             outcomes = [outcome for outcome in outcomes if outcome.sequence.key not in self._aborted]
             self._aborted.clear()
         ended = [
-            Ended(outcome.sequence.key, outcome.reason, outcome.sequence.num_output, outcome.sequence.cached_tokens)
+            Ended(
+                outcome.sequence.key,
+                outcome.reason,
+                outcome.sequence.num_output,
+                outcome.sequence.cached_tokens,
+                "" if outcome.sequence.grammar is None else outcome.sequence.grammar.error,
+            )
             for outcome in outcomes
         ]
         return Step(keys, tokens, ended, [], stats)
@@ -144,8 +163,25 @@ class MockEngine:
             sequence.state = state + STRIDE & MASK
             if sequence.request.stopping.min_tokens and token in (banned := sequence.banned_ids):
                 token = next(other for other in self._ids if other not in banned)
+            if sequence.grammar is not None:
+                token = _pick_allowed(sequence.grammar, state >> 33, sequence.request.eos_token_ids)
             tokens.append(token)
         return tokens
+
+
+def _pick_allowed(grammar: GrammarState, drawn: int, eos_token_ids: frozenset[int]) -> int:
+    """Return a token that the grammar allows: the end as soon as it may come, else by chance.
+
+    Every third is the first that is allowed: in tokenizers, those are the marks that close strings and lists.
+    """
+    allowed = int.from_bytes(grammar.allowed(), "little")
+    ends = [token for token in eos_token_ids if allowed >> token & 1]
+    if ends or not allowed:
+        return ends[0] if ends else 0
+    first_plain = max(eos_token_ids, default=0) + 1
+    start = first_plain if drawn % 3 == 0 else drawn % allowed.bit_length()
+    rest = allowed >> start << start or allowed
+    return (rest & -rest).bit_length() - 1
 
 
 class _ModelConfig(msgspec.Struct):
@@ -155,4 +191,5 @@ class _ModelConfig(msgspec.Struct):
 def load_engine(config: Config, directory: Path, *, model: str) -> MockEngine:
     """Return an engine with the vocabulary of the model in `directory`, of which it reads config.json alone."""
     shape = msgspec.json.decode((directory / "config.json").read_bytes(), type=_ModelConfig)
-    return MockEngine(config.mock, model=model, vocab_size=shape.vocab_size)
+    grammars = Grammars(directory / "tokenizer.json", shape.vocab_size)
+    return MockEngine(config.mock, model=model, vocab_size=shape.vocab_size, grammars=grammars)

@@ -1,4 +1,4 @@
-"""Pure. What is done to logits before a token is chosen: bias, then penalties, then the ban of stop tokens."""
+"""Pure. What is done to logits before a token is chosen: bias, penalties, the ban of stop tokens, the grammar."""
 
 from collections.abc import Sequence as Items
 
@@ -35,6 +35,12 @@ def adjust(logits: Tensor, sequences: Items[Sequence]) -> Tensor:
         if 0 <= token < vocab
     ]
     flat[torch.tensor(banned, dtype=torch.int64, device=flat.device)] = float("-inf")
+    for row, sequence in enumerate(sequences):
+        if sequence.grammar is not None:
+            bits = np.unpackbits(np.frombuffer(sequence.grammar.allowed(), np.uint8), bitorder="little")[:vocab]
+            allowed = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
+            logits[row, : len(bits)].masked_fill_(~allowed, float("-inf"))
+            logits[row, len(bits) :] = float("-inf")
     return logits
 
 

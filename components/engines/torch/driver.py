@@ -4,14 +4,16 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import msgspec
 from anyio import to_thread
 
-from bus.errors import EngineDied
+from bus.errors import EngineDied, InvalidRequest
 from bus.messages.kv import KvEvent
 from components.engines import EngineLoad, EngineRequest, EngineSpec, Step
+from components.engines.grammar import Grammars, GrammarState
 from components.engines.torch.engine import TorchEngine, check_request
 from components.engines.torch.rows import without_rows
 
@@ -19,10 +21,22 @@ MAX_UNDELIVERED = 4
 """Steps that the thread may be ahead of the event loop; it waits when the loop is so far behind."""
 
 
+class _Prepared(msgspec.Struct, frozen=True):
+    """A request with its grammar, or with what is wrong with that."""
+
+    request: EngineRequest
+    grammar: GrammarState | None
+    error: str
+
+
+_Item = EngineRequest | _Prepared | int
+"""What the inbox holds; a number is a key to abort."""
+
+
 class _Report(msgspec.Struct, frozen=True):
     """What the thread tells the event loop at a time."""
 
-    taken: list[EngineRequest | int]
+    taken: list[_Item]
     """The part of the inbox that was applied before the step."""
     step: Step | None
     load: EngineLoad
@@ -36,13 +50,18 @@ class TorchDriver:
     step comes back by one call into the event loop. With nothing to do the thread sleeps until the inbox wakes it.
     """
 
-    def __init__(self, engine: TorchEngine) -> None:
+    def __init__(self, engine: TorchEngine, grammars: Grammars | None = None) -> None:
+        """Without `grammars`, requests that have one are refused."""
         self._engine = engine
+        self._grammars = grammars
+        self._preparing: dict[int, EngineRequest] = {}
+        """By key: requests whose grammars are made in a thread, which takes a second or more the first time."""
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._load = engine.load()
         self._events: list[KvEvent] = []
         self._new: dict[int, int] = {}  # key and length of requests that `_load` does not count yet
         self._aborted: set[int] = set()  # keys that the thread may still report
-        self._inbox: deque[EngineRequest | int] = deque()  # requests, and keys to abort
+        self._inbox: deque[_Item] = deque()
         self._wake = threading.Event()
         self._room = threading.Semaphore(MAX_UNDELIVERED)
         self._is_stopping = False
@@ -56,13 +75,21 @@ class TorchDriver:
     def submit(self, request: EngineRequest) -> None:
         """Queue a sequence; raise `PromptTooLong` or `InvalidRequest` for what cannot be computed."""
         check_request(request, self.spec)
+        if request.grammar and self._grammars is None:
+            raise InvalidRequest("this engine enforces no grammars", param="grammar")
         self._new[request.key] = len(request.prompt) + len(request.output)
-        self._inbox.append(request)
-        self._wake.set()
+        if request.grammar:
+            self._preparing[request.key] = request
+            self._preparer.submit(self._prepare, request)
+        else:
+            self._inbox.append(request)
+            self._wake.set()
 
     def abort(self, key: int) -> None:
         """Forget a sequence in any state; its blocks are free before the next step."""
         self._new.pop(key, None)
+        if self._preparing.pop(key, None) is not None:
+            return
         self._aborted.add(key)
         self._inbox.append(key)
         self._wake.set()
@@ -114,8 +141,20 @@ class TorchDriver:
             self._room.release()
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(thread.join)
+            self._preparer.shutdown(wait=False, cancel_futures=True)
         if self._failure is not None:
             raise self._failure
+
+    def _prepare(self, request: EngineRequest) -> None:
+        """Make the grammar of a request in a thread, and queue it unless it was aborted meanwhile."""
+        assert self._grammars is not None
+        try:
+            prepared = _Prepared(request, self._grammars.open(request), "")
+        except Exception as error:  # told to the request's owner: a thread's error is nobody's
+            prepared = _Prepared(request, None, str(error) or type(error).__name__)
+        if self._preparing.pop(request.key, None) is not None:
+            self._inbox.append(prepared)
+            self._wake.set()
 
     def _receive(self, report: _Report, on_step: Callable[[Step], None]) -> None:
         """Take a report in the event loop; nothing in it may be of a sequence that was aborted meanwhile."""
@@ -127,7 +166,7 @@ class TorchDriver:
             if isinstance(item, int):
                 self._aborted.discard(item)
             else:
-                self._new.pop(item.key, None)
+                self._new.pop(item.request.key if isinstance(item, _Prepared) else item.key, None)
         self._load = report.load
         self._events += report.events
         if step is not None:
@@ -147,16 +186,21 @@ class TorchDriver:
                 self._wake.wait()
                 self._wake.clear()
 
-    def _take_inbox(self) -> list[EngineRequest | int]:
-        taken = []
+    def _take_inbox(self) -> list[_Item]:
+        taken: list[_Item] = []
         while self._inbox:
             item = self._inbox.popleft()
             taken.append(item)
             if isinstance(item, int):
                 self._engine.abort(item)
+            elif isinstance(item, _Prepared):
+                if item.grammar is None:
+                    self._engine.refuse(item.request, item.error)
+                else:
+                    self._engine.add(item.request, item.grammar)
             else:
                 self._engine.add(item)
         return taken
 
-    def _report(self, send: Callable[[_Report], object], taken: list[EngineRequest | int], step: Step | None) -> None:
+    def _report(self, send: Callable[[_Report], object], taken: list[_Item], step: Step | None) -> None:
         send(_Report(taken, step, self._engine.load(), self._engine.pool.take_events()))

@@ -9,6 +9,7 @@ from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Ste
 from components.engines.batching.pool import BlockPool
 from components.engines.batching.scheduler import Outcome, Scheduler
 from components.engines.batching.sequence import Sequence
+from components.engines.grammar import GrammarState
 from components.engines.torch.batch import build_batch
 from components.engines.torch.cache import KvCache
 from components.engines.torch.network import Network
@@ -48,13 +49,21 @@ class TorchEngine:
             waiting_tokens=self.scheduler.waiting_tokens,
         )
 
-    def add(self, request: EngineRequest) -> None:
-        """Queue a sequence that `check_request` let pass; a moved one that is complete ends in the next step."""
-        sequence = Sequence(request, model=self._model, max_model_len=self.spec.max_model_len)
+    def add(self, request: EngineRequest, grammar: GrammarState | None = None) -> None:
+        """Queue a sequence that `check_request` let pass; a moved one that is complete ends in the next step.
+
+        `grammar` is in the state after the request's output.
+        """
+        sequence = Sequence(request, model=self._model, max_model_len=self.spec.max_model_len, grammar=grammar)
         if request.output and (reason := sequence.finish_reason()):
             self._complete.append(Outcome(sequence, reason))
         else:
             self.scheduler.add(sequence)
+
+    def refuse(self, request: EngineRequest, error: str) -> None:
+        """End a sequence in the next step, for good."""
+        sequence = Sequence(request, model=self._model, max_model_len=self.spec.max_model_len)
+        self._complete.append(Outcome(sequence, "abort", error))
 
     def abort(self, key: int) -> None:
         """Forget a sequence in any state and release its blocks; unknown keys are no error."""
@@ -112,4 +121,5 @@ def check_request(request: EngineRequest, spec: EngineSpec) -> None:
 
 def _ended(outcome: Outcome) -> Ended:
     sequence = outcome.sequence
-    return Ended(sequence.key, outcome.reason, sequence.num_output, sequence.cached_tokens)
+    error = sequence.grammar.error if sequence.grammar is not None else outcome.error
+    return Ended(sequence.key, outcome.reason, sequence.num_output, sequence.cached_tokens, error)

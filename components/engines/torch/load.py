@@ -9,6 +9,7 @@ from bus.config import Config, WorkerConfig
 from bus.errors import BadConfig
 from bus.messages.inference import Sampling, Stopping
 from components.engines import EngineRequest, EngineSpec
+from components.engines.grammar import Grammars
 from components.engines.torch.architecture import Architecture, Dtype
 from components.engines.torch.cache import KvCache, block_bytes
 from components.engines.torch.driver import TorchDriver
@@ -28,7 +29,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
 
 def load_engine(config: Config, directory: Path, *, model: str) -> TorchDriver:
     """Load the model and try it out; blocks. Raises `BadConfig` for a model or setting that cannot work."""
-    return TorchDriver(load_core(config.worker, directory, model=model))
+    engine = load_core(config.worker, directory, model=model)
+    return TorchDriver(engine, Grammars(directory / "tokenizer.json", engine.spec.vocab_size))
 
 
 def load_core(worker: WorkerConfig, directory: Path, *, model: str) -> TorchEngine:

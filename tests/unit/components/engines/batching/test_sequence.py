@@ -83,7 +83,7 @@ def test_hashes_are_those_of_everybody_else() -> None:
     ],
 )
 def test_a_request_asks_for_no_more_than_it_names(sampling: Sampling, features: int) -> None:
-    assert features_of(sampling, has_ban=False) == features
+    assert features_of(sampling, is_restricted=False) == features
 
 
 def test_history_counts_produced_tokens_and_knows_the_prompt() -> None:

@@ -1,0 +1,137 @@
+"""What clients ask of an answer's form becomes one grammar, or a clear refusal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import llguidance
+import pytest
+
+from bus.errors import InvalidRequest
+from frontend.grammar import MAX_SCHEMA, grammar_for
+from frontend.openai.body import chat_body
+from frontend.parsing import PLAIN, Format
+from frontend.parsing.formats import GRANITE, HERMES, LLAMA3, MISTRAL, THINK
+from frontend.vocabulary import Vocabulary, read_vocabulary
+
+FILE = Path(__file__).parents[3] / "components" / "builtin" / "model" / "tokenizer.json"
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "g"}},
+]
+JSON = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+EMPTY = Vocabulary({}, ())
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer(str(FILE), n_vocab=2048, eos_token=[2])
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    return read_vocabulary(FILE.read_bytes(), [2])
+
+
+def grammar(of: Vocabulary = EMPTY, format: Format = HERMES, tail: str = "", **fields: Any) -> str:
+    body = {"messages": [{"role": "user", "content": "x"}]} | fields
+    return grammar_for(chat_body.decode(json.dumps(body).encode())[0], format, of, tail)
+
+
+def fits(tokenizer: llguidance.LLTokenizer, grammar: str, text: str) -> bool:
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
+    tokens = tokenizer.tokenize_str(text, parse_special=True)
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "bad"),
+    [
+        ({"response_format": JSON}, '{"a": 5}', '{"a": "5"}'),
+        ({"response_format": JSON}, '{\n  "a": 5\n}', '{"a": 5, "b": 1}'),
+        ({"response_format": {"type": "json_object"}}, '{"z": [1, null]}', "[1]"),
+        ({"structured_outputs": {"regex": "a/b+"}}, "a/bb", "a/c"),
+        ({"structured_outputs": {"choice": ["yes", 'no "x"']}}, 'no "x"', "no"),
+        ({"structured_outputs": {"grammar": 'root ::= "a" | "b" root'}}, "bba", "bb"),
+        ({"structured_outputs": {"grammar": 'start: "a" x\nx: /b+/'}}, "abb", "a"),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, '{"a":1}', "{}"),
+        ({"structured_outputs": {"json_object": True}}, "{}", "1"),
+        ({"guided_json": SCHEMA}, '{"a":1}', "{}"),
+        ({"guided_choice": ["x"]}, "x", "y"),
+        ({"tools": TOOLS, "response_format": JSON, "tool_choice": "auto"}, '{"a":1}', "Hi"),
+    ],
+)
+def test_a_grammar_takes_what_it_should(
+    tokenizer: llguidance.LLTokenizer, fields: dict[str, Any], good: str, bad: str
+) -> None:
+    made = grammar(**fields)
+    assert fits(tokenizer, made, good)
+    assert not fits(tokenizer, made, bad)
+
+
+F, G = (
+    '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>',
+    '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
+)
+
+
+def test_tools_that_must_be_called_are(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
+    required = grammar(vocabulary, tools=TOOLS, tool_choice="required")
+    assert all(fits(tokenizer, required, text) for text in (F, G, f"{F}\n{G}"))
+    assert not any(
+        fits(tokenizer, required, text) for text in ("Hi", "{}", F.replace("1", '"1"'), F.replace('"f"', '"h"'))
+    )
+    single = grammar(vocabulary, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert fits(tokenizer, single, F)
+    assert not fits(tokenizer, single, f"{F}\n{G}")
+    named = grammar(vocabulary, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}})
+    assert fits(tokenizer, named, G)
+    assert not fits(tokenizer, named, F)
+
+
+def test_a_thought_comes_before_what_is_asked(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
+    thinking = Format(name="hermes", begin="<tool_call>", end="</tool_call>", reasoning=THINK)
+    for fields, answer in (({"tools": TOOLS, "tool_choice": "required"}, F), ({"response_format": JSON}, '{"a":1}')):
+        made = grammar(vocabulary, thinking, "<|im_start|>assistant\n<think>\n", **fields)
+        assert fits(tokenizer, made, f"Let me see {{}}.\n</think>\n\n{answer}")
+        assert not fits(tokenizer, made, "Let me see")
+        assert fits(tokenizer, grammar(vocabulary, thinking, "assistant\n", **fields), answer)
+
+
+@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL, GRANITE])
+def test_every_family_has_a_sound_grammar(format: Format) -> None:
+    assert grammar(EMPTY, format, tools=TOOLS, tool_choice="required")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "frob"}}}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"grammar": "x ::= ("}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"choice": ["x" * (MAX_SCHEMA + 1)]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.regex"),
+        ({"response_format": JSON, "guided_regex": "a"}, "response_format"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"guided_json": json.loads('{"allOf":' * 60 + "[" + "{}" + "]" + "}" * 60)}, "guided_json"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice"),
+        ({"tools": [{"function": {"name": "f", "parameters": {"type": "frob"}}}], "tool_choice": "required"}, "tools"),
+    ],
+)
+def test_what_cannot_be_enforced_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        grammar(**fields)
+    assert caught.value.param == param
+
+
+def test_a_model_whose_calls_nobody_reads_cannot_be_forced() -> None:
+    with pytest.raises(InvalidRequest):
+        grammar(EMPTY, PLAIN, tools=TOOLS, tool_choice="required")
+
+
+@pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "text"}}, {"tools": TOOLS, "tool_choice": "auto"}])
+def test_what_asks_for_nothing_has_no_grammar(fields: dict[str, Any]) -> None:
+    assert grammar(**fields) == ""
