@@ -1,0 +1,110 @@
+"""Anthropic's and OpenAI's newer clients against `busway up` with the built-in model: forced calls, and a death."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 10},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+FAILED_WITHIN_S = 10.0
+
+
+class Up:
+    """A running system with two frontends."""
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = shell
+
+    def read(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads((self._shell.directory / ".busway" / "up.json").read_text())
+        return state
+
+    def pid(self, name: str) -> int:
+        return next(process["pid"] for process in self.read()["processes"] if process["name"] == name)
+
+    def url(self, name: str) -> str:
+        """Return where a frontend listens, as its log says."""
+        log = (self._shell.directory / ".busway" / "logs" / f"{name}.log").read_text()
+        return re.findall(r"http://127\.0\.0\.1:\d+", log)[-1]
+
+
+@pytest.fixture(scope="module")
+def up(shared_shell: Any, wait_for: Callable[..., float]) -> Up:
+    """Start everything, with the built-in model."""
+    command = shared_shell.start("up", "--port", "0", "--set", "up.nats_port=0", "--frontends", "2")
+    wait_for(lambda: "ready in" in shared_shell.output() or command.poll() is not None, explain=shared_shell.output)
+    assert command.poll() is None, shared_shell.output()
+    return Up(shared_shell)
+
+
+def test_a_forced_call_goes_around_with_anthropic_python(up: Up) -> None:
+    tools: Any = [{"name": "weather", "description": "The weather", "input_schema": SCHEMA}]
+    turns: list[Any] = [{"role": "user", "content": "What is the weather?"}]
+    with anthropic.Anthropic(base_url=up.url("frontend-0"), api_key="none", max_retries=0) as client:
+        choice: Any = {"type": "tool", "name": "weather"}
+        with client.messages.stream(
+            model="busway-tiny", max_tokens=200, messages=turns, tools=tools, tool_choice=choice
+        ) as stream:
+            message = stream.get_final_message()
+        call = message.content[-1]
+        assert (message.stop_reason, call.type) == ("tool_use", "tool_use")
+        assert isinstance(call.input, dict)
+        assert set(call.input) == {"city", "days"}
+        turns += [
+            {"role": "assistant", "content": message.content},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "Sunny."}]},
+        ]
+        last = client.messages.create(model="busway-tiny", max_tokens=8, messages=turns, tools=tools)
+        counted = client.messages.count_tokens(model="busway-tiny", messages=turns, tools=tools)
+    used = last.usage
+    assert last.content[0].type == "text"
+    assert counted.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
+
+
+def test_a_forced_call_goes_around_with_openai_python(up: Up) -> None:
+    tools: Any = [{"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}]
+    with openai.OpenAI(base_url=f"{up.url('frontend-0')}/v1", api_key="none", max_retries=0) as client:
+        with client.responses.stream(
+            model="busway-tiny", input="Weather?", tools=tools, tool_choice="required", max_output_tokens=200
+        ) as stream:
+            first = stream.get_final_response()
+        call = first.output[-1]
+        assert call.type == "function_call"
+        assert set(json.loads(call.arguments)) == {"city", "days"}
+        output: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}]
+        last = client.responses.create(
+            model="busway-tiny", input=output, previous_response_id=first.id, tools=tools, max_output_tokens=8
+        )
+    assert last.output_text
+
+
+def test_a_background_response_of_a_frontend_that_was_killed_has_failed(up: Up, wait_for: Callable[..., float]) -> None:
+    survivor = openai.OpenAI(base_url=f"{up.url('frontend-0')}/v1", api_key="none", max_retries=0)
+    victim = openai.OpenAI(base_url=f"{up.url('frontend-1')}/v1", api_key="none", max_retries=0)
+    worker = up.pid("worker-0")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with survivor, victim:
+            asked = victim.responses.create(model="busway-tiny", input="Hi", background=True)
+            assert survivor.responses.retrieve(asked.id).status in ("queued", "in_progress")
+            os.kill(up.pid("frontend-1"), signal.SIGKILL)
+            wait_for(lambda: survivor.responses.retrieve(asked.id).status == "failed", within_s=FAILED_WITHIN_S)
+            error = survivor.responses.retrieve(asked.id).error
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert error is not None
+    assert "gone" in error.message
