@@ -146,10 +146,10 @@ class _Call:
         yield from tape.expect("{")
         yield from tape.skip_blanks()
         while not (yield from tape.skip("}")):
-            start = tape.at if tape.mark is None else tape.at - tape.mark
+            place = tape.held
             key = yield from read_string(tape, MAX_NAME)
             if self._names is not None and key not in _KEYS and tape.mark is not None:
-                tape.at = start + tape.mark
+                tape.back(place)
                 raise NotACall
             yield from tape.skip_blanks()
             yield from tape.expect(":")
@@ -167,10 +167,10 @@ class _Call:
     def _member(self, key: str) -> Reading[None]:
         tape = self._tape
         if key in ("name", "function") and not self._name:
-            before = tape.at if tape.mark is None else tape.at - tape.mark
+            place = tape.held
             self._name = yield from read_string(tape, MAX_NAME)
             if not self._name or (self._names is not None and self._name not in self._names):
-                tape.at = before + (tape.mark or 0)
+                tape.back(place)
                 raise NotACall
         elif key == "id" and (yield from tape.peek()) == '"':
             self._id = yield from read_string(tape, MAX_NAME)
@@ -190,10 +190,10 @@ class _Call:
             yield from copy_json(tape, parts.append, MAX_HELD)
             self._held = "".join(parts)
         elif first == '"':
-            start = tape.at - (tape.mark or 0)
+            place = tape.held
             self._held = yield from read_string(tape, MAX_HELD)
             if not is_json_object(self._held):
-                tape.at = start + (tape.mark or 0)
+                tape.back(place)
                 raise NotACall
         else:
             yield from tape.expect("null")

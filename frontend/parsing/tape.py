@@ -44,6 +44,15 @@ class Tape:
         if self.mark is not None:
             self.mark = 0
 
+    @property
+    def held(self) -> int:
+        """Characters between the mark and the tape's position: a place to go `back` to, while there is a mark."""
+        return self.at - (self.mark or 0)
+
+    def back(self, held: int) -> None:
+        """Unread down to a place that `held` told."""
+        self.at = (self.mark or 0) + held
+
     def more(self) -> Reading[None]:
         """Wait for more text; raise `Ended` when none follows."""
         if self.is_ended:
