@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import anyio.to_thread
 
 from bus.config import FrontendConfig
-from bus.errors import BuswayError
+from bus.errors import BuswayError, InvalidRequest
 from frontend.dispatch import Dispatcher
 from frontend.model import ServedModel
 from frontend.models import Models
@@ -40,6 +40,12 @@ class Intake:
         self.config = config
         self.models = models
         self.dispatcher = dispatcher
+
+    def find_model(self, name: str) -> ServedModel:
+        """Return the model of that name; raise `InvalidRequest` for none, else as `Models.find`."""
+        if not name:
+            raise InvalidRequest("You must provide a model parameter.", param="model")
+        return self.models.find(name)
 
     async def prepare(
         self, num_bytes: int, body: ChatBody | CompletionBody, model: ServedModel, *, tenant: str = "default"

@@ -46,19 +46,10 @@ def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Turn
 
     Raises `InvalidRequest` that names the field, `PromptTooLong`. Takes time in proportion to the prompt.
     """
-    if model.template is None:
-        raise InvalidRequest(
-            f"Model {model.name!r} has no chat template; use /v1/completions with a prompt.", param="messages"
-        )
     for modality in body.modalities or ():
         if modality != "text":
             raise InvalidRequest(f"The model answers in text, not {modality[:40]!r}.", param="modalities")
-    tools = None if not body.tools or body.tool_choice == "none" else _template_tools(body.tools)
-    messages = [_template_message(message, model.template.knows_developer) for message in body.messages]
-    options = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        options.setdefault("reasoning_effort", body.reasoning_effort)
-    text = model.template.render(messages, tools, options)
+    text = render_chat(body, model)
     prompt = model.tokenizer.encode(text, add_special_tokens=False)
     top = (body.top_logprobs or 0) if body.logprobs else None
     if top is None and body.top_logprobs:
@@ -72,6 +63,20 @@ def prepare_chat(body: ChatBody, model: ServedModel, defaults: Defaults) -> Turn
         body, model, prompt, defaults, wanted_tokens=wanted, top_logprobs=top, prompt_field="messages"
     )
     return Turn(generation, text[-TAIL:])
+
+
+def render_chat(body: ChatBody, model: ServedModel) -> str:
+    """Return the conversation as the model's template writes it; raise `InvalidRequest` that names the field."""
+    if model.template is None:
+        raise InvalidRequest(
+            f"Model {model.name!r} has no chat template; use /v1/completions with a prompt.", param="messages"
+        )
+    tools = None if not body.tools or body.tool_choice == "none" else _template_tools(body.tools)
+    messages = [_template_message(message, model.template.knows_developer) for message in body.messages]
+    options = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+    return model.template.render(messages, tools, options)
 
 
 def prepare_completion(body: CompletionBody, model: ServedModel, defaults: Defaults) -> list[Generation]:

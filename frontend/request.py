@@ -101,6 +101,7 @@ class Request:
         "suspect_at",
         "ticket",
         "tokens",
+        "vector",
         "worker",
     )
 
@@ -110,6 +111,8 @@ class Request:
         self.output = output
         self.tokens = array("I")
         self.num_tokens = 0
+        self.vector = b""
+        """Of an embedding: packed float32, once it is there."""
         self.attempt = 0
         self.ticket = 0
         self.worker = ""

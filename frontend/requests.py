@@ -103,11 +103,16 @@ class Requests:
             request = by_ticket.get(logprobs.ticket)
             if request is not None and request.worker == batch.worker and logprobs.offset < request.num_tokens:
                 request.output.push_logprobs(logprobs)
+        for embedding in batch.embeddings:
+            request = by_ticket.get(embedding.ticket)
+            if request is not None and _has(batch.worker, request) and len(embedding.vector) % 4 == 0:
+                request.vector = embedding.vector
         for finished in batch.finished:
             request = by_ticket.get(finished.ticket)
             if request is None or not _has(batch.worker, request):
                 continue
-            if finished.num_tokens != request.num_tokens:
+            lacks_vector = request.generation.task == "embed" and not request.vector
+            if finished.num_tokens != request.num_tokens or lacks_vector:
                 self.num_gaps += 1
                 outcome.gaps[request.ticket] = request
                 continue

@@ -27,12 +27,14 @@ from frontend.dispatch import Dispatcher
 from frontend.doors.anthropic import Anthropic
 from frontend.doors.connection import HttpLimits, StreamingProtocol
 from frontend.doors.docs import Docs
+from frontend.doors.embeddings import Embeddings
 from frontend.doors.explain import Explain
 from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
 from frontend.doors.nats import NatsDoor
 from frontend.doors.responses import Responses
 from frontend.doors.status import Status
+from frontend.doors.tokens import Tokens
 from frontend.fleet import Fleet
 from frontend.intake import Intake
 from frontend.models import Models
@@ -126,6 +128,8 @@ class Frontend:
                     *generate.routes(),
                     *responses.routes(),
                     *Anthropic(intake, generate).routes(),
+                    *Tokens(intake).routes(),
+                    *Embeddings(intake).routes(),
                     *Explain(self._bus, intake, fleet).routes(),
                     *status.routes(),
                 ]

@@ -62,14 +62,14 @@ def probes(special_tokens: Mapping[str, str]) -> list[Context]:
 def context_of(
     special_tokens: Context, extra: Context, messages: Sequence[Message], tools: Sequence[Message] | None
 ) -> Context:
-    """Return the variables of a rendering that leaves the assistant's turn open."""
+    """Return the variables of a rendering that leaves the assistant's turn open, unless `extra` says otherwise."""
     return {
         **special_tokens,
         **extra,
         "messages": messages,
         "tools": tools,
         "documents": None,
-        "add_generation_prompt": True,
+        "add_generation_prompt": extra.get("add_generation_prompt", True),
     }
 
 

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import anyio
 
 from frontend.doors.connection import EXTENSION, Exchange
 from frontend.errors import BodyTooLarge, UnsupportedMediaType
@@ -11,6 +13,7 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
+T = TypeVar("T")
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 
@@ -94,3 +97,16 @@ def ignored_header(names: Iterable[str]) -> Headers:
 def header_lines(headers: Headers) -> bytes:
     """Render headers as they go over the wire."""
     return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+async def while_connected(call: Call, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do work for as long as the client is there; None says that it left and that the work was cancelled."""
+    if call.exchange.is_lost:
+        return None
+    with anyio.CancelScope() as scope:
+        call.exchange.on_lost = scope.cancel
+        try:
+            return await work()
+        finally:
+            call.exchange.on_lost = None
+    return None

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 
-from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.routes import Doc, Route
@@ -60,9 +59,7 @@ class Generate:
 
     async def prepare(self, call: Call, num_bytes: int, body: ChatBody | CompletionBody) -> Plan:
         """Say what a body of that size asks for; raise what the client is to be told."""
-        if not body.model:
-            raise InvalidRequest("You must provide a model parameter.", param="model")
-        model = self._intake.models.find(body.model)
+        model = self._intake.find_model(body.model)
         return await self._intake.prepare(num_bytes, body, model)
 
     async def respond(
