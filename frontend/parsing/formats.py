@@ -22,6 +22,8 @@ class Named(msgspec.Struct, frozen=True):
 
     head: re.Pattern[str]
     """All that is between the call's opening and the object, with groups `name` and perhaps `id`."""
+    separators: tuple[str, ...] = ()
+    """Markers within the head."""
 
 
 class Tagged(msgspec.Struct, frozen=True):
@@ -69,8 +71,12 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_harmony:
             return HARMONY_MARKERS
         thought = (self.reasoning.begin, self.reasoning.end) if self.reasoning else ()
-        middle = SEPARATORS.get(self.name, ())
-        return frozenset(filter(None, (self.begin, self.end, self.call, *self.call_ends, *thought, *middle)))
+        within: tuple[str, ...] = ()
+        if isinstance(self.style, Named):
+            within = self.style.separators
+        elif isinstance(self.style, Tagged):
+            within = (self.style.parameter, self.style.parameter_name_end, self.style.value, self.style.value_end)
+        return frozenset(filter(None, (self.begin, self.end, self.call, *self.call_ends, *thought, *within)))
 
 
 THINK = Reasoning("<think>", "</think>")
@@ -80,14 +86,6 @@ THOUGHT_PROCESS = Reasoning("Here is my thought process:", "Here is my response:
 HARMONY_MARKERS = frozenset(
     {"<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"}
 )
-SEPARATORS = {
-    "mistral": ("[ARGS]", "[CALL_ID]"),
-    "deepseek": ("<｜tool▁sep｜>",),
-    "kimi": ("<|tool_call_argument_begin|>",),
-    "glm": ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-}
-"""Markers within a family's calls that are special tokens of its vocabulary."""
-
 _NAME = r"(?P<name>[^\s<>\[\]{}()\"'`|｜]{1,256}?)"
 
 PLAIN = Format(name="none")
@@ -98,7 +96,9 @@ MINIMAX_M1 = Format(name="minimax_m1", begin="<tool_calls>", end="</tool_calls>"
 MISTRAL = Format(
     name="mistral",
     begin="[TOOL_CALLS]",
-    style=Named(re.compile(rf"\s*{_NAME}\s*(?:\[CALL_ID\](?P<id>\w{{1,64}}))?(?:\[ARGS\])?\s*")),
+    style=Named(
+        re.compile(rf"\s*{_NAME}\s*(?:\[CALL_ID\](?P<id>\w{{1,64}}))?(?:\[ARGS\])?\s*"), ("[ARGS]", "[CALL_ID]")
+    ),
     ids="mistral",
 )
 DEEPSEEK = Format(
@@ -107,7 +107,10 @@ DEEPSEEK = Format(
     end="<｜tool▁calls▁end｜>",
     call="<｜tool▁call▁begin｜>",
     call_ends=("```", "<｜tool▁call▁end｜>"),
-    style=Named(re.compile(rf"\s*(?:function<｜tool▁sep｜>(?=[^`]+```))?{_NAME}(?:<｜tool▁sep｜>|\s*```(?:json)?)\s*")),
+    style=Named(
+        re.compile(rf"\s*(?:function<｜tool▁sep｜>(?=[^`]+```))?{_NAME}(?:<｜tool▁sep｜>|\s*```(?:json)?)\s*"),
+        ("<｜tool▁sep｜>",),
+    ),
 )
 KIMI = Format(
     name="kimi",
@@ -115,7 +118,10 @@ KIMI = Format(
     end="<|tool_calls_section_end|>",
     call="<|tool_call_begin|>",
     call_ends=("<|tool_call_end|>",),
-    style=Named(re.compile(rf"\s*(?P<id>(?:functions\.)?{_NAME}(?::\d+)?)\s*<\|tool_call_argument_begin\|>\s*")),
+    style=Named(
+        re.compile(rf"\s*(?P<id>(?:functions\.)?{_NAME}(?::\d+)?)\s*<\|tool_call_argument_begin\|>\s*"),
+        ("<|tool_call_argument_begin|>",),
+    ),
     ids="kimi",
 )
 QWEN3_CODER = Format(

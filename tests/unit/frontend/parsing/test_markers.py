@@ -1,7 +1,9 @@
 """Markers that are special tokens reach the parser, and nobody else."""
 
 import json
+import re
 
+import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from bus.messages.fleet import ModelCard
@@ -9,7 +11,8 @@ from frontend.deltas import CallArguments, CallStart, TextDelta
 from frontend.model import build_model
 from frontend.parsing import parser_for
 from frontend.pieces import Pieces
-from tests.unit.frontend.parsing.families import TOOLS
+from tests.unit.frontend.parsing.families import GOLDEN, TOOLS, Golden
+from tests.unit.frontend.parsing.reading import thinking
 from tests.unit.frontend.parsing.templates import MISTRAL
 
 ANSWER = 'I look.[TOOL_CALLS]now[ARGS]{"a": "é"}<|im_end|>'
@@ -47,3 +50,9 @@ def test_special_tokens_that_mean_something_are_parsed_and_the_end_is_not_shown(
 def test_the_configuration_turns_parsing_off(card: ModelCard, files: dict[str, bytes]) -> None:
     model = build_model(card, files, "none")
     assert parser_for(model.format, "", TOOLS, "x".__mul__) is None
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden.format}: {golden.answer[:40]!r}")
+def test_every_special_token_of_a_golden_answer_is_a_marker(golden: Golden) -> None:
+    written = set(re.findall(r"<[|｜][^<>]*[|｜]>|\[/?[A-Z_]{3,}\]", golden.answer))
+    assert written <= thinking(golden.format).markers
