@@ -14,7 +14,7 @@ from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.body import ChatBody, CompletionBody
 from frontend.plan import Plan, make_plan
-from frontend.preprocess import Defaults
+from frontend.preprocess import Defaults, render_chat
 from frontend.request import Output, Request
 
 IN_THREAD_FROM_BYTES = 12 * 2**10
@@ -53,6 +53,15 @@ class Intake:
         """Say what a body of that size asks for; raise what the client is to be told."""
         defaults = Defaults(self.config.default_max_tokens, random.getrandbits(63), tenant)
         return await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
+
+    async def count_prompt(self, num_bytes: int, body: ChatBody) -> int:
+        """Return the tokens of a conversation, rendered as for an answer; also of one that is too long for that."""
+        model = self.find_model(body.model)
+
+        def count(given: ChatBody) -> int:
+            return len(model.tokenizer.encode(render_chat(given, model), add_special_tokens=False)) // 4
+
+        return await off_loop(num_bytes, count, body)
 
     async def run(self, requests: Sequence[Request], sink: WaitedSink) -> None:
         """Have the choices served; return when their sink is done, raise the error that ended it before its first byte.

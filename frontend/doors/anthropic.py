@@ -37,8 +37,8 @@ class Anthropic:
         """Answer `POST /v1/messages/count_tokens`: the prompt is rendered and tokenized as for an answer."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), count_body.decode, data)
-        plan = await self._generate.prepare(call, len(data), prompt_turn(body))
-        return Reply(token_count(plan.prompt_tokens), headers=(*JSON, *_headers(call, ignored)))
+        num_tokens = await self._intake.count_prompt(len(data), prompt_turn(body))
+        return Reply(token_count(num_tokens), headers=(*JSON, *_headers(call, ignored)))
 
 
 def _headers(call: Call, ignored: tuple[str, ...]) -> Headers:

@@ -114,8 +114,7 @@ class Responses:
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), prompt_body.decode, data)
         asked = await self._conversations.read(_tenant(call), body, len(data))
-        plan = await self._generate.prepare(call, asked.num_bytes, prompt_turn(body, asked.items))
-        answer = InputTokens(plan.prompt_tokens)
+        answer = InputTokens(await self._intake.count_prompt(asked.num_bytes, prompt_turn(body, asked.items)))
         return Reply(msgspec.json.encode(answer), headers=(*JSON, *ignored_header(ignored)))
 
     async def show(self, call: Call) -> Reply:

@@ -171,6 +171,23 @@ async def test_anthropic_python_streams_calls_and_gives_their_results(stage: Ope
     assert counted.input_tokens == last.usage.input_tokens + last.usage.cache_read_input_tokens
 
 
+async def test_a_prompt_that_is_too_long_is_counted_and_refused(stage: OpenStage) -> None:
+    async with stage() as on, claude_of(on) as claude, openai_of(on) as client:
+        on.worker.script = on.worker.echo
+        turns: Any = [{"role": "user", "content": "word " * 2000}]
+        counted = await claude.messages.count_tokens(model="tiny", messages=turns)
+        also = await client.responses.input_tokens.count(model="tiny", input=turns)
+        with pytest.raises(anthropic.BadRequestError, match=f"resulted in {counted.input_tokens} tokens"):
+            await claude.messages.create(model="tiny", max_tokens=5, messages=turns)
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens"):
+            await client.responses.create(model="tiny", input=turns)
+        turns += [{"role": "assistant", "content": "So?"}, {"role": "user", "content": "Hi"}]
+        short = await client.responses.create(model="tiny", input=turns, truncation="auto", max_output_tokens=5)
+    assert counted.input_tokens == also.input_tokens > 2000
+    assert short.usage is not None
+    assert short.usage.input_tokens < 50
+
+
 async def test_errors_are_the_exceptions_of_anthropic_python(stage: OpenStage) -> None:
     async with stage() as on, claude_of(on) as client:
         ask: Any = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
