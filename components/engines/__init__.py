@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from bus.messages.inference import FinishReason, Sampling, Stopping
+from bus.messages.inference import FinishReason, Sampling, Stopping, Task
 from bus.messages.kv import KvEvent
 
 
@@ -22,6 +22,9 @@ class EngineRequest(msgspec.Struct, frozen=True):
     cache_salt: str = ""
     grammar: str = ""
     """As `GenerateJob.grammar`."""
+    task: Task = "generate"
+    prompt_logprobs: int | None = None
+    """As `GenerateJob.prompt_logprobs`."""
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -43,6 +46,26 @@ class Logprobs(msgspec.Struct, frozen=True, gc=False):
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+
+
+class PromptRows(msgspec.Struct, frozen=True, gc=False):
+    """Log-probabilities of the tokens of a prompt from position `start` on, at most `MAX_PROMPT_ROWS` of them."""
+
+    key: int
+    start: int
+    logprobs: list[float]
+    top_ids: list[list[int]]
+    top_logprobs: list[list[float]]
+
+
+class Vector(msgspec.Struct, frozen=True, gc=False):
+    """The embedding of a prompt: float32, little-endian, of length 1."""
+
+    key: int
+    data: bytes
+
+
+MAX_PROMPT_ROWS = 256
 
 
 class StepStats(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +93,10 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     ended: list[Ended]
     logprobs: list[Logprobs]
     stats: StepStats
+    prompts: list[PromptRows] = []
+    """In the order of the positions, and before the first token of their sequence."""
+    vectors: list[Vector] = []
+    """Each in the step that ends its sequence, which has no row."""
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):

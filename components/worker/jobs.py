@@ -77,6 +77,8 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
         eos_token_ids=served.eos_token_ids,
         cache_salt=job.cache_salt,
         grammar=job.grammar,
+        task=job.task,
+        prompt_logprobs=job.prompt_logprobs,
     )
 
 

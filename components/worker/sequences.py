@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable
 import anyio
 import structlog
 
-from bus.messages.inference import Accepted, Failed, Finished, GenerateJob, TokenLogprobs
+from bus.messages.inference import (
+    Accepted,
+    Embedding,
+    Failed,
+    Finished,
+    GenerateJob,
+    PromptLogprobs,
+    TokenLogprobs,
+)
 from bus.messages.kv import KvEvent
 from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
 from components.engines import Engine, EngineRequest, Step
@@ -104,6 +112,14 @@ class Sequences:
                 if not attempt.first_token_at:
                     attempt.first_token_at = now
                     is_awaited = True
+        for rows in step.prompts:
+            attempt = self.ledger.live[rows.key]
+            attempt.outbox.prompt_logprobs.append(
+                PromptLogprobs(attempt.ticket, rows.start, rows.logprobs, rows.top_ids, rows.top_logprobs)
+            )
+        for vector in step.vectors:
+            attempt = self.ledger.live[vector.key]
+            attempt.outbox.embeddings.append(Embedding(attempt.ticket, vector.data))
         for ended in step.ended:
             attempt = self._end(ended.key, now)
             if ended.error:

@@ -121,7 +121,7 @@ class Scheduler:
         for row, (sequence, token) in enumerate(zip(sampling, tokens, strict=True)):
             if row in broken:
                 ended.append(Outcome(sequence, "abort"))
-            elif reason := sequence.append(token):
+            elif reason := "stop" if sequence.is_embedding else sequence.append(token):
                 self.pool.release(sequence.blocks)
                 ended.append(Outcome(sequence, reason))
         if ended:
@@ -162,7 +162,8 @@ class Scheduler:
         sequence stays free, or the next decode steps would preempt what was just admitted.
         """
         num_full = (len(sequence.tokens) - 1) // self._block_size
-        shared = self.pool.match_prefix(sequence.hashes(num_full, self._block_size))
+        hashes = [] if sequence.needs_whole_prompt else sequence.hashes(num_full, self._block_size)
+        shared = self.pool.match_prefix(hashes)
         num_new = -(-len(sequence.tokens) // self._block_size) - len(shared)
         if num_new + self.pool.num_cached(shared) + len(self.running) > self.pool.num_available:
             return False

@@ -62,6 +62,16 @@ class Sequence:
         self._hashes: list[int] = []
 
     @property
+    def is_embedding(self) -> bool:
+        """It wants the vector of its prompt and no token."""
+        return self.request.task == "embed"
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Every token of the prompt is to be computed, cached or not: something is told of each of them."""
+        return self.request.prompt_logprobs is not None and not self.request.output
+
+    @property
     def num_output(self) -> int:
         """Output tokens, those of earlier attempts included: the offset of the next one."""
         return len(self.tokens) - self.num_prompt

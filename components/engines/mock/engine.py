@@ -9,12 +9,12 @@ import msgspec
 from bus.config import Config, MockConfig
 from bus.errors import BadConfig, InvalidRequest, PromptTooLong
 from bus.messages.kv import KvEvent
-from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats, Vector
 from components.engines.batching.pool import BlockPool
 from components.engines.batching.scheduler import Plan, Scheduler
 from components.engines.batching.sequence import Sequence
 from components.engines.grammar import Grammars, GrammarState
-from components.engines.mock.oracle import MASK, STRIDE, plain_ids, prompt_seed
+from components.engines.mock.oracle import MASK, STRIDE, mock_vector, plain_ids, prompt_seed
 from components.engines.mock.timing import step_seconds
 
 
@@ -69,6 +69,8 @@ class MockEngine:
 
         The first grammar takes as long as reading the model's tokenizer; raises `InvalidRequest` for an unsound one.
         """
+        if request.prompt_logprobs is not None:
+            raise InvalidRequest("the mock engine has no log-probabilities of prompts", param="logprobs")
         grammar: GrammarState | None = None
         if request.grammar:
             if self._grammars is None:
@@ -134,12 +136,17 @@ class MockEngine:
         tokens = self._sample(sampling)
         outcomes = self._scheduler.finish(plan, tokens, frozenset())
         keys = [sequence.key for sequence in sampling]
+        vectors = [Vector(each.key, mock_vector(each.request.prompt)) for each in sampling if each.is_embedding]
+        if vectors:
+            rows = [(each.key, token) for each, token in zip(sampling, tokens, strict=True) if not each.is_embedding]
+            keys, tokens = [key for key, _ in rows], [token for _, token in rows]
         if self._aborted:
             for key in self._aborted:
                 self._scheduler.abort(key)
             rows = [(key, token) for key, token in zip(keys, tokens, strict=True) if key not in self._aborted]
             keys, tokens = [key for key, _ in rows], [token for _, token in rows]
             outcomes = [outcome for outcome in outcomes if outcome.sequence.key not in self._aborted]
+            vectors = [vector for vector in vectors if vector.key not in self._aborted]
             self._aborted.clear()
         ended = [
             Ended(
@@ -151,7 +158,7 @@ class MockEngine:
             )
             for outcome in outcomes
         ]
-        return Step(keys, tokens, ended, [], stats)
+        return Step(keys, tokens, ended, [], stats, vectors=vectors)
 
     def _sample(self, sampling: list[Sequence]) -> list[int]:
         first, num_ids = self._ids.start, len(self._ids)

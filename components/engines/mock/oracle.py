@@ -6,6 +6,7 @@ had never moved:
     tokens = [mock_token(prompt_seed(prompt), offset, vocab_size) for offset in range(max_tokens)]
 """
 
+import struct
 from collections.abc import Sequence
 
 from xxhash import xxh3_64_intdigest
@@ -16,11 +17,24 @@ STRIDE = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio: neighbouring offsets land far from each other."""
 
 MASK = 2**64 - 1
+MOCK_DIMENSIONS = 32
 
 
 def prompt_seed(prompt: Sequence[int]) -> int:
     """Return the hash of the prompt's token ids that all its tokens follow from."""
     return xxh3_64_intdigest(pack_u32(prompt))
+
+
+def mock_vector(prompt: Sequence[int]) -> bytes:
+    """Return the embedding of a prompt, float32: the more of their tokens two prompts share, the closer they are."""
+    sums = [0.0] * MOCK_DIMENSIONS
+    for token in prompt:
+        state = (token + 1) * STRIDE & MASK
+        for place in range(MOCK_DIMENSIONS):
+            state = (state ^ state >> 31) * STRIDE & MASK
+            sums[place] += (state >> 40) / 2**23 - 1.0
+    length = sum([each * each for each in sums]) ** 0.5 or 1.0
+    return struct.pack(f"<{MOCK_DIMENSIONS}f", *[each / length for each in sums])
 
 
 def plain_ids(vocab_size: int) -> range:

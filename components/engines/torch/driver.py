@@ -161,7 +161,12 @@ class TorchDriver:
         step = report.step
         if step is not None and self._aborted:
             ended = [each for each in step.ended if each.key not in self._aborted]
-            step = msgspec.structs.replace(without_rows(step, self._aborted), ended=ended)
+            step = msgspec.structs.replace(
+                without_rows(step, self._aborted),
+                ended=ended,
+                prompts=[each for each in step.prompts if each.key not in self._aborted],
+                vectors=[each for each in step.vectors if each.key not in self._aborted],
+            )
         for item in report.taken:
             if isinstance(item, int):
                 self._aborted.discard(item)

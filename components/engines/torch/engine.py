@@ -2,10 +2,11 @@
 
 import time
 
+import msgspec
 import torch
 
 from bus.errors import EngineDied, InvalidRequest, PromptTooLong
-from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats
+from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, PromptRows, Step, StepStats, Vector
 from components.engines.batching.pool import BlockPool
 from components.engines.batching.scheduler import Outcome, Scheduler
 from components.engines.batching.sequence import Sequence
@@ -15,6 +16,7 @@ from components.engines.torch.cache import KvCache
 from components.engines.torch.network import Network
 from components.engines.torch.rows import without_rows
 from components.engines.torch.sampler import Sampled, sample
+from components.engines.torch.scoring import embed_prompts, score_prompts
 
 
 class TorchEngine:
@@ -83,9 +85,14 @@ class TorchEngine:
         kv_tokens = sum([sequence.num_computed + 1 for sequence in plan.decode])
         sampled, outcomes = Sampled([], frozenset(), []), self._complete
         self._complete = []
+        prompts: list[PromptRows] = []
+        vectors: list[Vector] = []
         if plan.decode or plan.prefill:
-            logits = self._network.forward(build_batch(plan, self._cache))
-            sampled = sample(logits, sequences)
+            batch = build_batch(plan, self._cache)
+            states = self._network.forward(batch)
+            sampled = sample(self._network.logits(states[batch.sampled]), sequences)
+            prompts = score_prompts(plan, states, self._network)
+            vectors = embed_prompts(plan, states, self._network)
             outcomes = outcomes + self.scheduler.finish(plan, sampled.tokens, sampled.broken)
         elif not outcomes:
             raise EngineDied("sequences wait, but none can be admitted to an idle engine")
@@ -98,12 +105,17 @@ class TorchEngine:
             preemptions=plan.num_preempted,
         )
         keys = [sequence.key for sequence in sequences]
-        step = Step(keys, sampled.tokens, [_ended(outcome) for outcome in outcomes], sampled.logprobs, stats)
+        step = Step(
+            keys, sampled.tokens, [_ended(outcome) for outcome in outcomes], sampled.logprobs, stats, prompts, vectors
+        )
+        silent = {vector.key for vector in vectors}
         if not sampled.broken:
-            return step
+            return without_rows(step, silent) if silent else step
         for row in sampled.broken:
             self._cache.scrub(self.pool.discard(sequences[row].blocks))
-        return without_rows(step, {keys[row] for row in sampled.broken})
+        broken = {keys[row] for row in sampled.broken}
+        step = msgspec.structs.replace(step, vectors=[each for each in vectors if each.key not in broken])
+        return without_rows(step, broken | silent)
 
 
 def check_request(request: EngineRequest, spec: EngineSpec) -> None:

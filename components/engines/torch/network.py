@@ -48,7 +48,7 @@ class Weights(NamedTuple):
 
 
 class Network:
-    """Computes logits for a batch and leaves keys and values in the cache."""
+    """Computes the states of a batch, and logits from them; leaves keys and values in the cache."""
 
     def __init__(self, architecture: Architecture, weights: Weights, cache: KvCache, max_model_len: int) -> None:
         self._weights = weights
@@ -62,7 +62,7 @@ class Network:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Return the logits of the rows `batch.sampled`, `(sampled, vocab)`."""
+        """Return the states of all rows after the last layer, `(t, hidden)`, before the norm."""
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         x = embedding(batch.tokens, self._weights.embedding)
         for index, layer in enumerate(self._weights.layers):
@@ -70,7 +70,17 @@ class Network:
             x = x + layer.output(self._attention.attend(index, q, k, v, batch))
             gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(silu(gate) * up)
-        return linear(self._norm(x[batch.sampled], self._weights.norm), self._weights.head)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, states: Tensor) -> Tensor:
+        """Return `(rows, vocab)` for states `(rows, hidden)`."""
+        return linear(self.embed(states), self._weights.head)
+
+    @torch.inference_mode()
+    def embed(self, states: Tensor) -> Tensor:
+        """Return states `(rows, hidden)` as they are after the last norm."""
+        return self._norm(states, self._weights.norm)
 
     def _qkv(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries `(t, heads, head_dim)`, keys and values `(t, kv_heads * head_dim)`."""

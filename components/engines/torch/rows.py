@@ -8,7 +8,7 @@ from components.engines import Logprobs, Step
 
 
 def without_rows(step: Step, keys: Set[int]) -> Step:
-    """Drop the tokens and log-probabilities of `keys`; `ended` stays as it is."""
+    """Drop the tokens and log-probabilities of `keys`; what is said of their prompts, and `ended`, stays as it is."""
     place: dict[int, int] = {}
     for row, key in enumerate(step.keys):
         if key not in keys:
