@@ -24,6 +24,9 @@ from frontend.responses.listing import ItemList, read_page, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.responses.works import Works
 
+_PARAMS = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
+"""Names of this API for those of chat completions, where errors name them."""
+
 
 class Responses:
     """Makes, shows and continues responses."""
@@ -103,11 +106,15 @@ class Responses:
         while True:
             try:
                 return await self._generate.prepare(call, asked.num_bytes, to_chat(body, items))
-            except PromptTooLong:
+            except PromptTooLong as error:
                 shorter = shorten(items)
                 if body.truncation != "auto" or len(shorter) == len(items):
+                    error.param = "input"
                     raise
                 items = shorter
+            except InvalidRequest as error:
+                error.param = _PARAMS.get(error.param or "", error.param)
+                raise
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""

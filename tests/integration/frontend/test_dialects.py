@@ -179,11 +179,12 @@ async def test_a_prompt_that_is_too_long_is_counted_and_refused(stage: OpenStage
         also = await client.responses.input_tokens.count(model="tiny", input=turns)
         with pytest.raises(anthropic.BadRequestError, match=f"resulted in {counted.input_tokens} tokens"):
             await claude.messages.create(model="tiny", max_tokens=5, messages=turns)
-        with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens"):
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 512 tokens") as refused:
             await client.responses.create(model="tiny", input=turns)
         turns += [{"role": "assistant", "content": "So?"}, {"role": "user", "content": "Hi"}]
         short = await client.responses.create(model="tiny", input=turns, truncation="auto", max_output_tokens=5)
     assert counted.input_tokens == also.input_tokens > 2000
+    assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
     assert short.usage is not None
     assert short.usage.input_tokens < 50
 
