@@ -135,5 +135,5 @@ def keep_best(choices: list[Choice], *, best_of: int, n: int) -> list[Choice]:
 
 
 def _mean_logprob(choice: Choice) -> float:
-    told = [piece.logprobs.logprob for piece in choice.pieces if piece.logprobs is not None]
+    told = [piece.logprobs.logprob for piece in choice.pieces if piece.logprobs and piece.start >= 0]
     return sum(told) / len(told) if told else float("-inf")

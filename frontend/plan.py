@@ -34,7 +34,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""
-        return sum([each.num_prompt_tokens for each in self.generations[:: self.per_prompt]])
+        return sum(map(len, self.prompts)) // 4
+
+    @property
+    def prompts(self) -> list[bytes]:
+        """The prompts, packed, each once."""
+        return [each.prompt for each in self.generations[:: self.per_prompt]]
 
     def streams(self, dialect: Dialect, facts: AnswerFacts, sink: Sink) -> list[Output]:
         """Return the outputs of a streamed answer, the cheapest that will do."""
@@ -76,6 +81,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             generation.stop_strings,
             shows_stop=generation.shows_stop,
             shown=self.marker_tokens,
+            min_tokens=generation.stopping.min_tokens,
+            prompt=b"" if generation.prompt_logprobs is None else generation.prompt,
         )
 
     def _parser(self) -> Parser | None:

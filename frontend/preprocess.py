@@ -168,6 +168,7 @@ def _generation(
         session=body.prompt_cache_key or "",
         stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
         shows_stop=bool(body.include_stop_str_in_output),
+        shows_tokens=bool(body.return_token_ids),
     )
 
 
@@ -235,7 +236,7 @@ def _text_of(message: ChatMessage) -> str | None:
     for part in message.content:
         if part.type not in ("text", "refusal", "input_text", "output_text"):
             raise InvalidRequest(
-                f"Invalid value for 'messages': content of type {part.type[:40]!r} is not served; only text is.",
+                f"Invalid value for 'messages': content of type {part.type[:40]!r}; the model takes text only.",
                 param="messages",
             )
     return "\n".join(part.text or part.refusal for part in message.content)

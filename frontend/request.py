@@ -12,6 +12,7 @@ from bus.messages.inference import (
     GenerateJob,
     Hints,
     LatencyClass,
+    PromptLogprobs,
     Sampling,
     Stopping,
     Task,
@@ -43,6 +44,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """As `GenerateJob.grammar`."""
     prompt_logprobs: int | None = None
+    shows_tokens: bool = False
+    """The client wants the ids of the tokens too."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -51,7 +54,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_pieces(self) -> bool:
         """Whether its output cannot take the path of plain text."""
-        return bool(self.stop_strings) or self.sampling.top_logprobs is not None
+        return bool(self.stop_strings) or self.sampling.top_logprobs is not None or self.shows_tokens
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -62,14 +65,17 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+Logprobs = TokenLogprobs | PromptLogprobs
+
+
 class Output(Protocol):
     """Where the tokens of one request go. None of its methods waits or raises."""
 
     def push(self, token: int) -> None:
         """Take the next token."""
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
-        """Take what belongs to a token that was pushed."""
+    def push_logprobs(self, logprobs: Logprobs) -> None:
+        """Take what belongs to a token that was pushed, or to the prompt: that comes before any token."""
 
     def flush(self) -> bool:
         """Show what was pushed; return True when a stop string is complete and no token is wanted any more."""

@@ -103,6 +103,10 @@ class Requests:
             request = by_ticket.get(logprobs.ticket)
             if request is not None and request.worker == batch.worker and logprobs.offset < request.num_tokens:
                 request.output.push_logprobs(logprobs)
+        for rows in batch.prompt_logprobs:
+            request = by_ticket.get(rows.ticket)
+            if request is not None and _has(batch.worker, request):
+                request.output.push_logprobs(rows)
         for embedding in batch.embeddings:
             request = by_ticket.get(embedding.ticket)
             if request is not None and _has(batch.worker, request) and len(embedding.vector) % 4 == 0:

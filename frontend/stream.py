@@ -5,13 +5,13 @@ log-probabilities, tools or reasoning, and other APIs, take the careful path of 
 """
 
 from bus.errors import BuswayError
-from bus.messages.inference import FinishReason, TokenLogprobs
+from bus.messages.inference import FinishReason
 from frontend.deltas import CallStart, ChoiceEnd, Delta, DeltaChunks, Parser, TextChunks, TextDelta
 from frontend.detokenize import Detokenizer
 from frontend.errors import answer_for
 from frontend.joint import JointStream
 from frontend.pieces import Pieces, TokenPiece
-from frontend.request import Usage
+from frontend.request import Logprobs, Usage
 from frontend.vocabulary import Vocabulary, escape
 
 
@@ -53,7 +53,7 @@ class TextStream:
             piece = escape(self._detokenizer.push(token))
         self._text += piece
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+    def push_logprobs(self, logprobs: Logprobs) -> None:
         """Drop: they were not asked for."""
 
     def flush(self) -> bool:
@@ -134,7 +134,7 @@ class DeltaStream:
         """Take the next token."""
         self._pieces.push(token)
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+    def push_logprobs(self, logprobs: Logprobs) -> None:
         """Take what belongs to a token."""
         self._pieces.push_logprobs(logprobs)
 

@@ -1,11 +1,11 @@
 """Pure. What happens to the tokens of a choice that is answered in one piece."""
 
 from bus.errors import BuswayError
-from bus.messages.inference import FinishReason, TokenLogprobs
+from bus.messages.inference import FinishReason
 from frontend.deltas import CallArguments, CallStart, Choice, ChoiceEnd, Delta, ParsedCall, Parser, ReasoningDelta
 from frontend.joint import JointAnswer
 from frontend.pieces import Pieces, TokenPiece
-from frontend.request import Usage
+from frontend.request import Logprobs, Usage
 from frontend.stream import Reader
 from frontend.vocabulary import Vocabulary
 
@@ -25,7 +25,7 @@ class TextAnswer:
         """Take the next token."""
         self._tokens.append(token)
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+    def push_logprobs(self, logprobs: Logprobs) -> None:
         """Drop: they were not asked for."""
 
     def flush(self) -> bool:
@@ -57,7 +57,7 @@ class DeltaAnswer:
         """Take the next token."""
         self._pieces.push(token)
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+    def push_logprobs(self, logprobs: Logprobs) -> None:
         """Take what belongs to a token."""
         self._pieces.push_logprobs(logprobs)
 

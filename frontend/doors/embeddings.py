@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from bus.errors import BuswayError, InvalidRequest
-from bus.messages.inference import FinishReason, LatencyClass, TokenLogprobs
+from bus.messages.inference import FinishReason, LatencyClass
 from frontend.doors.call import JSON, Call, Reply, ignored_header, while_connected
 from frontend.doors.routes import Doc, Route
 from frontend.errors import GenerationFailed
@@ -34,7 +34,7 @@ from frontend.openai.embeddings import (
     show_embeddings,
     show_ranking,
 )
-from frontend.request import Generation, Request, Usage
+from frontend.request import Generation, Logprobs, Request, Usage
 
 MAX_IN_FLIGHT = 64
 """Inputs of one request that are computed at a time: others get their turn between them."""
@@ -52,7 +52,7 @@ class _End:
     def push(self, token: int) -> None:
         """Take no token: there is none."""
 
-    def push_logprobs(self, logprobs: TokenLogprobs) -> None:
+    def push_logprobs(self, logprobs: Logprobs) -> None:
         """Take none."""
 
     def flush(self) -> bool:

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Sequence
 
+from bus.messages.base import unpack_u32
 from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.intake import Intake, off_loop, open_requests
-from frontend.model import ServedModel
 from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
@@ -41,7 +41,7 @@ class Generate:
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), chat_body.decode, data)
         plan = await self.prepare(call, len(data), body)
-        shape = _shape(body, plan.model, has_logprobs=bool(body.logprobs))
+        shape = _shape(body, plan, has_logprobs=bool(body.logprobs))
         return await self.respond(
             call, plan, ChatDialect(shape), is_stream=bool(body.stream), headers=ignored_header(ignored)
         )
@@ -51,9 +51,8 @@ class Generate:
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await off_loop(len(data), completion_body.decode, data)
         plan = await self.prepare(call, len(data), body)
-        shape = _shape(body, plan.model, has_logprobs=body.logprobs is not None)
-        decode = plan.model.vocabulary.decode_all
-        echoes = [decode(each.prompt) for each in plan.generations[:: plan.per_prompt]] if body.echo else []
+        shape = _shape(body, plan, has_logprobs=body.logprobs is not None)
+        echoes = [plan.model.vocabulary.decode_all(prompt) for prompt in plan.prompts] if body.echo else []
         dialect = CompletionDialect(shape, echoes=echoes, num_choices=plan.num_kept, is_only_echo=body.max_tokens == 0)
         return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
 
@@ -105,10 +104,11 @@ class Generate:
             call.exchange.on_lost = None
 
 
-def _shape(body: ChatBody | CompletionBody, model: ServedModel, *, has_logprobs: bool) -> StreamShape:
+def _shape(body: ChatBody | CompletionBody, plan: Plan, *, has_logprobs: bool) -> StreamShape:
     options = body.stream_options or _NO_OPTIONS
     return StreamShape(
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
-        logprobs_of=model.vocabulary if has_logprobs else None,
+        logprobs_of=plan.model.vocabulary if has_logprobs else None,
+        prompts=[unpack_u32(each).tolist() for each in plan.prompts] if body.return_token_ids else (),
     )

@@ -68,6 +68,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     finish_reason: str
     logprobs: msgspec.Raw
     index: int
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -77,6 +78,8 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     finish_reason: str | None
     logprobs: msgspec.Raw
     index: int
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +91,7 @@ class ChatShown(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,10 +154,13 @@ class ChunkShown(msgspec.Struct, frozen=True, kw_only=True):
 class ChatAnswer:
     """The answer of chat completions to a request that does not stream."""
 
-    def __init__(self, facts: AnswerFacts, logprobs_of: Vocabulary | None) -> None:
-        """`logprobs_of` None leaves log-probabilities out."""
+    def __init__(
+        self, facts: AnswerFacts, logprobs_of: Vocabulary | None, prompts: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens."""
         self._facts = facts
         self._logprobs_of = logprobs_of
+        self._prompts = prompts
 
     def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render the object."""
@@ -161,7 +168,14 @@ class ChatAnswer:
         facts = self._facts
         name = f"chatcmpl-{facts.request_id}"
         return _json(
-            ChatShown(id=name, created=facts.created, model=facts.model, choices=shown, usage=usage_body(usage))
+            ChatShown(
+                id=name,
+                created=facts.created,
+                model=facts.model,
+                choices=shown,
+                usage=usage_body(usage),
+                prompt_token_ids=self._prompts[0] if self._prompts else msgspec.UNSET,
+            )
         )
 
     def _show(self, choice: Choice) -> ChatChoice:
@@ -169,7 +183,12 @@ class ChatAnswer:
         text = None if calls and not choice.text else choice.text
         message = MessageShown(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
         logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
-        return ChatChoice(message, choice.end.reason, logprobs, choice.number)
+        ids = _token_ids(choice) if self._prompts else msgspec.UNSET
+        return ChatChoice(message, choice.end.reason, logprobs, choice.number, ids)
+
+
+def _token_ids(choice: Choice) -> list[int]:
+    return [piece.token for piece in choice.pieces if piece.start >= 0]
 
 
 class CompletionAnswer:
@@ -183,9 +202,11 @@ class CompletionAnswer:
         num_choices: int,
         *,
         is_only_echo: bool = False,
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
         """`echoes` are the prompts that choices begin with, `num_choices` each; empty for none. `is_only_echo`
-        leaves out what was generated."""
+        leaves out what was generated. `prompts` as in `ChatAnswer`."""
+        self._prompts = prompts
         self._facts = facts
         self._logprobs_of = logprobs_of
         self._echoes = echoes
@@ -196,7 +217,10 @@ class CompletionAnswer:
         """Render the object."""
         if self._is_only_echo:
             end = ChoiceEnd("length")
-            choices = [choice._replace(text="", pieces=(), end=end) for choice in choices]
+            choices = [
+                choice._replace(text="", pieces=[piece for piece in choice.pieces if piece.start < 0], end=end)
+                for choice in choices
+            ]
             usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
         shown = [self._show(choice) for choice in choices]
         facts = self._facts
@@ -210,7 +234,11 @@ class CompletionAnswer:
         logprobs = NULL
         if self._logprobs_of is not None:
             logprobs = msgspec.Raw(completion_logprobs(self._logprobs_of, choice.pieces, len(echo)))
-        return CompletionChoice(echo + choice.text, choice.end.reason, logprobs, choice.number)
+        text, reason = echo + choice.text, choice.end.reason
+        if not self._prompts:
+            return CompletionChoice(text, reason, logprobs, choice.number)
+        prompt = self._prompts[choice.number // self._num_choices]
+        return CompletionChoice(text, reason, logprobs, choice.number, _token_ids(choice), prompt)
 
 
 class ModelShown(msgspec.Struct, frozen=True):

@@ -68,6 +68,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    return_token_ids: bool | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
     prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -23,6 +23,8 @@ class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
     """Every chunk tells the usage so far."""
     logprobs_of: Vocabulary | None = None
     """None leaves log-probabilities out."""
+    prompts: Sequence[Sequence[int]] = ()
+    """Token ids of the prompts, where the client wants ids beside the text."""
 
 
 class _Frame:
@@ -59,9 +61,15 @@ class _Chunks:
     def _end(self, pieces: Sequence[TokenPiece]) -> bytes:
         if not self._shape.continuous_usage:
             return self._frame.end
-        self._num_tokens += len(pieces)
+        self._num_tokens += sum([piece.start >= 0 for piece in pieces])
         usage = Usage(self._prompt_tokens, self._num_tokens, 0)
         return b'],"usage":%b}\n\n' % msgspec.json.encode(usage_body(usage))
+
+    def _ids(self, pieces: Sequence[TokenPiece]) -> bytes:
+        """Render the ids of generated tokens as one more field of a choice, if they are wanted."""
+        if not self._shape.prompts:
+            return b""
+        return b',"token_ids":%b' % msgspec.json.encode([piece.token for piece in pieces if piece.start >= 0])
 
     def broken(self, error: ErrorBody) -> bytes:
         """Render the error as an event of its own."""
@@ -78,7 +86,10 @@ class ChatChunks(_Chunks):
     def opening(self) -> bytes:
         """Render the role."""
         empty = self._choice + b'"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
-        return self._frame.start + empty + self._frame.end
+        end = self._frame.end
+        if self._shape.prompts:
+            end = b'],"prompt_token_ids":%b%b' % (msgspec.json.encode(self._shape.prompts[0]), end[1:])
+        return self._frame.start + empty + end
 
     def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
         """Render a chunk for each delta; log-probabilities go with the first."""
@@ -86,11 +97,12 @@ class ChatChunks(_Chunks):
         logprobs = b"null"
         if self._shape.logprobs_of is not None and pieces:
             logprobs = chat_logprobs(self._shape.logprobs_of, pieces)
+        ids = self._ids(pieces)
         chunks = []
         for delta in deltas or (TextDelta(""),):
             chunks += [self._frame.start, self._choice, _delta(delta), b'},"logprobs":', logprobs]
-            chunks += [b',"finish_reason":null}', end]
-            logprobs = b"null"
+            chunks += [b',"finish_reason":null', ids, b"}", end]
+            logprobs, ids = b"null", b""
         return b"".join(chunks)
 
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
@@ -118,24 +130,38 @@ def _delta(delta: Delta) -> bytes:
 class CompletionChunks(_Chunks):
     """Chunks of one choice of a completion."""
 
-    def __init__(self, frame: _Frame, facts: AnswerFacts, shape: StreamShape, number: int, echo: str = "") -> None:
-        """`echo` is the prompt, where it is shown before the text."""
+    def __init__(
+        self,
+        frame: _Frame,
+        facts: AnswerFacts,
+        shape: StreamShape,
+        number: int,
+        *,
+        echo: str = "",
+        prompt: Sequence[int] = (),
+    ) -> None:
+        """`echo` is the prompt, where it is shown before the text; `prompt` its ids, where they are wanted."""
+        self._held_prompt = b',"prompt_token_ids":%b' % msgspec.json.encode(prompt) if prompt else b""
         self._choice = b'{"index":%d,"text":"' % number
         self._echo = echo
+        self._held_echo = echo if shape.logprobs_of is not None else ""
         super().__init__(frame, facts, shape, self._choice, b'","logprobs":')
 
     def opening(self) -> bytes:
-        """Render the prompt, if it is wanted."""
-        return self.head + escape(self._echo) + self.tail if self._echo else b""
+        """Render the prompt, if it is wanted; its log-probabilities are known with the first token only."""
+        return self.head + escape(self._echo) + self.tail if self._echo and not self._held_echo else b""
 
     def deltas(self, deltas: Sequence[Delta], pieces: Sequence[TokenPiece]) -> bytes:
         """Render one chunk."""
-        text = "".join([delta.text for delta in deltas if isinstance(delta, TextDelta)])
+        text = self._held_echo + "".join([delta.text for delta in deltas if isinstance(delta, TextDelta)])
+        self._held_echo = ""
         logprobs = b"null"
         if self._shape.logprobs_of is not None:
             logprobs = completion_logprobs(self._shape.logprobs_of, pieces, len(self._echo))
         end = self._end(pieces)
-        return b'%b%b","logprobs":%b,"finish_reason":null}%b' % (self.head, escape(text), logprobs, end)
+        ids = self._ids(pieces) + self._held_prompt
+        self._held_prompt = b""
+        return b'%b%b","logprobs":%b,"finish_reason":null%b}%b' % (self.head, escape(text), logprobs, ids, end)
 
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Render the chunk with the finish reason."""
@@ -178,7 +204,7 @@ class ChatDialect(_Dialect):
 
     def whole(self, facts: AnswerFacts) -> ChatAnswer:
         """Return the writer of an answer in one piece."""
-        return ChatAnswer(facts, self._shape.logprobs_of)
+        return ChatAnswer(facts, self._shape.logprobs_of, self._shape.prompts)
 
 
 class CompletionDialect(_Dialect):
@@ -199,8 +225,10 @@ class CompletionDialect(_Dialect):
 
     def chunks(self, facts: AnswerFacts, number: int) -> CompletionChunks:
         """Return the writer of a choice."""
-        echo = self._echoes[number // self._num_choices] if self._echoes else ""
-        return CompletionChunks(self._frame(facts), facts, self._shape, number, echo)
+        place = number // self._num_choices
+        echo = self._echoes[place] if self._echoes else ""
+        prompt = self._shape.prompts[place] if self._shape.prompts else ()
+        return CompletionChunks(self._frame(facts), facts, self._shape, number, echo=echo, prompt=prompt)
 
     def text_chunks(self, facts: AnswerFacts, number: int) -> CompletionChunks | None:
         """Return the writer of a choice that is nothing but text."""
@@ -209,5 +237,10 @@ class CompletionDialect(_Dialect):
     def whole(self, facts: AnswerFacts) -> CompletionAnswer:
         """Return the writer of an answer in one piece."""
         return CompletionAnswer(
-            facts, self._shape.logprobs_of, self._echoes, self._num_choices, is_only_echo=self._is_only_echo
+            facts,
+            self._shape.logprobs_of,
+            self._echoes,
+            self._num_choices,
+            is_only_echo=self._is_only_echo,
+            prompts=self._shape.prompts,
         )

@@ -30,8 +30,8 @@ class _ChatLogprobs(msgspec.Struct, frozen=True):
 
 class _CompletionLogprobs(msgspec.Struct, frozen=True):
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -69,20 +69,24 @@ def _with(shown: tuple[str, list[int]], logprob: float) -> tuple[str, float, lis
 
 
 def completion_logprobs(vocabulary: Vocabulary, pieces: Sequence[TokenPiece], start: int = 0) -> bytes:
-    """Render `logprobs` of a completion choice whose text begins with `start` characters of the prompt."""
+    """Render `logprobs` of a completion choice whose text begins with `start` characters of the prompt.
+
+    A prompt's first token has none: nothing came before it.
+    """
     told = [piece.logprobs for piece in pieces]
+    unknown = [None if piece.start < 0 else UNKNOWN_LOGPROB for piece in pieces]
     return _json(
         _CompletionLogprobs(
             [_shown(vocabulary, piece.token)[0] for piece in pieces],
-            [max(each.logprob, UNKNOWN_LOGPROB) if each else UNKNOWN_LOGPROB for each in told],
+            [max(each.logprob, UNKNOWN_LOGPROB) if each else none for each, none in zip(told, unknown, strict=True)],
             [
                 {
                     _shown(vocabulary, id)[0]: max(p, UNKNOWN_LOGPROB)
                     for id, p in zip(e.top_ids, e.top_logprobs, strict=False)
                 }
                 if e
-                else {}
-                for e in told
+                else (None if none is None else {})
+                for e, none in zip(told, unknown, strict=True)
             ],
             [start + piece.start for piece in pieces],
         )

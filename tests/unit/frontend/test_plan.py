@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bus.errors import BuswayError, InvalidRequest, NoWorker
-from bus.messages.inference import TokenLogprobs
+from bus.messages.inference import PromptLogprobs, TokenLogprobs
 from frontend.deltas import AnswerFacts
 from frontend.model import ServedModel
 from frontend.openai.body import chat_body, completion_body
@@ -152,3 +152,71 @@ def test_what_does_not_fit_together_is_named(model: ServedModel, fields: dict[st
     with pytest.raises(InvalidRequest) as caught:
         complete(model, **fields)
     assert caught.value.param == param
+
+
+def test_an_echo_has_the_log_probabilities_of_the_prompt(model: ServedModel) -> None:
+    fields = {"prompt": "The 😀 bus", "echo": True, "logprobs": 1, "return_token_ids": True, "n": 2}
+    plan = complete(model, **fields)
+    ids = memoryview(plan.prompts[0]).cast("I").tolist()
+    assert plan.generations[0].prompt_logprobs == 1
+    shape = StreamShape(logprobs_of=model.vocabulary, prompts=[ids], continuous_usage=True)
+    rows = [-0.5 * at for at in range(1, len(ids))]
+    for make in ("answers", "streams"):
+        wire = Wire()
+        dialect = CompletionDialect(shape, echoes=["The 😀 bus"], num_choices=2)
+        outputs = getattr(plan, make)(dialect, FACTS, wire)
+        for output in outputs:
+            # A second attempt tells again; rows beyond the prompt are nobody's.
+            output.push_logprobs(PromptLogprobs(1, 1, rows[:2], [[5], [6]], [[-1.0], [-2.0]]))
+            output.push_logprobs(PromptLogprobs(2, 1, rows, [[5]], [[-1.0]]))
+            output.push_logprobs(PromptLogprobs(2, 2**40, [0.0]))
+        say(model, plan, outputs, [" stops", " goes"], [1, 0])
+        if make == "answers":
+            choices = json.loads(wire.sent[0])["choices"]
+        else:
+            choices = [join([each["choices"][0] for each in events(wire)], number) for number in (0, 1)]
+        for choice, said in zip(choices, (" stops", " goes"), strict=True):
+            told, text = choice["logprobs"], "The 😀 bus" + said
+            assert choice["text"] == text
+            assert told["token_logprobs"][: len(ids)] == [None, *rows]
+            assert told["top_logprobs"][0] is None
+            assert told["text_offset"] == sorted(told["text_offset"])
+            assert text[told["text_offset"][len(ids)] :] == said
+            assert choice["prompt_token_ids"] == ids
+            assert model.vocabulary.decode(choice["token_ids"]) == said
+            assert len(told["tokens"]) == len(ids) + len(choice["token_ids"])
+
+
+def join(parts: list[Any], number: int) -> Any:
+    """Join the chunks of one completion."""
+    mine = [part for part in parts if part["index"] == number]
+    told = [part["logprobs"] for part in mine if part["logprobs"]]
+    return {
+        "text": "".join(part["text"] for part in mine),
+        "logprobs": {name: [entry for each in told for entry in each[name]] for name in told[0]},
+        "token_ids": [token for part in mine for token in part.get("token_ids", [])],
+        "prompt_token_ids": [token for part in mine for token in part.get("prompt_token_ids", [])],
+    }
+
+
+def test_the_ids_of_a_chat_are_told_beside_its_text(model: ServedModel) -> None:
+    plan = chat(model, return_token_ids=True)
+    ids = memoryview(plan.prompts[0]).cast("I").tolist()
+    wire, whole = Wire(), Wire()
+    shape = StreamShape(prompts=[ids])
+    say(model, plan, plan.streams(ChatDialect(shape), FACTS, wire), ["The bus"], [0])
+    say(model, plan, plan.answers(ChatDialect(shape), FACTS, whole), ["The bus"], [0])
+    chunks, answer = events(wire), json.loads(whole.sent[0])
+    assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"] == ids
+    told = [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])]
+    assert told == answer["choices"][0]["token_ids"]
+    assert model.vocabulary.decode(told) == "The bus"
+
+
+def test_a_stop_string_counts_after_the_least_tokens(model: ServedModel) -> None:
+    text = "fox fox fox"
+    ids = memoryview(model.tokenizer.encode(text, add_special_tokens=False)).cast("I")
+    plan = chat(model, stop="fox", min_tokens=len(ids) - 1)
+    wire = Wire()
+    say(model, plan, plan.answers(ChatDialect(StreamShape()), FACTS, wire), [text], [0])
+    assert json.loads(wire.sent[0])["choices"][0]["message"]["content"] == "fox fox "
