@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from bus.config import FrontendConfig
 from bus.registry import new_id
-from frontend.responses.store import ResponseStore
+from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.service import Frontend, listen
 
 pytestmark = pytest.mark.anyio
@@ -314,6 +314,16 @@ async def test_a_background_response_outlives_its_client_and_ends_with_its_front
     assert (queued.status, running.status, done.status) == ("queued", "in_progress", "completed")
     assert (done.output_text, cancelled.status) == ("Hello.", "cancelled")
     assert (stopped.status, stopped.error and stopped.error.code) == ("failed", "server_error")
+
+
+async def test_what_is_too_large_to_be_stored_is_said_before_it_is_made(stage: OpenStage) -> None:
+    async with stage() as on, openai_of(on) as client:
+        with pytest.raises(openai.BadRequestError, match="too large to be stored") as refused:
+            await client.responses.create(model="tiny", input="x" * MAX_INPUT_BYTES, store=True)
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.responses.create(model="tiny", input="x" * MAX_INPUT_BYTES)
+        assert on.worker.jobs == []
+    assert refused.value.param == "store"
 
 
 async def test_a_response_whose_maker_is_gone_has_failed(stage: OpenStage) -> None:
