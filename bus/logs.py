@@ -7,6 +7,7 @@ and no prompt, token or secret is ever a value.
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bus.config import LogConfig
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
 def set_up_logs(config: LogConfig, process: str) -> None:
@@ -23,17 +26,18 @@ def set_up_logs(config: LogConfig, process: str) -> None:
     """
     on_terminal = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[config.level.upper()]
-    shared: list[Processor] = [
-        _add_process(process),
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S.%f" if on_terminal else "iso", utc=not on_terminal),
-    ]
+    shared: list[Processor]
     if on_terminal:
+        shared = [
+            _add_process(process),
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
+        ]
         renderer: Processor = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
     else:
-        shared.append(structlog.processors.format_exc_info)
+        shared = [_add_json_fields(process)]
         renderer = structlog.processors.JSONRenderer(serializer=_to_json)
     structlog.configure(
         processors=[*shared, renderer],
@@ -59,5 +63,17 @@ def _add_process(process: str) -> Processor:
     return add
 
 
+def _add_json_fields(process: str) -> Processor:
+    """Return one processor for what JSON lines have beside their event: each more costs every request a call."""
+
+    def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        event["level"] = "error" if method == "exception" else method
+        event["timestamp"] = datetime.now(UTC)
+        return structlog.processors.format_exc_info(logger, method, event) if "exc_info" in event else event
+
+    return add
+
+
 def _to_json(event: Any, **_options: Callable[[Any], Any]) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    return _encoder.encode(event).decode()
