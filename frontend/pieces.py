@@ -44,7 +44,8 @@ class Pieces:
         self._min_tokens = min_tokens
         self._detokenizer = Detokenizer(vocabulary, shown)
         self._stops = StopFinder(stops, shows_stop=shows_stop) if stops else None
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """Tokens that were taken: none after the one that completes a stop string."""
         self._logprobs: dict[int, TokenLogprobs] = {}
         self._waiting: deque[tuple[int, int, int]] = deque()
         """Offset, token and start of tokens that were not handed out."""
@@ -66,8 +67,8 @@ class Pieces:
         """Add the next token."""
         if self.has_stopped:
             return
-        self._waiting.append((self._num_tokens, token, self._num_decoded))
-        self._num_tokens += 1
+        self._waiting.append((self.num_tokens, token, self._num_decoded))
+        self.num_tokens += 1
         self._add(self._detokenizer.push(token))
 
     def push_logprobs(self, logprobs: TokenLogprobs | PromptLogprobs) -> None:
@@ -105,7 +106,7 @@ class Pieces:
 
     def _add(self, text: str) -> None:
         self._num_decoded += len(text)
-        if self._stops is not None and self._num_tokens > self._min_tokens:
+        if self._stops is not None and self.num_tokens > self._min_tokens:
             text = self._stops.push(text)
         self._text += text
 

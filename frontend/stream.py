@@ -107,6 +107,12 @@ class Reader:
             reason = "stop"
         return ChoiceEnd("tool_calls" if self._has_calls and reason == "stop" else reason, stop)
 
+    def count(self, usage: Usage) -> Usage:
+        """Return the usage without tokens that came after a stop string: how many do is chance."""
+        if not self._pieces.has_stopped:
+            return usage
+        return Usage(usage.prompt_tokens, self._pieces.num_tokens, usage.cached_tokens)
+
     def _note(self, deltas: list[Delta]) -> list[Delta]:
         if not self._has_calls:
             self._has_calls = any(isinstance(delta, CallStart) for delta in deltas)
@@ -151,6 +157,7 @@ class DeltaStream:
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Send the rest and the end of the choice."""
         text, pieces = self._pieces.finish()
+        usage = self._reader.count(usage)
         self._held += pieces
         deltas = self._reader.read_end(text)
         rest = self._chunks.deltas(deltas, self._held) if deltas or self._held else b""

@@ -69,7 +69,7 @@ class DeltaAnswer:
         """Hand over what the text says."""
         text, pieces = self._pieces.finish()
         deltas = self._reader.read_end(text)
-        self._joint.finish(to_choice(self._number, deltas, pieces, self._reader.end(reason)), usage)
+        self._joint.finish(to_choice(self._number, deltas, pieces, self._reader.end(reason)), self._reader.count(usage))
 
     def fail(self, error: BuswayError) -> None:
         """Answer with an error."""
