@@ -11,8 +11,10 @@ import msgspec
 
 from bus.codec import Codec
 from bus.errors import BadConfig
+from bus.messages.batches import BatchJob, LineResult, StoredBatch, StoredFile
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
+from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import RouteBatch
@@ -150,6 +152,14 @@ CHANNELS: tuple[Channel, ...] = (
         purpose="whether a frontend is at work on a response, and its cancellation; the state goes to the reply subject",
     ),
     Channel(
+        pattern=_relative(_S.job("{tenant}")),
+        carrier="stream JOBS",
+        sender="frontend",
+        receiver="frontend",
+        messages=(BatchJob,),
+        purpose="batches that are to be carried on, each until it has ended",
+    ),
+    Channel(
         pattern=_relative(_S.dead("{stream}")),
         carrier="stream DEAD",
         sender="any",
@@ -196,6 +206,45 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="frontend",
         messages=(StoredResponse,),
         purpose="a response of the Responses API, kept for 7 days for later turns",
+    ),
+    Channel(
+        pattern="{digest}",
+        carrier="bucket KEYS",
+        sender="people (busway keys)",
+        receiver="frontend",
+        messages=(ApiKey,),
+        purpose="what the holder of an API key may do, under the digest of the key",
+    ),
+    Channel(
+        pattern="{tenant}.{file}",
+        carrier="bucket UPLOADS",
+        sender="frontend",
+        receiver="frontend",
+        messages=(StoredFile,),
+        purpose="a file that was uploaded, or made by a batch, kept for 30 days",
+    ),
+    Channel(
+        pattern="{tenant}.{file}.{piece}",
+        carrier="bucket PIECES",
+        sender="frontend",
+        receiver="frontend",
+        purpose="half a megabyte of a file, as it is",
+    ),
+    Channel(
+        pattern="{tenant}.{batch}",
+        carrier="bucket BATCHES",
+        sender="frontend",
+        receiver="frontend",
+        messages=(StoredBatch,),
+        purpose="a batch, its state and progress, kept for 30 days",
+    ),
+    Channel(
+        pattern="{batch}.{line}",
+        carrier="bucket RESULTS",
+        sender="frontend",
+        receiver="frontend",
+        messages=(LineResult,),
+        purpose="what one line of a batch came to, written once, until the batch has ended",
     ),
 )
 

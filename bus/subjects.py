@@ -95,6 +95,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """Questions to one frontend about the responses that it makes."""
         return f"{self.namespace}.response.v1.{frontend}"
 
+    def job(self, tenant: str) -> str:
+        """Batches that are to be carried on."""
+        return f"{self.namespace}.job.v1.{tenant}"
+
     def dead(self, stream: str) -> str:
         """Messages that could not be handled."""
         return f"{self.namespace}.dead.v1.{stream}"
@@ -113,6 +117,6 @@ class Subjects(msgspec.Struct, frozen=True):
 
 
 FAMILIES = frozenset(
-    {"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "response", "dead"}
+    {"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "response", "job", "dead"}
 )
 """The closed set of families, fit for labels."""

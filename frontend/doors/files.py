@@ -1,0 +1,112 @@
+"""I/O. The handlers of files: uploads go to the bus as they come in, downloads come from there as they are read."""
+
+import msgspec
+
+from bus.errors import BuswayError, InvalidRequest
+from frontend.auth.identity import caller
+from frontend.doors.call import Call, Reply
+from frontend.doors.routes import Doc, Route
+from frontend.errors import BodyTooLarge
+from frontend.files import MAX_FILE_BYTES, Files
+from frontend.form import Form
+from frontend.openai.files import FileDeleted, FileShown, Listing, read_page, render_page, show_file
+
+PURPOSES = ("batch",)
+_FORM_BYTES = 64 * 2**10
+"""What a form may take beside its file."""
+_DEFAULT_PAGE = 10_000
+
+
+class FileDoor:
+    """Takes and shows files."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        listing = Doc(answer=Listing[FileShown], query=("limit", "after", "order", "purpose"))
+        return [
+            Route("POST", "/v1/files", self.upload, doc=Doc(answer=FileShown, form=("file", "purpose"))),
+            Route("GET", "/v1/files", self.list, doc=listing),
+            Route("GET", "/v1/files/{file}", self.show, doc=Doc(answer=FileShown)),
+            Route("DELETE", "/v1/files/{file}", self.delete, doc=Doc(answer=FileDeleted)),
+            Route("GET", "/v1/files/{file}/content", self.download, doc=Doc(media="application/octet-stream")),
+        ]
+
+    async def upload(self, call: Call) -> Reply | None:
+        """Store a file for a batch, as it comes in."""
+        form = Form(call.find_header(b"content-type"))
+        length = call.find_header(b"content-length")
+        if length.isdigit() and int(length) > MAX_FILE_BYTES + _FORM_BYTES:
+            raise BodyTooLarge(f"The body has {int(length)} bytes; files may have {MAX_FILE_BYTES}.")
+        writer = self._files.begin(caller.get().tenant)
+        try:
+            num_bytes = 0
+            while True:
+                message = await call.receive()
+                if message["type"] == "http.disconnect":
+                    await writer.abandon()
+                    return None
+                data = bytes(message["body"])
+                num_bytes += len(data)
+                if num_bytes > MAX_FILE_BYTES + _FORM_BYTES:
+                    raise BodyTooLarge(f"The body has more than the {MAX_FILE_BYTES} bytes that are taken.")
+                await writer.write(form.feed(data))
+                if not message["more_body"]:
+                    break
+            filename = _check(form)
+            stored = await writer.finish(filename, form.fields["purpose"])
+        except BuswayError:
+            await writer.abandon()
+            raise
+        return Reply(msgspec.json.encode(show_file(writer.file, stored)))
+
+    async def list(self, call: Call) -> Reply:
+        """List files, the newest first."""
+        page = read_page(call.scope["query_string"], _DEFAULT_PAGE)
+        found = await self._files.listed(caller.get().tenant)
+        wanted = [(file, stored) for file, stored in found if page.purpose in ("", stored.purpose)]
+        return Reply(render_page([file for file, _ in wanted], [show_file(*each) for each in wanted], page))
+
+    async def show(self, call: Call) -> Reply:
+        """Describe a file."""
+        file = call.params["file"]
+        return Reply(msgspec.json.encode(show_file(file, await self._files.find(caller.get().tenant, file))))
+
+    async def delete(self, call: Call) -> Reply:
+        """Delete a file."""
+        file = call.params["file"]
+        await self._files.delete(caller.get().tenant, file)
+        return Reply(msgspec.json.encode(FileDeleted(file)))
+
+    async def download(self, call: Call) -> Reply | None:
+        """Send the content of a file, no faster than the client reads."""
+        tenant, file = caller.get().tenant, call.params["file"]
+        stored = await self._files.find(tenant, file)
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (b"content-length", str(stored.num_bytes).encode()),
+            (b"content-disposition", b'attachment; filename="%b.jsonl"' % file.encode()),
+            (b"x-request-id", call.shown_id),
+        ]
+        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            if call.scope["method"] != "HEAD":
+                async for piece in self._files.read(tenant, file, stored):
+                    await call.send({"type": "http.response.body", "body": piece, "more_body": True})
+            await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+        except BuswayError:
+            # The head is out: a body that is cut short is all that says so.
+            call.exchange.abort()
+        return None
+
+
+def _check(form: Form) -> str:
+    """Return the name of the file; raise `InvalidRequest` that names what is missing."""
+    if not form.is_complete or form.filename is None:
+        raise InvalidRequest("The form holds no 'file', or ends before it does.", param="file")
+    purpose = form.fields.get("purpose")
+    if purpose not in PURPOSES:
+        raise InvalidRequest(f"Invalid value for 'purpose': {' or '.join(PURPOSES)}.", param="purpose")
+    return form.filename
