@@ -72,8 +72,25 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     """A worker that is silent for so long is dead: its requests go elsewhere."""
     write_gap_s: Gap = 0.03
     """Tokens that a stream gets faster than that are written together, but for the first. 0: each at once."""
+    keep_alive_s: Positive = 10.0
+    """A stream that shows nothing for so long, once a worker has it, gets a comment: proxies cut what is silent."""
+    strict_params: bool = False
+    """Unknown parameters of a body are errors; else they are ignored, and named in x-busway-ignored-params."""
     slow_client_bytes: Count = 256 * 2**10
     """Unsent bytes after which a client that does not read is cut off."""
+    max_connections: Count = 16_384
+    """Open connections; one more is answered 503."""
+    keys: str = ""
+    """API keys: a file that `busway keys` writes, or `bucket` for those on the bus. Empty: nobody needs one."""
+    open_paths: tuple[str, ...] = ("/live", "/ready", "/health")
+    """Routes that need no key; add /metrics where the scraper has none."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call this server, or `*`."""
+    tls_cert: str = ""
+    """PEM file with the certificate chain; with `tls_key`, HTTPS instead of HTTP, from TLS 1.2 on."""
+    tls_key: str = ""
+    shares_port: bool = False
+    """Let other frontends listen on the same port: new connections spread over all of them."""
 
 
 class WorkerConfig(_Section, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Pure. The one place where an error becomes an HTTP status and an OpenAI error envelope."""
 
+import math
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -18,6 +19,34 @@ class ShuttingDown(Retryable):
     """This frontend finishes what it has and takes nothing new."""
 
     code = "shutting_down"
+
+
+class TooManyConnections(Retryable):
+    """This frontend has as many connections as it may."""
+
+    code = "too_many_connections"
+
+
+class RateLimited(Retryable):
+    """The key has used what it may use for now."""
+
+    code = "rate_limit_exceeded"
+
+
+class InvalidKey(Permanent):
+    """No key, one that nobody has, or one that has expired."""
+
+    code = "invalid_api_key"
+
+
+class ModelForbidden(Permanent):
+    """The key is not for this model."""
+
+    code = "model_forbidden"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class NoSuchRoute(Permanent):
@@ -108,6 +137,8 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, _INVALID),
     "context_length_exceeded": (400, _INVALID),
     "bad_http_request": (400, _INVALID),
+    "invalid_api_key": (401, _INVALID),
+    "model_forbidden": (403, _INVALID),
     "model_not_found": (404, _INVALID),
     "not_found": (404, _INVALID),
     "method_not_allowed": (405, _INVALID),
@@ -115,6 +146,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "request_too_large": (413, _INVALID),
     "unsupported_media_type": (415, _INVALID),
     "too_many_requests": (429, _RATE),
+    "rate_limit_exceeded": (429, _RATE),
     "queue_full": (429, _RATE),
     "overloaded": (429, _RATE),
     "headers_too_large": (431, _INVALID),
@@ -123,6 +155,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "bus_unavailable": (503, _SERVER),
     "engine_busy": (503, _SERVER),
     "shutting_down": (503, _SERVER),
+    "too_many_connections": (503, _SERVER),
     "deadline_passed": (504, _SERVER),
 }
 ERROR_STATUSES = {status: HTTPStatus(status).phrase for status in sorted({500, *[s for s, _ in _ANSWERS.values()]})}
@@ -139,7 +172,7 @@ def answer_for(error: Exception) -> ErrorAnswer:
     code = error.worker_code if isinstance(error, GenerationFailed) else error.code
     status, kind = _ANSWERS.get(code, (503 if isinstance(error, Retryable) else 500, _SERVER))
     delay_s = getattr(error, "delay_s", None)
-    retry_after_s = max(1, round(1.0 if delay_s is None else delay_s)) if status in _WITH_RETRY_AFTER else None
+    retry_after_s = max(1, math.ceil(1.0 if delay_s is None else delay_s)) if status in _WITH_RETRY_AFTER else None
     message = str(error)[:_SAFE_TO_SHOW]
     return ErrorAnswer(status, ErrorBody(message, kind, getattr(error, "param", None), code), retry_after_s)
 

@@ -2,18 +2,22 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import anyio.to_thread
+import msgspec
 
 from bus.config import FrontendConfig
 from bus.errors import BuswayError, InvalidRequest
+from frontend.auth.identity import caller
 from frontend.dispatch import Dispatcher
+from frontend.hints import NOTHING_GIVEN, Given, merge
 from frontend.model import ServedModel
 from frontend.models import Models
-from frontend.openai.body import ChatBody, CompletionBody
-from frontend.plan import Plan, make_plan
+from frontend.openai.body import BodyDecoder, ChatBody, CompletionBody
+from frontend.plan import Plan, make_plan, with_hints
 from frontend.preprocess import Defaults, render_chat
 from frontend.request import Output, Request
 
@@ -22,6 +26,7 @@ IN_THREAD_FROM_BYTES = 12 * 2**10
 
 T = TypeVar("T")
 A = TypeVar("A")
+B = TypeVar("B", bound=msgspec.Struct)
 
 
 class WaitedSink(Protocol):
@@ -41,18 +46,44 @@ class Intake:
         self.models = models
         self.dispatcher = dispatcher
 
+    async def decode(self, decoder: BodyDecoder[B], data: bytes) -> tuple[B, tuple[str, ...]]:
+        """Return a body and the names in it that are unknown here; raise `InvalidRequest` for those, if so configured,
+        and what `BodyDecoder.decode` raises."""
+        body, unknown = await off_loop(len(data), decoder.decode, data)
+        if unknown and self.config.strict_params:
+            raise InvalidRequest(f"Unrecognized request argument supplied: {unknown[0][:200]}", param=unknown[0][:200])
+        return body, unknown
+
     def find_model(self, name: str) -> ServedModel:
         """Return the model of that name; raise `InvalidRequest` for none, else as `Models.find`."""
         if not name:
             raise InvalidRequest("You must provide a model parameter.", param="model")
+        account = caller.get().account
+        if account is not None:
+            account.check_model(name)
         return self.models.find(name)
 
     async def prepare(
-        self, num_bytes: int, body: ChatBody | CompletionBody, model: ServedModel, *, tenant: str = "default"
+        self,
+        num_bytes: int,
+        body: ChatBody | CompletionBody,
+        model: ServedModel,
+        *,
+        tenant: str = "",
+        hints: Given = NOTHING_GIVEN,
     ) -> Plan:
-        """Say what a body of that size asks for; raise what the client is to be told."""
-        defaults = Defaults(self.config.default_max_tokens, random.getrandbits(63), tenant)
-        return await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
+        """Say what a body of that size asks for, with `hints` from outside of it; raise what the client is to be told.
+
+        The tenant is that of the caller, unless another one is named.
+        """
+        identity = caller.get()
+        defaults = Defaults(self.config.default_max_tokens, random.getrandbits(63), tenant or identity.tenant)
+        plan = await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
+        salt = "" if identity.account is None else identity.account.key.cache_salt
+        merged = merge(body, hints)
+        if salt or merged is not NOTHING_GIVEN:
+            plan = with_hints(plan, merged, salt, time.time())
+        return plan
 
     async def count_prompt(self, num_bytes: int, body: ChatBody) -> int:
         """Return the tokens of a conversation, rendered as for an answer; also of one that is too long for that."""
@@ -66,8 +97,21 @@ class Intake:
     async def run(self, requests: Sequence[Request], sink: WaitedSink) -> None:
         """Have the choices served; return when their sink is done, raise the error that ended it before its first byte.
 
-        When the caller is cancelled, so are they.
+        When the caller is cancelled, so are they. A caller with limits is charged; raises `RateLimited`.
         """
+        account = caller.get().account
+        if account is None:
+            await self._serve(requests, sink)
+            return
+        bound = sum([each.generation.num_prompt_tokens + each.generation.stopping.max_tokens for each in requests])
+        charge = account.open(len(requests), bound, time.monotonic())
+        try:
+            await self._serve(requests, sink)
+        finally:
+            used = [each.generation.num_prompt_tokens + each.num_tokens for each in requests if each.worker]
+            account.close(len(requests), charge, sum(used))
+
+    async def _serve(self, requests: Sequence[Request], sink: WaitedSink) -> None:
         try:
             for request in requests:
                 await self.dispatcher.submit(request)

@@ -7,7 +7,9 @@ import msgspec
 
 from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Choice, Dialect, Parser
+from frontend.first_call import FirstCall
 from frontend.grammar import grammar_for
+from frontend.hints import Given, apply
 from frontend.joint import JointAnswer, JointStream, Sink, keep_best
 from frontend.model import ServedModel
 from frontend.openai.body import MAX_CHOICES, ChatBody, CompletionBody
@@ -89,6 +91,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.new_parser is None else self.new_parser()
 
 
+def with_hints(plan: Plan, given: Given, key_salt: str, now: float) -> Plan:
+    """Return the plan with what the client knows of it; `now` in unix seconds."""
+    replace = msgspec.structs.replace
+    return replace(plan, generations=[apply(each, given, key_salt, now) for each in plan.generations])
+
+
 def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Defaults) -> Plan:
     """Return what a body asks for; raise `InvalidRequest` that names the field, `PromptTooLong`."""
     n = body.n or 1
@@ -96,12 +104,15 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
         turn = prepare_chat(body, model, defaults)
         grammar = grammar_for(body, model.format, model.vocabulary, turn.prompt_tail)
         tools = body.tools if body.tools and body.tool_choice != "none" else []
+        new_parser = parser_for(model.format, turn.prompt_tail, tools, random_characters)
+        if new_parser is not None and tools and body.parallel_tool_calls is False:
+            new_parser = _only_first_call(new_parser)
         return Plan(
             model=model,
             generations=_spread(_held([turn.generation], grammar), n),
             per_prompt=n,
             num_kept=n,
-            new_parser=parser_for(model.format, turn.prompt_tail, tools, random_characters),
+            new_parser=new_parser,
             marker_tokens=model.marker_tokens,
         )
     best_of = body.best_of or n
@@ -116,6 +127,10 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
             f"{len(generations)} prompts with {best_of} choices each are more than {MAX_CHOICES} choices.", param="n"
         )
     return Plan(model=model, generations=_spread(generations, best_of), per_prompt=best_of, num_kept=n)
+
+
+def _only_first_call(new_parser: Callable[[], Parser]) -> Callable[[], Parser]:
+    return lambda: FirstCall(new_parser())
 
 
 def _held(generations: list[Generation], grammar: str) -> list[Generation]:

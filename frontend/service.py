@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,19 +23,27 @@ from bus.protocol import Bus
 from bus.registry import keep_card, new_id
 from bus.subjects import Subjects
 from bus.version import VERSION
+from frontend.auth.keys import open_keys
+from frontend.batch.runner import BatchRunner
+from frontend.batch.slots import Slots
+from frontend.batch.store import Batches
+from frontend.batch.work import Work
 from frontend.books import Books
 from frontend.dispatch import Dispatcher
 from frontend.doors.anthropic import Anthropic
+from frontend.doors.batches import BatchDoor
 from frontend.doors.connection import HttpLimits, StreamingProtocol
 from frontend.doors.docs import Docs
 from frontend.doors.embeddings import Embeddings
 from frontend.doors.explain import Explain
+from frontend.doors.files import FileDoor
 from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
 from frontend.doors.nats import NatsDoor
 from frontend.doors.responses import Responses
 from frontend.doors.status import Status
 from frontend.doors.tokens import Tokens
+from frontend.files import Files
 from frontend.fleet import Fleet
 from frontend.intake import Intake
 from frontend.models import Models
@@ -54,7 +63,9 @@ log = structlog.get_logger()
 async def run_frontend(config: Config) -> None:
     """Serve until a signal says stop; raise `BadConfig` for a port that is taken, `BusUnavailable` without a broker."""
     frontend = new_id("f")
-    with listen(config.frontend.host, config.frontend.port) as listener:
+    check_tls(config.frontend)
+    door = config.frontend
+    with listen(door.host, door.port, shares_port=door.shares_port) as listener:
         async with open_bus(config.bus, Subjects(config.namespace), name=frontend) as bus:
             await bus.ensure()
             await serve(Frontend(bus, frontend, config.frontend, listener))
@@ -98,7 +109,8 @@ class Frontend:
         self._listener = listener
         self._stopping = anyio.Event()
         host, port = listener.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        scheme = "https" if config.tls_cert else "http"
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def stop(self) -> None:
         """Take nothing new, finish what there is."""
@@ -108,6 +120,7 @@ class Frontend:
         """Serve until stopped and drained, and at most `GRACE_S` after being stopped."""
         usage = UsagePublisher(self._bus)
         async with (
+            open_keys(self._bus, self._config.keys) as keys,
             keep_card(self._bus, f"frontend.{self.name}", self._card()),
             anyio.create_task_group() as publishing,
         ):
@@ -124,26 +137,40 @@ class Frontend:
                 status = Status(models)
                 generate = Generate(intake)
                 responses = Responses(self._bus, self.name, intake, generate)
+                embeddings = Embeddings(intake)
+                files, batches = Files(self._bus), Batches(self._bus)
+                work = Work(intake, generate, embeddings)
+                runner = BatchRunner(self._bus, batches, files, work, Slots(self._bus, dispatcher))
                 routes = [
                     *generate.routes(),
                     *responses.routes(),
                     *Anthropic(intake, generate).routes(),
                     *Tokens(intake).routes(),
-                    *Embeddings(intake).routes(),
+                    *embeddings.routes(),
+                    *FileDoor(files).routes(),
+                    *BatchDoor(batches, files).routes(),
                     *Explain(self._bus, intake, fleet).routes(),
                     *status.routes(),
                 ]
-                http = HttpDoor([*routes, *Docs(routes).routes()])
-                await self._open_doors(intake, http, status, responses)
+                http = HttpDoor(
+                    [*routes, *Docs(routes).routes()],
+                    keys=keys,
+                    open_paths=self._config.open_paths,
+                    origins=self._config.cors_origins,
+                )
+                await self._open_doors(intake, http, status, responses, runner)
                 tasks.cancel_scope.cancel()
             usage.close()
             publishing.cancel_scope.deadline = anyio.current_time() + USAGE_GRACE_S
 
-    async def _open_doors(self, intake: Intake, http: HttpDoor, status: Status, responses: Responses) -> None:
+    async def _open_doors(
+        self, intake: Intake, http: HttpDoor, status: Status, responses: Responses, runner: BatchRunner
+    ) -> None:
         server = _Server(self._server_config(http), self._on_started)
         async with anyio.create_task_group() as doors:
             doors.start_soon(NatsDoor(self._bus, intake).run, self._stopping)
             doors.start_soon(responses.run, self._stopping)
+            doors.start_soon(runner.run, self._stopping)
             doors.start_soon(self._drain_when_stopped, intake, status, server)
             await server.serve([self._listener])
             doors.cancel_scope.deadline = anyio.current_time() + GRACE_S
@@ -157,7 +184,9 @@ class Frontend:
 
     def _server_config(self, app: HttpDoor) -> uvicorn.Config:
         limits = HttpLimits(
-            header_bytes=self._config.max_header_bytes, slow_client_bytes=self._config.slow_client_bytes
+            header_bytes=self._config.max_header_bytes,
+            slow_client_bytes=self._config.slow_client_bytes,
+            connections=self._config.max_connections,
         )
         return uvicorn.Config(
             cast("Any", app),
@@ -172,6 +201,8 @@ class Frontend:
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=self._config.tls_cert or None,
+            ssl_keyfile=self._config.tls_key or None,
         )
 
     def _on_started(self) -> None:
@@ -193,13 +224,30 @@ class Frontend:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen; raise `BadConfig` when the address cannot be had."""
+def check_tls(config: FrontendConfig) -> None:
+    """Raise `BadConfig` for a certificate and key that no server can be started with."""
+    if not config.tls_cert and not config.tls_key:
+        return
+    if not config.tls_cert or not config.tls_key:
+        raise BadConfig("frontend.tls_cert and frontend.tls_key belong together: give both or none.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise BadConfig(f"cannot use frontend.tls_cert and frontend.tls_key as PEM files: {error}") from error
+
+
+def listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
+    """Bind and listen, with others on the same port if all of them share it; raise `BadConfig` when it cannot be had.
+
+    The kernel spreads new connections over those that listen; one that dies gets no more from then on.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shares_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(BACKLOG)
         except OSError:

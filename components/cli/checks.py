@@ -21,7 +21,6 @@ from bus.server import check_version, find_binary
 from bus.subjects import Subjects
 from bus.version import VERSION
 from components.cli.completions import is_ready, served_models
-from components.supervisor.plan import frontend_ports
 from components.supervisor.ports import is_free
 from components.supervisor.running import RunningSystem, option_for, read_running
 
@@ -81,12 +80,12 @@ def check_system(config: Config) -> Iterator[Finding]:
         yield _check_running(running, state_dir)
         return
     yield Finding(Verdict.OK, f"nothing runs in {config.state_dir} yet: `busway up` starts it")
-    for port in frontend_ports(config):
-        if is_free(config.frontend.host, port):
-            yield Finding(Verdict.OK, f"port {port} is free")
-        else:
-            mend = f"busway up --port {port + 10}   (or stop what listens: ss -ltnp 'sport = :{port}')"
-            yield Finding(Verdict.WARN, f"port {port} is taken", mend)
+    port = config.frontend.port
+    if is_free(config.frontend.host, port):
+        yield Finding(Verdict.OK, f"port {port} is free")
+    else:
+        mend = f"busway up --port {port + 10}   (or stop what listens: ss -ltnp 'sport = :{port}')"
+        yield Finding(Verdict.WARN, f"port {port} is taken", mend)
 
 
 async def check_broker(config: Config) -> list[Finding]:

@@ -24,6 +24,7 @@ GROUPS = {
         "chat": "talk to a model; shows time to first token and tokens/s",
         "bench": "load the running system, show CPU per token of each process",
         "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
+        "keys": "API keys: add, list, remove",
     },
     "Look": {
         "explain": "what would become of a request: prompt, tokens, blocks, worker",

@@ -12,9 +12,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--model", metavar="DIR", help="model directory (config.json, safetensors, tokenizer.json)")
     parser.add_argument("--engine", choices=["torch", "mock"], help="mock computes nothing: for load tests")
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port of the first frontend (8000; 0: any free one)")
+    parser.add_argument("--port", type=int, help="port of the frontends (8000; 0: any free one)")
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers (1)")
-    parser.add_argument("--frontends", type=int, metavar="N", help="number of frontends, on ports in a row (1)")
+    parser.add_argument("--frontends", type=int, metavar="N", help="number of frontends, all on one port (1)")
     parser.add_argument("--routers", type=int, metavar="N", help="number of routers (0: workers take what comes)")
     add_config_options(parser)
 

@@ -25,8 +25,9 @@ def plan_parts(config: Config, config_file: Path, nats_argv: tuple[str, ...] | N
         pick_port = config.router.pick_port + number if config.router.pick_port else 0
         argv = _busway("router", config_file, "--set", f"router.pick_port={pick_port}")
         parts.append(Part(name=f"router-{number}", role="router", argv=argv))
-    for number, port in enumerate(frontend_ports(config)):
-        argv = _busway("frontend", config_file, "--set", f"frontend.port={port}")
+    shared = ("--set", "frontend.shares_port=true") if config.up.frontends > 1 else ()
+    for number in range(config.up.frontends):
+        argv = _busway("frontend", config_file, *shared)
         parts.append(Part(name=f"frontend-{number}", role="frontend", argv=argv))
     return parts
 
@@ -39,11 +40,6 @@ def plan_spare(config: Config, config_file: Path) -> Part | None:
     if config.worker.engine != "torch":
         return None
     return Part(name="spare", role="spare", argv=_busway("worker", config_file, "--spare"))
-
-
-def frontend_ports(config: Config) -> list[int]:
-    """Return the port of each frontend: `frontend.port` and those after it."""
-    return [config.frontend.port + number for number in range(config.up.frontends)]
 
 
 def _busway(command: str, config_file: Path, *options: str) -> tuple[str, ...]:

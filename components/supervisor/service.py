@@ -15,7 +15,7 @@ from bus.toml import render_toml
 from components.supervisor.banner import ready_banner, start_line
 from components.supervisor.errors import CannotStart
 from components.supervisor.fleet import Fleet
-from components.supervisor.plan import Part, frontend_ports, plan_parts, plan_spare
+from components.supervisor.plan import Part, plan_parts, plan_spare
 from components.supervisor.policy import QUICK_DEATHS, Life, bury, describe_exit, is_hopeless
 from components.supervisor.ports import is_free
 from components.supervisor.probe import first_model, wait_until_ready
@@ -49,7 +49,7 @@ async def run_up(config: Config, say: Say) -> int:
         config_file = _write_files(config, state_dir)
         system = RunningSystem(
             namespace=config.namespace,
-            url=f"http://{_reachable(config.frontend.host)}:{config.frontend.port}",
+            url=f"{'https' if config.frontend.tls_cert else 'http'}://{_reachable(config.frontend.host)}:{config.frontend.port}",
             nats_url=config.bus.url,
             pid=os.getpid(),
         )
@@ -139,9 +139,11 @@ class Supervisor:
     async def _announce(self) -> None:
         started = time.monotonic()
         host = _reachable(self._config.frontend.host)
-        for port in frontend_ports(self._config):
-            await wait_until_ready(host, port)
-        model = await first_model(host, self._config.frontend.port)
+        port, is_tls = self._config.frontend.port, bool(self._config.frontend.tls_cert)
+        # One connection meets any one of those that share the port: all of a few in a row meet nearly all.
+        num_in_row = 1 if self._config.up.frontends == 1 else 4 * self._config.up.frontends
+        await wait_until_ready(host, port, is_tls=is_tls, num_in_row=num_in_row)
+        model = await first_model(host, port, is_tls=is_tls)
         self._ready.set()
         took_s = time.monotonic() - started
         self._say(ready_banner(self._fleet.system, model, took_s, Path(self._config.state_dir)))
@@ -168,9 +170,8 @@ def settle_ports(config: Config) -> Config:
     host = config.frontend.host
     port = config.frontend.port or free_port()
     config = replace(config, frontend=replace(config.frontend, port=port))
-    for number in frontend_ports(config):
-        if not is_free(host, number):
-            raise CannotStart(f"port {number} of {host} is taken by another program", f"busway up --port {number + 10}")
+    if not is_free(host, port):
+        raise CannotStart(f"port {port} of {host} is taken by another program", f"busway up --port {port + 10}")
     return config
 
 

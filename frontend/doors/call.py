@@ -1,6 +1,7 @@
 """I/O. One HTTP request on its way through a handler: its body within bounds, its headers, its answer."""
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,6 +33,8 @@ class Call(NamedTuple):
     request_id: str
     """Ours: 128 random bits."""
     exchange: Exchange
+    arrived_at: float
+    """On the clock of `time.monotonic`."""
     params: Mapping[str, str] = {}
     """The varying segments of the path, by name."""
 
@@ -85,7 +88,12 @@ class Reply(NamedTuple):
 
 def make_call(scope: Scope, receive: Receive, send: Send, request_id: str) -> Call:
     """Bundle what ASGI gives with the connection that our protocol puts into the scope."""
-    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION])
+    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION], time.monotonic())
+
+
+def processing_header(arrived_at: float) -> tuple[bytes, bytes]:
+    """Return the header that says how long it took until now."""
+    return b"openai-processing-ms", b"%d" % ((time.monotonic() - arrived_at) * 1000)
 
 
 def ignored_header(names: Iterable[str]) -> Headers:

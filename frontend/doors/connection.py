@@ -7,7 +7,7 @@ when the response is complete. What this relies on in uvicorn 0.54 (pinned in py
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +15,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from bus.errors import BuswayError
-from frontend.errors import BadHttp, ClientTooSlow, HeadersTooLarge, answer_for, envelope
+from frontend.errors import BadHttp, ClientTooSlow, HeadersTooLarge, TooManyConnections, answer_for, envelope
 
 EXTENSION = "busway.exchange"
 
@@ -23,7 +23,7 @@ EXTENSION = "busway.exchange"
 class Exchange:
     """One request and its response, with direct access to the connection below."""
 
-    __slots__ = ("_cycle", "_limit_bytes", "_protocol", "_transport", "is_chunked", "on_lost")
+    __slots__ = ("_cycle", "_limit_bytes", "_protocol", "_transport", "is_chunked", "late_headers", "on_lost")
 
     def __init__(self, protocol: "StreamingProtocol", cycle: RequestResponseCycle, limit_bytes: int) -> None:
         self._protocol = protocol
@@ -33,6 +33,8 @@ class Exchange:
         self.is_chunked = cycle.scope["http_version"] == "1.1"
         self.on_lost: Callable[[], None] | None = None
         """Called at most once, when the client is gone before the response is complete."""
+        self.late_headers: Callable[[], Iterable[tuple[bytes, bytes]]] | None = None
+        """Asked for headers of any response, stream or not, when it begins."""
 
     @property
     def is_lost(self) -> bool:
@@ -64,6 +66,8 @@ class Exchange:
         cycle.chunked_encoding = self.is_chunked
         cycle.waiting_for_100_continue = False
         lines = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
+        if self.late_headers is not None:
+            lines += b"".join(b"%b: %b\r\n" % header for header in self.late_headers())
         if not cycle.keep_alive:
             lines += b"connection: close\r\n"
         return b"%b%b%b\r\n" % (STATUS_LINE[status], headers, lines)
@@ -105,6 +109,8 @@ class HttpLimits(msgspec.Struct, frozen=True):
     """Request line and headers together."""
     slow_client_bytes: int
     """Unsent bytes after which a client that does not read is cut off."""
+    connections: int
+    """Open ones, of all clients together."""
     num_headers: int = 128
     request_s: float = 30.0
     """Time for a request to arrive, body included."""
@@ -125,6 +131,9 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
+        if len(self.connections) > self._limits.connections:
+            self._refuse(TooManyConnections(f"{self._limits.connections} connections are open here.", delay_s=1.0))
+            return
         self._arm_arrival_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -200,8 +209,9 @@ class StreamingProtocol(HttpToolsProtocol):
             return
         answer = answer_for(error)
         body = envelope(answer.error)
-        head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (STATUS_LINE[answer.status], len(body)) + body)
+        head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
+        retry = b"" if answer.retry_after_s is None else b"retry-after: %d\r\n" % answer.retry_after_s
+        self.transport.write(head % (STATUS_LINE[answer.status], len(body), retry) + body)
         self.transport.close()
 
     def _header_size(self) -> int:

@@ -1,14 +1,17 @@
 """I/O. The handlers of chat completions and completions: body in, generation out, streamed or whole."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from bus.messages.base import unpack_u32
 from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
-from frontend.intake import Intake, off_loop, open_requests
+from frontend.hints import read_headers
+from frontend.intake import Intake, open_requests
 from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
@@ -39,27 +42,23 @@ class Generate:
     async def chat(self, call: Call) -> Reply | None:
         """Answer `POST /v1/chat/completions`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), chat_body.decode, data)
+        body, ignored = await self._intake.decode(chat_body, data)
         plan = await self.prepare(call, len(data), body)
-        shape = _shape(body, plan, has_logprobs=bool(body.logprobs))
-        return await self.respond(
-            call, plan, ChatDialect(shape), is_stream=bool(body.stream), headers=ignored_header(ignored)
-        )
+        dialect = chat_dialect(body, plan)
+        return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
 
     async def complete(self, call: Call) -> Reply | None:
         """Answer `POST /v1/completions`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), completion_body.decode, data)
+        body, ignored = await self._intake.decode(completion_body, data)
         plan = await self.prepare(call, len(data), body)
-        shape = _shape(body, plan, has_logprobs=body.logprobs is not None)
-        echoes = [plan.model.vocabulary.decode_all(prompt) for prompt in plan.prompts] if body.echo else []
-        dialect = CompletionDialect(shape, echoes=echoes, num_choices=plan.num_kept, is_only_echo=body.max_tokens == 0)
+        dialect = completion_dialect(body, plan)
         return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
 
     async def prepare(self, call: Call, num_bytes: int, body: ChatBody | CompletionBody) -> Plan:
         """Say what a body of that size asks for; raise what the client is to be told."""
         model = self._intake.find_model(body.model)
-        return await self._intake.prepare(num_bytes, body, model)
+        return await self._intake.prepare(num_bytes, body, model, hints=read_headers(call.scope["headers"]))
 
     async def respond(
         self, call: Call, plan: Plan, dialect: Dialect, *, is_stream: bool, headers: Headers = ()
@@ -71,8 +70,10 @@ class Generate:
         facts = AnswerFacts(call.request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
         if is_stream:
             lines = header_lines((*_EVENTS, (b"x-request-id", call.shown_id), *headers))
-            events = EventSink(call.exchange, lines)
-            await self._run(call, open_requests(call.request_id, plan, plan.streams(dialect, facts, events)), events)
+            events = EventSink(call.exchange, lines, call.arrived_at)
+            requests = open_requests(call.request_id, plan, plan.streams(dialect, facts, events))
+            with _kept_alive(events, requests, self._intake.config.keep_alive_s / 2):
+                await self._run(call, requests, events)
             return None
         body = BodySink()
         await self._run(call, open_requests(call.request_id, plan, plan.answers(dialect, facts, body)), body)
@@ -102,6 +103,40 @@ class Generate:
             await self._intake.run(requests, sink)
         finally:
             call.exchange.on_lost = None
+
+
+@contextmanager
+def _kept_alive(events: EventSink, requests: Sequence[Request], period_s: float) -> Iterator[None]:
+    """Look at a stream every `period_s`, and let it show a sign of life where it was silent since the last look.
+
+    While no worker has it, it stays silent: an error may still be its HTTP status.
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def look() -> None:
+        nonlocal timer
+        if any(request.worker for request in requests):
+            events.keep_alive()
+        timer = loop.call_later(period_s, look)
+
+    timer = loop.call_later(period_s, look)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def chat_dialect(body: ChatBody, plan: Plan) -> ChatDialect:
+    """Return how a turn of a conversation is answered."""
+    return ChatDialect(_shape(body, plan, has_logprobs=bool(body.logprobs)))
+
+
+def completion_dialect(body: CompletionBody, plan: Plan) -> CompletionDialect:
+    """Return how a completion is answered."""
+    shape = _shape(body, plan, has_logprobs=body.logprobs is not None)
+    echoes = [plan.model.vocabulary.decode_all(prompt) for prompt in plan.prompts] if body.echo else []
+    return CompletionDialect(shape, echoes=echoes, num_choices=plan.num_kept, is_only_echo=body.max_tokens == 0)
 
 
 def _shape(body: ChatBody | CompletionBody, plan: Plan, *, has_logprobs: bool) -> StreamShape:

@@ -1,6 +1,8 @@
 """I/O. The HTTP door: an ASGI application over a table of routes."""
 
+import math
 import secrets
+import time
 from collections.abc import Iterable
 from functools import cache
 
@@ -10,7 +12,10 @@ from prometheus_client import Counter
 
 from bus.metrics import FRONTEND_REQUESTS
 from frontend.anthropic.errors import anthropic_envelope, to_anthropic
-from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call
+from frontend.auth.cors import Cors
+from frontend.auth.identity import caller
+from frontend.auth.keys import Keys, key_of
+from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call, processing_header
 from frontend.doors.routes import Family, Route, Router
 from frontend.errors import BodyTooLarge, MethodNotAllowed, answer_for, envelope
 
@@ -24,19 +29,36 @@ log = structlog.get_logger()
 class HttpDoor:
     """The application."""
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        *,
+        keys: Keys | None = None,
+        open_paths: Iterable[str] = (),
+        origins: Iterable[str] = (),
+    ) -> None:
+        """With `keys`, all paths but `open_paths` need one; web pages of `origins` may call."""
         self._router = Router(routes)
+        self._keys = keys
+        self._open_paths = frozenset(open_paths)
+        self._cors = Cors(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing: what fails is an answer too."""
         call = make_call(scope, receive, send, secrets.token_hex(16))
         endpoint, status = "other", CLIENT_GONE
         try:
-            route, params = self._router.find(scope["path"], scope["method"])
-            endpoint = route.pattern
-            if params:
-                call = call._replace(params=params)
-            reply = await route.handler(call)
+            if self._cors.is_on:
+                self._allow_origin(call)
+            reply = self._preflight(call) if scope["method"] == "OPTIONS" else None
+            if reply is None:
+                route, params = self._router.find(scope["path"], scope["method"])
+                endpoint = route.pattern
+                if params:
+                    call = call._replace(params=params)
+                if self._keys is not None:
+                    self._identify(call, self._keys)
+                reply = await route.handler(call)
         except Exception as error:
             reply = _error_reply(call, error, self._router.family_of(scope["path"]))
             if reply.status == 500:
@@ -55,6 +77,31 @@ class HttpDoor:
                 _send(call, reply)
         _count(endpoint, status).inc()
 
+    def _identify(self, call: Call, keys: Keys) -> None:
+        """Make the caller known to this task; raise `InvalidKey`, `RateLimited`."""
+        if call.scope["path"] in self._open_paths:
+            return
+        identity = keys.identify(key_of(call.scope["headers"]))
+        caller.set(identity)
+        if identity.account is not None:
+            account, given = identity.account, call.exchange.late_headers
+            call.exchange.late_headers = lambda: (
+                *(given() if given is not None else ()),
+                *account.headers(time.monotonic()),
+            )
+
+    def _preflight(self, call: Call) -> Reply | None:
+        """Answer OPTIONS: what methods a path has, and whether a web page may use them."""
+        allow = self._router.methods_of(call.scope["path"])
+        if not allow:
+            return None
+        origin = call.find_header(b"origin")
+        return Reply(b"", 204, ((b"allow", ", ".join(allow).encode()), *self._cors.preflight(origin, allow)))
+
+    def _allow_origin(self, call: Call) -> None:
+        headers = self._cors.headers(call.find_header(b"origin"))
+        call.exchange.late_headers = lambda: headers
+
 
 @cache
 def _count(endpoint: str, status: int) -> Counter:
@@ -69,6 +116,11 @@ def _error_reply(call: Call, error: Exception, family: Family) -> Reply:
         headers += ((b"request-id", call.shown_id),)
     if answer.retry_after_s is not None:
         headers += ((b"retry-after", str(answer.retry_after_s).encode()),)
+        delay_s = getattr(error, "delay_s", None)
+        if delay_s is not None:
+            headers += ((b"retry-after-ms", str(math.ceil(delay_s * 1000)).encode()),)
+    if answer.status == 401:
+        headers += ((b"www-authenticate", b'Bearer realm="busway"'),)
     if isinstance(error, MethodNotAllowed):
         headers += ((b"allow", error.allow.encode()),)
     if family == "anthropic":
@@ -77,13 +129,16 @@ def _error_reply(call: Call, error: Exception, family: Family) -> Reply:
 
 
 def _send(call: Call, reply: Reply) -> None:
-    call.exchange.respond(reply.status, header_lines((*reply.headers, (b"x-request-id", call.shown_id))), reply.body)
+    lines = header_lines((*reply.headers, (b"x-request-id", call.shown_id), processing_header(call.arrived_at)))
+    call.exchange.respond(reply.status, lines, reply.body)
 
 
 async def _send_and_linger(call: Call, reply: Reply) -> None:
     """Send the reply, and read for a while what the client still sends before the connection closes."""
     length = (b"content-length", str(len(reply.body)).encode())
+    late = call.exchange.late_headers
     headers = [*reply.headers, length, (b"connection", b"close"), (b"x-request-id", call.shown_id)]
+    headers += late() if late is not None else ()
     await call.send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await call.send({"type": "http.response.body", "body": reply.body, "more_body": True})
     with anyio.move_on_after(LINGER_S):

@@ -84,12 +84,21 @@ class Router:
             raise MethodNotAllowed(f"{path[:200]} takes {allow}, not {method[:20]}.", allow=allow)
         return Found(route, params)
 
+    def methods_of(self, path: str) -> list[str]:
+        """Return the methods that a path takes, none where there is no such path."""
+        methods = self._table_of(path)
+        return [*methods, *(["HEAD"] if "GET" in methods else []), *(["OPTIONS"] if methods else [])]
+
     def family_of(self, path: str) -> Family:
         """Return whose shape an error on this path has, also where there is no such path or method."""
-        methods = self._fixed.get(path)
-        if methods is None:
-            methods = next((table for pattern, table in self._varying.items() if _match(pattern, path) is not None), {})
+        methods = self._table_of(path)
         return next((route.family for route in methods.values()), "openai")
+
+    def _table_of(self, path: str) -> dict[str, Route]:
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed
+        return next((table for pattern, table in self._varying.items() if _match(pattern, path) is not None), {})
 
     def _suggest(self, path: str) -> str:
         known = [*self._fixed, *self._varying]

@@ -4,7 +4,10 @@ import asyncio
 
 from bus.errors import BusUnavailable, BuswayError
 from bus.protocol import Bus
+from frontend.doors.call import header_lines, processing_header
 from frontend.doors.connection import Exchange
+
+_COMMENT = b": keep-alive\n\n"
 
 
 class EventSink:
@@ -13,12 +16,15 @@ class EventSink:
     Up to then an error can still be an HTTP status: it is kept in `error` for the handler that waits for `done`.
     """
 
-    __slots__ = ("_exchange", "_has_begun", "_headers", "done", "error")
+    __slots__ = ("_arrived_at", "_exchange", "_has_begun", "_headers", "_is_quiet", "done", "error")
 
-    def __init__(self, exchange: Exchange, headers: bytes) -> None:
+    def __init__(self, exchange: Exchange, headers: bytes, arrived_at: float) -> None:
+        """`arrived_at` is when the request came, on the clock of `time.monotonic`."""
         self._exchange = exchange
         self._headers = headers
+        self._arrived_at = arrived_at
         self._has_begun = False
+        self._is_quiet = False
         self.done = asyncio.Event()
         self.error: BuswayError | None = None
 
@@ -28,7 +34,15 @@ class EventSink:
             data = b"%x\r\n%b%b%b\r\n" % (len(head) + len(text) + len(tail), head, text, tail)
         else:
             data = head + text + tail
+        self._is_quiet = False
         self._exchange.write(data if self._has_begun else self._begin() + data)
+
+    def keep_alive(self) -> None:
+        """Write a comment, which clients skip, if nothing was written since the last call."""
+        if self._is_quiet and not self.done.is_set():
+            self.send(_COMMENT, b"", b"")
+        else:
+            self._is_quiet = True
 
     def close(self, rest: bytes, last: bytes) -> None:
         """Write the last events and complete the response."""
@@ -41,7 +55,7 @@ class EventSink:
 
     def _begin(self) -> bytes:
         self._has_begun = True
-        return self._exchange.begin(200, self._headers)
+        return self._exchange.begin(200, self._headers + header_lines((processing_header(self._arrived_at),)))
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End with the error: as an event where the response has begun, else as the handler's answer."""

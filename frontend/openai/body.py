@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.errors import InvalidRequest, Malformed
+from frontend.hints import BuswayHints, NvExt
 
 _NAMES_UP_TO_BYTES = 256 * 2**10
 """Bodies larger than that get only the first unknown parameter named: listing all would cost memory."""
@@ -76,6 +77,10 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
     guided_grammar: str | None = None
+    busway: BuswayHints | None = None
+    nvext: NvExt | None = None
+    priority: Int64 | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
     user: msgspec.Raw = NOTHING
     metadata: msgspec.Raw = NOTHING
     store: msgspec.Raw = NOTHING

@@ -18,7 +18,7 @@ from frontend.service import _Server, listen
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = HttpLimits(header_bytes=1000, slow_client_bytes=100_000, request_s=0.2)
+LIMITS = HttpLimits(header_bytes=1000, slow_client_bytes=100_000, connections=100, request_s=0.2)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

@@ -19,6 +19,7 @@ from bus.messages.inference import (
     TokenLogprobs,
     UsageBatch,
 )
+from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
@@ -225,6 +226,22 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         StoredResponse(tenant="t", frontend="f-1", status="completed", previous="resp_0", input=b"[]", response=b"{}"),
         "87a474797065af73746f7265645f726573706f6e7365a674656e616e74a174a866726f6e74656e64a3662d31a67374617475"
         "73a9636f6d706c65746564a870726576696f7573a6726573705f30a5696e707574c4025b5da8726573706f6e7365c4027b7d",
+    ),
+    (
+        ApiKey(
+            name="ci",
+            tenant="t",
+            models=["tiny*"],
+            requests_per_s=2.5,
+            burst=3,
+            tokens_per_min=4,
+            max_concurrent=5,
+            expires_at=1.5,
+            cache_salt="s",
+        ),
+        "8aa474797065a76170695f6b6579a46e616d65a26369a674656e616e74a174a66d6f64656c7391a574696e792aae726571756573"
+        "74735f7065725f73cb4004000000000000a5627572737403ae746f6b656e735f7065725f6d696e04ae6d61785f636f6e63757272"
+        "656e7405aa657870697265735f6174cb3ff8000000000000aa63616368655f73616c74a173",
     ),
     (
         ResponseQuery(response="resp_1", cancel=True),

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from bus.config import Config, FrontendConfig, RouterConfig, UpConfig, WorkerConfig
 from components.supervisor.banner import ready_banner, start_line
-from components.supervisor.plan import frontend_ports, plan_parts, plan_spare
+from components.supervisor.plan import plan_parts, plan_spare
 from components.supervisor.running import RunningProcess, RunningSystem
 
 FILE = Path("/state/config.toml")
@@ -26,10 +26,11 @@ def test_parts_start_with_the_broker_and_have_names_of_their_own() -> None:
     assert all(str(FILE) in part.argv for part in parts[1:])
 
 
-def test_frontends_listen_on_ports_in_a_row() -> None:
-    assert frontend_ports(CONFIG) == [9000, 9001]
-    argv = plan_parts(CONFIG, FILE, None)[-1].argv
-    assert argv[-2:] == ("--set", "frontend.port=9001")
+def test_frontends_share_one_port() -> None:
+    frontends = [part for part in plan_parts(CONFIG, FILE, None) if part.role == "frontend"]
+    assert [part.argv[-2:] for part in frontends] == [("--set", "frontend.shares_port=true")] * 2
+    alone = replace(CONFIG, up=replace(CONFIG.up, frontends=1))
+    assert "--set" not in plan_parts(alone, FILE, None)[-1].argv
 
 
 def test_routers_are_as_many_as_asked_for_and_answer_gateways_on_ports_in_a_row() -> None:
