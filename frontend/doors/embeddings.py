@@ -9,6 +9,7 @@ import msgspec
 
 from bus.errors import BuswayError, InvalidRequest
 from bus.messages.inference import FinishReason, LatencyClass
+from frontend.auth.identity import caller
 from frontend.doors.call import JSON, Call, Reply, ignored_header, while_connected
 from frontend.doors.routes import Doc, Route
 from frontend.errors import GenerationFailed
@@ -91,7 +92,7 @@ class Embeddings:
     async def embed(self, call: Call) -> Reply | None:
         """Embed texts or token ids."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), embeddings_body.decode, data)
+        body, ignored = await self._intake.decode(embeddings_body, data)
         answer = await while_connected(call, lambda: self.run_detached(call.request_id, len(data), body))
         return None if answer is None else Reply(answer, headers=(*JSON, *ignored_header(ignored)))
 
@@ -101,7 +102,7 @@ class Embeddings:
         num_bytes: int,
         body: EmbeddingsBody,
         *,
-        tenant: str = "default",
+        tenant: str = "",
         latency_class: LatencyClass = "standard",
     ) -> bytes:
         """Return the answer to a body; raise what its owner is to be told. When cancelled, so is the work."""
@@ -109,7 +110,9 @@ class Embeddings:
 
         def prepare(given: EmbeddingsBody) -> list[Generation]:
             inputs = decode_inputs(given.input)
-            return embed_generations(inputs, model, tenant=tenant, latency_class=latency_class, param="input")
+            return embed_generations(
+                inputs, model, tenant=tenant or caller.get().tenant, latency_class=latency_class, param="input"
+            )
 
         generations = await off_loop(num_bytes, prepare, body)
         vectors = await self._vectors(request_id, generations)
@@ -123,7 +126,7 @@ class Embeddings:
     async def rerank(self, call: Call) -> Reply | None:
         """Order documents by the cosine of their embeddings with that of the query."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), rerank_body.decode, data)
+        body, ignored = await self._intake.decode(rerank_body, data)
         model = self._intake.find_model(body.model)
         texts = [body.query, *documents(body)]
         embedded = await while_connected(call, lambda: self._embed_texts(call.request_id, model, texts, "documents"))
@@ -140,7 +143,7 @@ class Embeddings:
     async def score(self, call: Call) -> Reply | None:
         """Score pairs of texts by the cosine of their embeddings."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), score_body.decode, data)
+        body, ignored = await self._intake.decode(score_body, data)
         model = self._intake.find_model(body.model)
         first, second = score_texts(body)
         texts = [*first, *second]
@@ -164,7 +167,7 @@ class Embeddings:
         self, request_id: str, model: ServedModel, texts: Sequence[str], param: str
     ) -> tuple[list[bytes], int]:
         def prepare(given: Sequence[str]) -> list[Generation]:
-            return embed_generations(given, model, tenant="default", latency_class="standard", param=param)
+            return embed_generations(given, model, tenant=caller.get().tenant, latency_class="standard", param=param)
 
         generations = await off_loop(sum(map(len, texts)), prepare, texts)
         vectors = await self._vectors(request_id, generations)

@@ -39,7 +39,7 @@ class Tokens:
     async def tokenize(self, call: Call) -> Reply:
         """Tokenize a prompt, or a conversation as the model's template renders it."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), tokenize_body.decode, data)
+        body, ignored = await self._intake.decode(tokenize_body, data)
         model = self._intake.find_model(body.model)
         answer = await off_loop(len(data), lambda given: _encode(tokenize(given, model)), body)
         return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
@@ -47,7 +47,7 @@ class Tokens:
     async def detokenize(self, call: Call) -> Reply:
         """Return the text of token ids."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), detokenize_body.decode, data)
+        body, ignored = await self._intake.decode(detokenize_body, data)
         model = self._intake.find_model(body.model)
         answer = await off_loop(len(data), lambda given: _encode(detokenize(given, model)), body)
         return Reply(answer, headers=(*JSON, *ignored_header(ignored)))

@@ -5,6 +5,7 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
+from bus.messages.batches import BatchJob, LineError, LineResult, StoredBatch, StoredFile
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, StepSample, WorkerCard, WorkerLoad
 from bus.messages.inference import (
     Accepted,
@@ -242,6 +243,38 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "8aa474797065a76170695f6b6579a46e616d65a26369a674656e616e74a174a66d6f64656c7391a574696e792aae726571756573"
         "74735f7065725f73cb4004000000000000a5627572737403ae746f6b656e735f7065725f6d696e04ae6d61785f636f6e63757272"
         "656e7405aa657870697265735f6174cb3ff8000000000000aa63616368655f73616c74a173",
+    ),
+    (
+        StoredFile(
+            tenant="t", filename="a", purpose="batch", num_bytes=3, num_pieces=1, created_at=1.5, expires_at=2.5
+        ),
+        "88a474797065ab73746f7265645f66696c65a674656e616e74a174a866696c656e616d65a161a7707572706f7365a5626174"
+        "6368a96e756d5f627974657303aa6e756d5f70696563657301aa637265617465645f6174cb3ff8000000000000aa65787069"
+        "7265735f6174cb4004000000000000",
+    ),
+    (
+        StoredBatch(
+            tenant="t",
+            input_file="file-1",
+            endpoint="/v1/completions",
+            metadata={"a": "b"},
+            created_at=1.5,
+            expires_at=2.5,
+            num_lines=3,
+            errors=[LineError("invalid_url", "no", 2, "url")],
+        ),
+        "de0009a474797065ac73746f7265645f6261746368a674656e616e74a174aa696e7075745f66696c65a666696c652d31a865"
+        "6e64706f696e74af2f76312f636f6d706c6574696f6e73a86d6574616461746181a161a162aa637265617465645f6174cb3f"
+        "f8000000000000aa657870697265735f6174cb4004000000000000a96e756d5f6c696e657303a66572726f72739184a4636f"
+        "6465ab696e76616c69645f75726ca76d657373616765a26e6fa46c696e6502a5706172616da375726c",
+    ),
+    (
+        BatchJob(tenant="t", batch="batch_1"),
+        "83a474797065a962617463685f6a6f62a674656e616e74a174a56261746368a762617463685f31",
+    ),
+    (
+        LineResult(is_completed=True, line=b"{}"),
+        "83a474797065ab6c696e655f726573756c74ac69735f636f6d706c65746564c3a46c696e65c4027b7d",
     ),
     (
         ResponseQuery(response="resp_1", cancel=True),
