@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from frontend.hints import BuswayHints, NvExt
 from frontend.openai.body import NOTHING, CheckedBodyDecoder, StopString, TokenCount
 
 
@@ -113,6 +114,8 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     top_k: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     metadata: msgspec.Raw = NOTHING
+    busway: BuswayHints | None = None
+    nvext: NvExt | None = None
 
 
 class _StrictMessages(MessagesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -37,6 +37,8 @@ def to_chat(body: theirs.MessagesBody) -> ChatBody:
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
+        busway=body.busway,
+        nvext=body.nvext,
     )
 
 

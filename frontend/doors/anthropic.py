@@ -7,7 +7,7 @@ from frontend.anthropic.events import AnthropicDialect, Event
 from frontend.doors.call import JSON, Call, Headers, Reply, ignored_header
 from frontend.doors.generate import Generate
 from frontend.doors.routes import Doc, Route
-from frontend.intake import Intake, off_loop
+from frontend.intake import Intake
 
 
 class Anthropic:
@@ -27,7 +27,7 @@ class Anthropic:
     async def create(self, call: Call) -> Reply | None:
         """Answer `POST /v1/messages`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), messages_body.decode, data)
+        body, ignored = await self._intake.decode(messages_body, data)
         plan = await self._generate.prepare(call, len(data), to_chat(body))
         return await self._generate.respond(
             call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, ignored)
@@ -36,7 +36,7 @@ class Anthropic:
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/messages/count_tokens`: the prompt is rendered and tokenized as for an answer."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), count_body.decode, data)
+        body, ignored = await self._intake.decode(count_body, data)
         num_tokens = await self._intake.count_prompt(len(data), prompt_turn(body))
         return Reply(token_count(num_tokens), headers=(*JSON, *_headers(call, ignored)))
 

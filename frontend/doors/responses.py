@@ -9,11 +9,12 @@ import msgspec
 from bus.errors import InvalidRequest, PromptTooLong
 from bus.messages.responses import StoredResponse
 from bus.protocol import Bus
+from frontend.auth.identity import caller
 from frontend.doors.background import Background, Job
 from frontend.doors.call import JSON, Call, Reply, ignored_header
 from frontend.doors.generate import Generate
 from frontend.doors.routes import Doc, Route
-from frontend.intake import Intake, off_loop
+from frontend.intake import Intake
 from frontend.plan import Plan
 from frontend.responses.answers import Deleted, InputTokens, ResponseShown, new_response, response_id
 from frontend.responses.body import PromptBody, ResponsesBody, prompt_body, responses_body
@@ -62,13 +63,13 @@ class Responses:
     async def create(self, call: Call) -> Reply | None:
         """Answer `POST /v1/responses`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), responses_body.decode, data)
+        body, ignored = await self._intake.decode(responses_body, data)
         if body.background and (body.stream or body.store is False):
             raise InvalidRequest(
                 "A response in the background is stored and not streamed: look at it with GET /v1/responses/{id}.",
                 param="stream" if body.stream else "store",
             )
-        tenant = _tenant(call)
+        tenant = caller.get().tenant
         asked = await self._conversations.read(tenant, body, len(data))
         body = _with_store(body, asked)
         plan = await self._prepare(call, body, asked)
@@ -119,8 +120,8 @@ class Responses:
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await off_loop(len(data), prompt_body.decode, data)
-        asked = await self._conversations.read(_tenant(call), body, len(data))
+        body, ignored = await self._intake.decode(prompt_body, data)
+        asked = await self._conversations.read(caller.get().tenant, body, len(data))
         answer = InputTokens(await self._intake.count_prompt(asked.num_bytes, prompt_turn(body, asked.items)))
         return Reply(msgspec.json.encode(answer), headers=(*JSON, *ignored_header(ignored)))
 
@@ -129,21 +130,21 @@ class Responses:
         query = parse_qs(call.scope["query_string"].decode("latin-1"), max_num_fields=32)
         if query.get("stream", ["false"])[-1] == "true":
             raise InvalidRequest("A stored response is not streamed again: leave out 'stream'.", param="stream")
-        found = await self._conversations.find(_tenant(call), call.params["response"])
+        found = await self._conversations.find(caller.get().tenant, call.params["response"])
         return Reply(found.stored.response)
 
     async def list_input(self, call: Call) -> Reply:
         """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""
         page = read_page(call.scope["query_string"])
         response = call.params["response"]
-        found = await self._conversations.find(_tenant(call), response)
+        found = await self._conversations.find(caller.get().tenant, response)
         items = msgspec.json.decode(found.stored.input, type=list[msgspec.Raw])
         return Reply(render_page(response, items, page))
 
     async def delete(self, call: Call) -> Reply:
         """Answer `DELETE /v1/responses/{id}`; what is still made is stopped first."""
         response = call.params["response"]
-        found = await self._conversations.find(_tenant(call), response)
+        found = await self._conversations.find(caller.get().tenant, response)
         if found.stored.status in UNFINISHED:
             await self._works.ask(response, cancel=True)
         await self._store.delete(found)
@@ -151,7 +152,7 @@ class Responses:
 
     async def cancel(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/{id}/cancel`; one that has ended stays as it is."""
-        tenant, response = _tenant(call), call.params["response"]
+        tenant, response = caller.get().tenant, call.params["response"]
         found = await self._conversations.find(tenant, response)
         if found.stored.status in UNFINISHED:
             await self._works.ask(response, cancel=True)
@@ -163,10 +164,6 @@ class Responses:
 
 class _Background(msgspec.Struct, frozen=True):
     background: bool = False
-
-
-def _tenant(call: Call) -> str:
-    return "default"
 
 
 def _with_store(body: ResponsesBody, asked: Asked) -> ResponsesBody:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from frontend.hints import BuswayHints, NvExt
 from frontend.openai.body import NOTHING, CheckedBodyDecoder, TokenCount
 
 MAX_ITEMS = 10_000
@@ -74,6 +75,8 @@ class ResponsesBody(PromptBody, frozen=True, kw_only=True):
     safety_identifier: Annotated[str, Meta(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
     service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    busway: BuswayHints | None = None
+    nvext: NvExt | None = None
 
 
 class _StrictResponses(ResponsesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):

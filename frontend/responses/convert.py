@@ -72,6 +72,8 @@ def to_chat(body: ResponsesBody, items: Sequence[Item]) -> ChatBody:
         top_logprobs=body.top_logprobs if wants_logprobs else None,
         prompt_cache_key=body.prompt_cache_key,
         service_tier=body.service_tier,
+        busway=body.busway,
+        nvext=body.nvext,
     )
 
 

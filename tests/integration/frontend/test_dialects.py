@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -15,6 +16,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from bus.config import FrontendConfig
+from bus.keys import KeyFile, digest_of
+from bus.messages.keys import ApiKey
 from bus.registry import new_id
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.service import Frontend, listen
@@ -314,6 +317,30 @@ async def test_a_background_response_outlives_its_client_and_ends_with_its_front
     assert (queued.status, running.status, done.status) == ("queued", "in_progress", "completed")
     assert (done.output_text, cancelled.status) == ("Hello.", "cancelled")
     assert (stopped.status, stopped.error and stopped.error.code) == ("failed", "server_error")
+
+
+async def test_tenants_do_not_see_the_responses_of_each_other(stage: OpenStage, tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    keys = {digest_of(b"sk-ann"): ApiKey(name="a", tenant="ann"), digest_of(b"sk-bob"): ApiKey(name="b", tenant="bob")}
+    file.write_bytes(msgspec.json.encode(KeyFile(keys)))
+    async with stage(keys=str(file)) as on, openai_of(on) as client:
+        on.worker.script = on.worker.echo
+        ann, bob = client.with_options(api_key="sk-ann"), client.with_options(api_key="sk-bob")
+        made = await ann.responses.create(model="tiny", input="Hi")
+        assert (await ann.responses.retrieve(made.id)).output_text == made.output_text
+        theirs = bob.responses
+        for look in (theirs.retrieve, theirs.delete, theirs.cancel, theirs.input_items.list):
+            with pytest.raises(openai.NotFoundError):
+                await look(made.id)
+        with pytest.raises(openai.NotFoundError):
+            await theirs.create(model="tiny", input="And?", previous_response_id=made.id)
+        ask: Any = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+        async with anthropic.AsyncAnthropic(base_url=on.url, api_key="sk-bob", max_retries=0) as claude:
+            await claude.messages.create(**ask)
+            with pytest.raises(anthropic.AuthenticationError) as refused:
+                await claude.with_options(api_key="sk-eve").messages.create(**ask)
+    assert [job.tenant for job in on.worker.jobs] == ["ann", "bob"]
+    assert refused.value.body["error"]["type"] == "authentication_error"
 
 
 async def test_what_is_too_large_to_be_stored_is_said_before_it_is_made(stage: OpenStage) -> None:

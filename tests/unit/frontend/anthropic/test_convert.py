@@ -17,6 +17,13 @@ def chat_of(**changes: Any) -> ChatBody:
     return to_chat(messages_body.decode(json.dumps({**ASK, **changes}).encode())[0])
 
 
+def test_hints_go_on() -> None:
+    chat = chat_of(busway={"priority": 3}, nvext={"agent_hints": {"osl": 7}})
+    assert chat.busway is not None
+    assert chat.nvext is not None
+    assert chat.busway.priority == 3
+
+
 def test_plain_text() -> None:
     chat = chat_of(system="Be brief.", stop_sequences=["x"], temperature=0.5, top_k=3, stream=True)
     assert [(m.role, m.content) for m in chat.messages] == [("system", "Be brief."), ("user", "Hi")]

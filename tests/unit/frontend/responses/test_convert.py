@@ -72,7 +72,10 @@ def test_parameters_have_their_names_of_chat_completions() -> None:
         tool_choice={"type": "function", "name": "sky"},
         text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}},
         include=["message.output_text.logprobs"],
+        busway={"session": "s"},
     )
+    assert chat.busway is not None
+    assert chat.busway.session == "s"
     assert [(m.role, m.content) for m in chat.messages] == [("system", "Be brief."), ("user", "Hi")]
     assert (chat.max_completion_tokens, chat.reasoning_effort, chat.logprobs) == (5, "low", True)
     assert chat.tool_choice == NamedTool(NamedFunction("sky"))
