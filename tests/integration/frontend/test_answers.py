@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import anyio
 import openai
 import pytest
 
@@ -158,3 +159,44 @@ async def test_metrics_are_prometheus_text(stage: OpenStage) -> None:
     assert status == 200
     assert headers["content-type"].startswith("text/plain")
     assert b"busway_frontend_inter_token_seconds_bucket" in body
+
+
+async def test_a_stream_shows_life_while_its_prompt_is_computed(stage: OpenStage) -> None:
+    async with stage(keep_alive_s=0.05) as on:
+        data = json.dumps({"model": "tiny", "messages": ASK, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        async with await on.send(head.encode() + data) as stream:
+            job = await on.worker.wait_jobs(1)
+            with anyio.move_on_after(0.15) as unaccepted:
+                await stream.receive()
+            on.worker.say(job, [])
+            answer = b""
+            with anyio.fail_after(5):
+                while answer.count(b": keep-alive\n\n") < 2:
+                    answer += await stream.receive()
+            on.worker.echo(job, "The bus")
+            with anyio.fail_after(5):
+                while b"[DONE]" not in answer:
+                    answer += await stream.receive()
+    assert unaccepted.cancelled_caught, "an error may still be a status"
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"openai-processing-ms: " in answer
+    assert answer.index(b": keep-alive") < answer.index(b'"role":"assistant"')
+
+
+async def test_unknown_parameters_are_errors_where_configured_so(stage: OpenStage) -> None:
+    async with stage(strict_params=True) as on:
+        on.worker.script = on.worker.echo
+        body = {
+            "model": "tiny",
+            "messages": ASK,
+            "user": "u",
+            "store": True,
+            "verbosity": "low",
+            "metadata": {"a": "b"},
+        }
+        fine, headers, _ = await on.post("/v1/chat/completions", body)
+        status, _, answer = await on.post("/v1/chat/completions", body | {"frobs": 1})
+    assert (fine, status, answer["error"]["param"]) == (200, 400, "frobs")
+    assert "x-busway-ignored-params" not in headers
+    assert int(headers["openai-processing-ms"]) < 5000

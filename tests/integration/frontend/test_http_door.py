@@ -38,7 +38,7 @@ async def test_wrong_requests_get_their_status(stage: OpenStage) -> None:
             ),
             ("/v1/completions", {"model": "tiny", "prompt": ["a", 1]}, 400, "invalid_request", "prompt.[1]"),
             ("/v1/completions", {"model": "tiny", "prompt": "a", "suffix": "b"}, 400, "invalid_request", "suffix"),
-            ("/v1/embeddings", {}, 404, "not_found", None),
+            ("/v1/nothing", {}, 404, "not_found", None),
             ("/v1/models", {}, 405, "method_not_allowed", None),
         ]:
             status, headers, answer = await on.post(path, body)
