@@ -118,7 +118,7 @@ def _of_structured(wanted: StructuredOutputs, path: str, prefix: str) -> dict[st
                 found[param] = _json_rule(_unquoted(bytes(value)), param)
         elif isinstance(value, list):
             _check_length(sum(map(len, value)), param)
-            found[param] = " | ".join(map(_literal, value))
+            found[param] = _choice(value)
         elif value is not None:
             _check_length(len(value), param)
             found[param] = _regex(value) if name == "regex" else _nested(value, param)
@@ -180,6 +180,11 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _choice(texts: list[str]) -> str:
+    """Return a rule for one of some texts: a terminal, as a rule can have 2,000 alternatives and no more."""
+    return f"CHOICE\nCHOICE: {' | '.join(map(_literal, texts))}"
+
+
 def _regex(expression: str) -> str:
     return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", expression).replace("\n", "\\n") + "/"
 
@@ -211,7 +216,9 @@ def _nested(grammar: str, param: str) -> str:
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
-        lark = any_to_lark(grammar)
+        lark = any_to_lark(
+            "\n".join(line for line in grammar.split("\n") if line.strip())
+        )  # blank ones cost it their square
     except Exception as error:  # a parser of its own, which raises whatever it meets
         raise InvalidRequest(f"Invalid value for '{param}': {error}"[:500], param=param) from error
     return f"%lark {{\n{lark.replace('%llguidance {}', '')}\n}}"

@@ -1,5 +1,7 @@
 """Pure. Which attempts live in this worker, whose they are, and which never need to start."""
 
+import asyncio
+
 import msgspec
 
 from components.worker.outbox import Outbox
@@ -21,6 +23,8 @@ class Attempt(msgspec.Struct, eq=False):
     first_offset: int
     accepted_at: float
     first_token_at: float = 0.0
+    expiry: asyncio.TimerHandle | None = None
+    """Ends the attempt at its deadline; cancelled when it ends before."""
 
 
 class Ledger:

@@ -23,7 +23,11 @@ MAX_BATCH_ENDS = 512
 MAX_BATCH_PROMPTS = 4
 """Pieces of log-probabilities of prompts in one message, of up to 256 tokens each."""
 
-MAX_BATCH_VECTORS = 16
+MAX_BATCH_VECTORS = 8
+"""Of up to 8,192 numbers each, which makes 256 KiB."""
+
+MAX_ROWS_BESIDE = 256
+"""Rows of a message that also holds what is said of prompts: all of it together stays below that limit."""
 
 MAX_ROWS = 65_536
 """Rows kept while the broker is away; what a frontend would get late beyond that is not worth keeping."""
@@ -62,7 +66,9 @@ class Outbox:
     def _num_rows(self) -> int:
         """Rows of the next message; what is said of prompts goes before what follows from them."""
         is_behind = len(self.prompt_logprobs) > MAX_BATCH_PROMPTS or len(self.embeddings) > MAX_BATCH_VECTORS
-        return 0 if is_behind else MAX_BATCH_ROWS
+        if is_behind:
+            return 0
+        return MAX_ROWS_BESIDE if self._num_large else MAX_BATCH_ROWS
 
     def append(self, ticket: int, offset: int, token: int) -> None:
         """Add one row."""

@@ -3,6 +3,7 @@
 import anyio
 import structlog
 
+from bus.gone import watch_gone
 from bus.messages.fleet import FrontendCard
 from bus.protocol import Bus
 from bus.registry import watch_cards
@@ -10,6 +11,8 @@ from components.worker.presence import Presence
 from components.worker.sequences import Sequences
 
 LOOK_EVERY_S = 1.0
+GONE_S = 1.0
+"""A frontend that lost its connection is given so long to come back: what it asked for goes on meanwhile."""
 
 log = structlog.get_logger()
 
@@ -25,14 +28,22 @@ class OwnerWatch:
     async def run(self) -> None:
         """Watch until cancelled."""
         async with watch_cards(self._bus, "frontend", FrontendCard, self._on_card):
-            while True:
-                await anyio.sleep(LOOK_EVERY_S)
-                if not self._bus.is_connected:
-                    self._presence.suspend()
-                    continue
-                for owner in self._presence.find_gone(self._sequences.publisher.outboxes, anyio.current_time()):
-                    num_sequences = self._sequences.abandon(owner)
-                    log.info("frontend.lost", frontend=owner, num_sequences=num_sequences)
+            with watch_gone(self._bus, self._abandon, grace_s=GONE_S):
+                await self._look_forever()
+
+    async def _look_forever(self) -> None:
+        while True:
+            await anyio.sleep(LOOK_EVERY_S)
+            if not self._bus.is_connected:
+                self._presence.suspend()
+                continue
+            for owner in self._presence.find_gone(self._sequences.publisher.outboxes, anyio.current_time()):
+                self._abandon(owner)
+
+    def _abandon(self, owner: str) -> None:
+        if owner in self._sequences.publisher.outboxes:
+            num_sequences = self._sequences.abandon(owner)
+            log.info("frontend.lost", frontend=owner, num_sequences=num_sequences)
 
     def _on_card(self, frontend: str, card: FrontendCard | None) -> None:
         if card is None:

@@ -1,6 +1,7 @@
 """I/O. The attempts in the engine, from acceptance to their last row: the per-token path of a worker."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 import anyio
@@ -36,7 +37,10 @@ RETRY_AFTER_S = 0.02
 """When to try again after the bus took no more."""
 
 log = structlog.get_logger()
-_ended = {reason: WORKER_SEQUENCES.labels(reason) for reason in ("stop", "length", "abort", "cancelled", "handed_back")}
+_ended = {
+    reason: WORKER_SEQUENCES.labels(reason)
+    for reason in ("stop", "length", "abort", "cancelled", "expired", "handed_back")
+}
 
 
 class Sequences:
@@ -79,6 +83,9 @@ class Sequences:
         self._engine.submit(request)
         outbox = self.publisher.outbox(job.frontend)
         offset = len(request.output)
+        expiry = None
+        if job.deadline_at is not None:
+            expiry = self._loop.call_later(max(0.0, job.deadline_at - time.time()), self._expire, request.key)
         self.ledger.add(
             Attempt(
                 key=request.key,
@@ -89,6 +96,7 @@ class Sequences:
                 num_prompt_tokens=len(request.prompt),
                 first_offset=offset,
                 accepted_at=self._loop.time(),
+                expiry=expiry,
             )
         )
         outbox.accepted.append(Accepted(job.ticket))
@@ -256,14 +264,26 @@ class Sequences:
         attempt = self.ledger.end(key, now)
         if attempt is None:
             raise RuntimeError(f"the engine ended sequence {key}, which does not live here")
-        self._note_end()
+        self._note_end(attempt)
         return attempt
 
     def _abort(self, attempt: Attempt, outcome: str) -> None:
         self._engine.abort(attempt.key)
         _ended[outcome].inc()
-        self._note_end()
+        self._note_end(attempt)
 
-    def _note_end(self) -> None:
+    def _expire(self, key: int) -> None:
+        """Stop working on an attempt whose deadline passed: nobody else may do it either."""
+        attempt = self.ledger.end(key, self._loop.time())
+        if attempt is not None:
+            self._abort(attempt, "expired")
+            message = f"the deadline passed after {attempt.offset} output tokens"
+            attempt.outbox.failed.append(Failed(attempt.ticket, "deadline_passed", message, False))
+            self.flush_soon()
+            self._on_change()
+
+    def _note_end(self, attempt: Attempt) -> None:
+        if attempt.expiry is not None:
+            attempt.expiry.cancel()
         if not self.ledger.live:
             self._became_idle.set()

@@ -68,8 +68,8 @@ class Sequence:
 
     @property
     def needs_whole_prompt(self) -> bool:
-        """Every token of the prompt is to be computed, cached or not: something is told of each of them."""
-        return self.request.prompt_logprobs is not None and not self.request.output
+        """Every token of the prompt is to be computed, cached or not: something is told of each, before any output."""
+        return self.request.prompt_logprobs is not None and self.num_output == 0
 
     @property
     def num_output(self) -> int:

@@ -1,8 +1,10 @@
 """Outbox: every row goes out once and in order, and ends come after the rows that they end."""
 
+from bus.codec import encode
 from bus.messages.base import unpack_u32
-from bus.messages.inference import Accepted, Failed, Finished, TokenLogprobs
-from components.worker.outbox import MAX_BATCH_ENDS, MAX_BATCH_ROWS, MAX_ROWS, Outbox
+from bus.messages.inference import Accepted, Embedding, Failed, Finished, PromptLogprobs, TokenLogprobs
+from components.engines import MAX_PROMPT_ROWS
+from components.worker.outbox import MAX_BATCH_ENDS, MAX_BATCH_ROWS, MAX_BATCH_VECTORS, MAX_ROWS, Outbox
 
 
 def test_a_batch_holds_what_waits_and_leaves_when_sent() -> None:
@@ -75,3 +77,31 @@ def test_many_ends_go_out_in_parts() -> None:
         told += [entry.ticket for entry in batch.failed]
         outbox.mark_sent()
     assert told == list(range(2 * MAX_BATCH_ENDS + 1))
+
+
+def test_what_is_said_of_prompts_fits_and_comes_before_what_follows() -> None:
+    outbox = Outbox("f-1")
+    ids, logprobs = [2**31] * 20, [-0.1] * 20
+    for piece in range(9):
+        start = 1 + piece * MAX_PROMPT_ROWS
+        rows = MAX_PROMPT_ROWS
+        outbox.prompt_logprobs.append(PromptLogprobs(1, start, [-0.1] * rows, [ids] * rows, [logprobs] * rows))
+    for ticket in range(2, 2 * MAX_BATCH_VECTORS + 3):
+        outbox.embeddings.append(Embedding(ticket, bytes(4 * 8192)))
+        outbox.finished.append(Finished(ticket, 0, "stop"))
+    for offset in range(MAX_BATCH_ROWS):
+        outbox.append(1, offset, 2**31)
+        outbox.add_logprobs(TokenLogprobs(1, offset, -0.1, ids, logprobs))
+    said, vectors, tokens, ended = [], [], [], []
+    while not outbox.is_empty:
+        batch = outbox.next_batch("w-1")
+        assert len(encode(batch)) < 2**20
+        said += [each.start for each in batch.prompt_logprobs]
+        vectors += [each.ticket for each in batch.embeddings]
+        tokens += list(unpack_u32(batch.offsets))
+        ended += [each.ticket for each in batch.finished]
+        assert len(said) == 9 or not tokens
+        assert vectors[: len(ended)] == ended
+        outbox.mark_sent()
+    assert tokens == list(range(MAX_BATCH_ROWS))
+    assert vectors == ended == list(range(2, 2 * MAX_BATCH_VECTORS + 3))

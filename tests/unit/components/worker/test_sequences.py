@@ -1,5 +1,6 @@
 """The per-token path: rows reach their owners in order, merged while the bus is full, given up when it stays so."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -55,9 +56,17 @@ async def sequences(pipe: Pipe) -> Sequences:
     return Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.0)
 
 
-def accept(sequences: Sequences, owner: str, ticket: int) -> int:
+def accept(sequences: Sequences, owner: str, ticket: int, deadline_at: float | None = None) -> int:
     stopping = Stopping(max_tokens=9)
-    job = GenerateJob(request_id="r", frontend=owner, ticket=ticket, model="m", prompt=b"\1\0\0\0", stopping=stopping)
+    job = GenerateJob(
+        request_id="r",
+        frontend=owner,
+        ticket=ticket,
+        model="m",
+        prompt=b"\1\0\0\0",
+        stopping=stopping,
+        deadline_at=deadline_at,
+    )
     request = EngineRequest(sequences.next_key(), [1], [], job.sampling, stopping, frozenset())
     sequences.accept(job, request)
     return request.key
@@ -165,3 +174,21 @@ def test_lost_block_events_leave_a_gap_in_the_numbers(pipe: Pipe) -> None:
         (5, MAX_BATCH_EVENTS, 1),
         (5, MAX_BATCH_EVENTS + 4, 1),
     ]
+
+
+async def test_a_deadline_ends_what_still_runs_and_only_that(
+    sequences: Sequences, pipe: Pipe, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    soon = time.time() + 0.03
+    done, late = accept(sequences, "f-1", 1, soon), accept(sequences, "f-1", 2, soon)
+    other = accept(sequences, "f-1", 3, soon + 60)
+    sequences.on_step(Step([done, late, other], [5, 5, 5], [Ended(done, "stop", 1, 0)], [], STATS))
+    pipe.take()
+    await eventually(lambda: pipe.sent)
+    ((_, batch),) = pipe.take()
+    assert [(each.ticket, each.code, each.is_retryable) for each in batch.failed] == [(2, "deadline_passed", False)]
+    assert not batch.finished
+    assert list(sequences.ledger.live) == [other]
+    assert sequences.ledger.is_known("f-1", 2, 0.0), "a repeated delivery of it does not start again"
+    sequences.cancel("f-1", [3])
+    assert not sequences.ledger.live

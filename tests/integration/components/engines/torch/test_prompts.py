@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -61,6 +62,24 @@ def test_prompts_are_scored_as_transformers_does(model: Any, load: Load) -> None
             number for number, step in enumerate(steps) if any(r.key == len(LENGTHS) - 1 for r in step.prompts)
         )
         assert last_rows <= first_token
+
+
+def test_preempted_prompts_are_told_of_once(load: Load) -> None:
+    engine = load(kv_cache_bytes=24 * 2**11)
+    asked = [
+        msgspec.structs.replace(
+            ask(key, prompt(20 + key), prompt_logprobs=0), stopping=Stopping(max_tokens=30, ignore_eos=True)
+        )
+        for key in range(4)
+    ]
+    steps = run(engine, asked)
+    assert sum(step.stats.preemptions for step in steps) > 0
+    for request in asked:
+        starts = [each.start for each in rows_of(steps, request.key)]
+        first_token = next(number for number, step in enumerate(steps) if request.key in step.keys)
+        after = [rows for step in steps[first_token + 1 :] for rows in step.prompts if rows.key == request.key]
+        assert starts[0] == 1
+        assert not after
 
 
 def test_others_are_not_disturbed(load: Load) -> None:
