@@ -11,6 +11,7 @@ from bus import metrics
 from bus.codec import encode
 from bus.config import FrontendConfig
 from bus.errors import BusUnavailable, BuswayError, InvalidRequest, Malformed, NoWorker, Retryable
+from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import FinishReason, StepBatch
 from bus.protocol import Bus, Incoming
@@ -71,7 +72,8 @@ class Dispatcher:
                 watch_cards(self._bus, "router", RouterCard, self._on_router),
                 watch_cards(self._bus, "worker", WorkerCard, self._on_worker),
             ):
-                await self._tick_forever()
+                with watch_gone(self._bus, self._on_gone):
+                    await self._tick_forever()
         finally:
             outs.unsubscribe()
             loads.unsubscribe()
@@ -186,12 +188,27 @@ class Dispatcher:
         else:
             self._fleet.arrive(worker, card, time.monotonic())
 
+    def _on_gone(self, name: str) -> None:
+        """A process lost its connection: what a worker ran goes on elsewhere at once, without waiting for silence."""
+        now = time.monotonic()
+        self._fleet.doubt(name)
+        lost = self.requests.running_on([name])
+        if lost:
+            log.warning("worker.disconnected", worker=name, num_requests=len(lost))
+        for request in lost:
+            self._retry(request, "worker_lost", now)
+        self._lose_router(name, now)
+
     def _on_router(self, router: str, card: RouterCard | None) -> None:
         if card is not None:
             self._routers.arrive(router, card)
             return
-        self._routers.leave(router)
-        now = time.monotonic()
+        self._lose_router(router, time.monotonic())
+
+    def _lose_router(self, router: str, now: float) -> None:
+        """Unless another router is left, what this one held goes to the shared lane."""
+        if not self._routers.leave(router):
+            return
         for request in self.requests.unaccepted():
             if request.is_routed and not self._routers.take(request.generation.model):
                 self._retry(request, "router_lost", now)

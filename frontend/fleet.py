@@ -47,10 +47,17 @@ class Fleet:
             state = self._workers[worker] = _Worker(now)
         state.heard_at = now
 
+    def doubt(self, worker: str) -> None:
+        """The worker lost its connection: it counts as silent until it is heard again."""
+        state = self._workers.get(worker)
+        if state is not None:
+            state.heard_at = float("-inf")
+
     def excuse_silence(self, now: float) -> None:
         """This process could not hear for a while: every worker gets its patience anew."""
         for state in self._workers.values():
-            state.heard_at = now
+            if state.heard_at != float("-inf"):
+                state.heard_at = now
 
     def bury_silent(self, now: float) -> list[str]:
         """Return the workers that have been silent for too long, and forget them."""

@@ -14,9 +14,9 @@ class Routers:
         """A card is there, new or again."""
         self._models[router] = frozenset(card.models)
 
-    def leave(self, router: str) -> None:
-        """A card is gone."""
-        self._models.pop(router, None)
+    def leave(self, router: str) -> bool:
+        """A card is gone, or its router is; say whether it was there."""
+        return self._models.pop(router, None) is not None
 
     def take(self, model: str) -> bool:
         """Whether requests for a model (by name) are to go to routers."""

@@ -21,13 +21,20 @@ class Lead:
         self._router = router
         self._patience_s = SILENCE_S + JITTER_S * (crc32(router.encode()) % 1024) / 1024
         self._heard_at = now
+        self._leader = ""
 
     def hear(self, router: str, now: float) -> None:
         """Another router says that it leads: follow it, unless both lead and this one is to stay."""
         if self.is_leading and router > self._router:
             return
         self.is_leading = False
+        self._leader = router
         self._heard_at = now
+
+    def lose(self, router: str, now: float) -> None:
+        """That router is gone: if it led, nobody waits for its silence."""
+        if router == self._leader:
+            self._heard_at = min(self._heard_at, now - SILENCE_S)
 
     def look(self, now: float) -> None:
         """Lead when nobody does."""

@@ -15,6 +15,7 @@ from bus.codec import codec
 from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BuswayError, Malformed
+from bus.gone import watch_gone
 from bus.lifecycle import serve
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.route import RouteBatch
@@ -100,6 +101,7 @@ class Router:
             await stack.enter_async_context(
                 keep_card(self._bus, f"router.{self._router}", self._card(), ttl_s=CARD_TTL_S)
             )
+            stack.enter_context(watch_gone(self._bus, self._on_gone))
             log.info("router.started", router=self._router, mode=self._config.mode, num_workers=len(self._cards))
             await self._tick_until_stopped()
 
@@ -172,6 +174,15 @@ class Router:
         if desk is not None:
             desk.pool.join(card, anyio.current_time())
             desk.work()
+
+    def _on_gone(self, name: str) -> None:
+        """A process lost its connection: a worker's requests go to others, a leader's place to the next."""
+        now = anyio.current_time()
+        for desk in self._desks.values():
+            desk.lead.lose(name, now)
+            if name in desk.pool.fleet.numbers:
+                log.warning("worker.disconnected", worker=name)
+                desk.lose(name)
 
     def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
         if not incoming.subject.endswith(f".{load.worker}"):
