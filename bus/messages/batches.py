@@ -55,6 +55,10 @@ class StoredBatch(Fact, frozen=True, kw_only=True, tag="stored_batch"):
     output_file: str = ""
     error_file: str = ""
     errors: list[LineError] = []
+    models: list[str] = []
+    """What the key of its owner is for; empty: all."""
+    cache_salt: str = ""
+    """That of its owner's key."""
 
 
 class BatchJob(Fact, frozen=True, kw_only=True, tag="batch_job"):

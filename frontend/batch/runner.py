@@ -13,7 +13,10 @@ import structlog
 from bus.codec import codec
 from bus.errors import BuswayError, Conflict, Malformed, Retryable
 from bus.messages.batches import ENDED, BatchJob, LineError, LineResult, StoredBatch
+from bus.messages.keys import ApiKey
 from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
+from frontend.auth.identity import Identity, caller
+from frontend.auth.limits import Account
 from frontend.batch.lines import LineSplitter, Validator, answered, error_body, read_line, unanswered
 from frontend.batch.slots import Slots
 from frontend.batch.store import Batches, Found, NoSuchBatch
@@ -155,6 +158,7 @@ class BatchRunner:
     async def _run_lines(self, run: _Run) -> None:
         """Run what has not been run; the batch is finalizing then, unless it was cancelled meanwhile."""
         stored = run.found.stored
+        caller.set(_owner(stored))
         with anyio.move_on_after(max(0.0, stored.expires_at - time.time())):
             async with anyio.create_task_group() as watching:
                 watching.start_soon(self._watch, run, watching.cancel_scope)
@@ -212,7 +216,7 @@ class BatchRunner:
         num_failures, pause_s = 0, 0.5
         while True:
             try:
-                body = await self._work.answer(stored.endpoint, line_id, bytes(given.body), stored.tenant)
+                body = await self._work.answer(stored.endpoint, line_id, bytes(given.body))
                 return LineResult(is_completed=True, line=answered(line_id, given.custom_id, 200, body))
             except Exception as error:
                 answer = answer_for(error)
@@ -297,6 +301,12 @@ class BatchRunner:
                 yield each
         for each in splitter.finish():
             yield each
+
+
+def _owner(stored: StoredBatch) -> Identity:
+    """Return whose the lines are: with the models and the cache of the key that began the batch, without its rates."""
+    key = ApiKey(name="batch", tenant=stored.tenant, models=stored.models, cache_salt=stored.cache_salt)
+    return Identity(stored.tenant, Account(key, time.monotonic()))
 
 
 def _line_id(batch: str, number: int) -> str:

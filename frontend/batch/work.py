@@ -19,25 +19,26 @@ class Work:
         self._generate = generate
         self._embeddings = embeddings
 
-    async def answer(self, endpoint: str, request_id: str, data: bytes, tenant: str) -> bytes:
-        """Return the answer to a body; raise what its owner is to be told. When cancelled, so is the work."""
+    async def answer(self, endpoint: str, request_id: str, data: bytes) -> bytes:
+        """Return the answer to a body, as the caller may have it; raise what its owner is to be told.
+
+        When cancelled, so is the work.
+        """
         if endpoint == "/v1/embeddings":
             body, _ = await off_loop(len(data), embeddings_body.decode, data)
-            return await self._embeddings.run_detached(
-                request_id, len(data), body, tenant=tenant, latency_class="batch"
-            )
+            return await self._embeddings.run_detached(request_id, len(data), body, latency_class="batch")
         if endpoint == "/v1/chat/completions":
             chat, _ = await off_loop(len(data), chat_body.decode, data)
-            plan = await self._plan(len(data), chat, tenant)
+            plan = await self._plan(len(data), chat)
             return await self._generate.run_detached(request_id, plan, chat_dialect(chat, plan))
         completion, _ = await off_loop(len(data), completion_body.decode, data)
-        plan = await self._plan(len(data), completion, tenant)
+        plan = await self._plan(len(data), completion)
         return await self._generate.run_detached(request_id, plan, completion_dialect(completion, plan))
 
-    async def _plan(self, num_bytes: int, body: ChatBody | CompletionBody, tenant: str) -> Plan:
+    async def _plan(self, num_bytes: int, body: ChatBody | CompletionBody) -> Plan:
         if body.stream:
             raise InvalidRequest("A line of a batch is not streamed: leave out 'stream'.", param="stream")
         model = self._intake.find_model(body.model)
-        plan = await self._intake.prepare(num_bytes, body, model, tenant=tenant)
+        plan = await self._intake.prepare(num_bytes, body, model)
         generations = [msgspec.structs.replace(each, latency_class="batch") for each in plan.generations]
         return msgspec.structs.replace(plan, generations=generations)

@@ -40,16 +40,18 @@ class BatchDoor:
     async def create(self, call: Call) -> Reply:
         """Begin a batch."""
         body, ignored = batch_body.decode(await call.read_json(_MAX_BODY_BYTES))
-        tenant = caller.get().tenant
         try:
-            file = await self._files.find(tenant, body.input_file_id)
+            file = await self._files.find(caller.get().tenant, body.input_file_id)
         except NoSuchFile as error:
             raise InvalidRequest(f"{error}. Upload it with POST /v1/files.", param="input_file_id") from error
         if file.purpose != "batch":
             raise InvalidRequest(f"The file's purpose is {file.purpose!r}, not 'batch'.", param="input_file_id")
-        now = time.time()
+        identity, now = caller.get(), time.time()
+        key = None if identity.account is None else identity.account.key
         stored = StoredBatch(
-            tenant=tenant,
+            tenant=identity.tenant,
+            models=[] if key is None else key.models,
+            cache_salt="" if key is None else key.cache_salt,
             input_file=body.input_file_id,
             endpoint=body.endpoint,
             metadata=body.metadata or {},

@@ -102,7 +102,6 @@ class Embeddings:
         num_bytes: int,
         body: EmbeddingsBody,
         *,
-        tenant: str = "",
         latency_class: LatencyClass = "standard",
     ) -> bytes:
         """Return the answer to a body; raise what its owner is to be told. When cancelled, so is the work."""
@@ -111,7 +110,7 @@ class Embeddings:
         def prepare(given: EmbeddingsBody) -> list[Generation]:
             inputs = decode_inputs(given.input)
             return embed_generations(
-                inputs, model, tenant=tenant or caller.get().tenant, latency_class=latency_class, param="input"
+                inputs, model, tenant=caller.get().tenant, latency_class=latency_class, param="input"
             )
 
         generations = await off_loop(num_bytes, prepare, body)
