@@ -13,16 +13,16 @@ QUESTION = "What is Busway?"
 
 
 def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Path) -> str:
-    """Return the lines that are shown once the system serves."""
+    """Return the lines that are shown once the system serves; `model` is empty where only keys may ask for it."""
     question = {"role": "user", "content": QUESTION}
-    body = {"model": model, "messages": [question], "stream": True}
+    body = {"model": model or "MODEL", "messages": [question], "stream": True}
     curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
-    urls = f"{system.url}/v1" + (f"   (and {len(more)} more, on the ports after it)" if more else "")
+    urls = f"{system.url}/v1" + (f"   (shared by {len(more) + 1} frontends)" if more else "")
     option = option_for(state_dir)
     return "\n".join(
         [
-            f"ready in {took_s:.1f} s: {model}",
+            f"ready in {took_s:.1f} s: {model or 'clients need an API key: busway keys add NAME'}",
             "",
             f"  URL         {urls}",
             f"  talk        busway chat{option}          or once: busway chat{option} {shlex.quote(QUESTION)}",

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 
 from bus.errors import InvalidRequest
-from bus.messages.inference import Hints, Stopping
+from bus.messages.inference import Hints, Sampling, Stopping
 from frontend.hints import NOTHING_GIVEN, BuswayHints, apply, merge, read_headers
 from frontend.openai.body import ChatBody, chat_body
-from frontend.request import Generation, Sampling
+from frontend.request import Generation
 
 GENERATION = Generation(
     model="m", model_slug="m", prompt=b"", sampling=Sampling(), stopping=Stopping(max_tokens=1), session="cache-key"

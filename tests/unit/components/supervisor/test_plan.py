@@ -59,7 +59,7 @@ def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
     )
     banner = ready_banner(system, "it's-a-model", 1.25, Path(".busway"))
     for text in (
-        "http://127.0.0.1:9000/v1   (and 1 more",
+        "http://127.0.0.1:9000/v1   (shared by 2 frontends)",
         "OPENAI_BASE_URL=http://127.0.0.1:9000/v1",
         "busway chat",
         "busway tap 'fleet.>'",
