@@ -101,7 +101,7 @@ WORKER_SEQUENCES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-"""`outcome`: a finish reason, `cancelled`, `expired` (its deadline passed), or `handed_back` (its owner may try another worker)."""
+"""`outcome`: a finish reason, `cancelled`, `expired` (at its deadline), or `handed_back` (for another worker)."""
 
 WORKER_TOKENS = Counter("busway_worker_tokens", "Tokens generated.", registry=REGISTRY)
 
