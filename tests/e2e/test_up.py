@@ -14,7 +14,7 @@ import openai
 import pytest
 
 SERVED_AGAIN_S = 2.0
-QUESTION = [{"role": "user", "content": "What is Busway?"}]
+QUESTION: Any = [{"role": "user", "content": "What is Busway?"}]
 
 
 class System:
@@ -228,13 +228,42 @@ def test_a_second_ctrl_c_does_not_wait_for_what_runs(shell: Any, wait_for: Calla
     wait_for(lambda: not any(is_alive(pid) for pid in pids), within_s=2.0)
 
 
+def choices_of(system: System, disturb: Callable[[], None]) -> dict[int, tuple[str, int, str | None]]:
+    """Stream two choices with log-probabilities; return text, number of those, and ending of each."""
+    found: dict[int, tuple[str, int, str | None]] = {}
+    with (
+        system.client() as client,
+        client.chat.completions.create(
+            model=system.model,
+            messages=QUESTION,
+            n=2,
+            seed=5,
+            max_tokens=400,
+            logprobs=True,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ) as stream,
+    ):
+        for number, chunk in enumerate(stream):
+            if number == 8:
+                disturb()
+            for choice in chunk.choices:
+                text, count, _ = found.get(choice.index, ("", 0, None))
+                told = choice.logprobs.content if choice.logprobs else None
+                text += choice.delta.content or ""
+                found[choice.index] = (text, count + len(told or ()), choice.finish_reason)
+    return found
+
+
 def test_the_builtin_model_answers_and_a_spare_takes_over(shell: Any, wait_for: Callable[..., float]) -> None:
     system = start_system(shell, wait_for)
     answer = system.ask(max_tokens=40)
     assert answer.startswith("Busway is a system that serves large language models"), system.everything()
     wait_for(lambda: "spare.waiting" in system.log("spare"), explain=system.everything)
     (worker,), (spare,) = system.pids("worker"), system.pids("spare")
-    os.kill(worker, signal.SIGKILL)
+    undisturbed = choices_of(system, lambda: None)
+    assert choices_of(system, lambda: os.kill(worker, signal.SIGKILL)) == undisturbed, system.everything()
+    assert "request.retried" in system.log("frontend-0"), system.everything()
     took_s = wait_for(system.try_to_ask, explain=system.everything)
     assert took_s < SERVED_AGAIN_S, system.everything()
     assert system.pids("worker") == [spare]
