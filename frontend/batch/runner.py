@@ -35,6 +35,8 @@ LOOK_EVERY_S = 0.5
 MAX_FAILURES = 3
 """Runs of a line that end with an error of the server's, before that error is its result."""
 MAX_PAUSE_S = 10.0
+MAX_NAK_S = 120.0
+"""Pause before a batch that could not be carried on is taken again: the more often, the longer, for more than a day."""
 
 _decode_job = codec(BatchJob).decode
 
@@ -101,13 +103,13 @@ class BatchRunner:
                     delivery.ack()
                 except Retryable as error:
                     log.warning("batch.interrupted", batch=job.batch, reason=str(error)[:200])
-                    delivery.nak(1.0)
+                    delivery.nak(min(float(delivery.num_delivered), MAX_NAK_S))
                 except anyio.get_cancelled_exc_class():
                     delivery.nak()
                     raise
                 except Exception as error:
                     log.error("batch.crashed", batch=job.batch, exc_info=error)
-                    delivery.nak(5.0)
+                    delivery.nak(min(5.0 * delivery.num_delivered, MAX_NAK_S))
                 beating.cancel_scope.cancel()
         except Malformed as error:
             log.warning("batch.malformed", reason=str(error)[:200])
