@@ -40,7 +40,8 @@ class System:
         with self.client() as client:
             options = {"max_tokens": 8, "temperature": 0.0} | options
             with client.chat.completions.create(model=self.model, messages=QUESTION, stream=True, **options) as stream:
-                return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+                text: str = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+                return text
 
     def try_to_ask(self) -> bool:
         try:
