@@ -12,6 +12,9 @@ With `"stream": true` the text comes in pieces, `{"text": "..."}` each, and then
 `text`. What fails is one message `{"error": {"message", "type", "param", "code"}}`, with the status as HTTP has it in
 the header `Nats-Service-Error-Code`, as NATS services do. A publisher that can set no reply subject names one in the
 body: `"reply_to"`. A question without either is not computed: nobody would hear the answer.
+
+With the header `Busway-Format: openai` a JSON question is one of /v1/chat/completions or, where it has a `prompt`, of
+/v1/completions, and so is the answer: one message, or with `"stream": true` one for each chunk and an empty one last.
 """
 
 import re
@@ -27,15 +30,19 @@ from bus.metrics import FRONTEND_REQUESTS
 from bus.protocol import Bus
 from bus.service import Call, Endpoint, Service, run_service
 from bus.version import VERSION
-from frontend.deltas import AnswerFacts
+from frontend.deltas import AnswerFacts, Dialect
 from frontend.doors.ask_answers import AskDialect
 from frontend.doors.ask_body import decode_ask
-from frontend.doors.sinks import SubjectSink
+from frontend.doors.generate import chat_dialect, completion_dialect
+from frontend.doors.sinks import ChunkSink, SubjectSink
 from frontend.errors import TooManyRequests, answer_for, envelope
 from frontend.intake import Intake, off_loop, open_requests
+from frontend.openai.body import ChatBody, CompletionBody
+from frontend.plan import Plan
 
 QUEUE = "frontends"
 """Frontends share the questions: one of them answers."""
+FORMAT = "Busway-Format"
 _SUBJECT = re.compile(r"[^\s.*>$][^\s.*>]{0,127}(\.[^\s.*>]{1,128}){0,15}\Z")
 
 log = structlog.get_logger()
@@ -77,7 +84,8 @@ class NatsDoor:
 
     async def _handle(self, call: Call) -> None:
         """Answer one question; its reply subject becomes known while it is decoded."""
-        sink = SubjectSink(self._bus, call.reply)
+        is_openai = (call.headers or {}).get(FORMAT, "").lower() == "openai"
+        sink = (ChunkSink if is_openai else SubjectSink)(self._bus, call.reply)
         status = 200
         try:
             await self._answer(call, sink)
@@ -95,7 +103,8 @@ class NatsDoor:
         slug, tenant = self._bus.subjects.parse(call.subject).fields
         model = self._intake.models.find_slug(slug)
         num_bytes = len(call.payload)
-        can_chat = model.template is not None
+        is_openai = isinstance(sink, ChunkSink)
+        can_chat = model.template is not None and not is_openai
         ask = await off_loop(num_bytes, lambda data: decode_ask(data, can_chat=can_chat), call.payload)
         sink.subject = sink.subject or ask.reply_to
         if not self._may_reply(sink.subject):
@@ -104,13 +113,14 @@ class NatsDoor:
             raise InvalidRequest("The question names no subject for its answer.", param="reply_to")
         if ask.body.model not in ("", model.name):
             raise InvalidRequest(f"The subject asks {model.name!r}, the body {ask.body.model!r}.", param="model")
-        if (ask.body.n or 1) > 1:
+        if (ask.body.n or 1) > 1 and not is_openai:
             raise InvalidRequest("A question has one answer: leave 'n' out.", param="n")
         plan = await self._intake.prepare(num_bytes, ask.body, model, tenant=tenant)
         request_id = secrets.token_hex(16)
         facts = AnswerFacts(request_id, int(time.time()), model.name, plan.prompt_tokens)
         make = plan.streams if ask.body.stream else plan.answers
-        await self._intake.run(open_requests(request_id, plan, make(AskDialect(), facts, sink)), sink)
+        dialect = _openai_dialect(ask.body, plan) if is_openai else AskDialect()
+        await self._intake.run(open_requests(request_id, plan, make(dialect, facts, sink)), sink)
 
     def _may_reply(self, subject: str) -> bool:
         """Whether an answer may go there: not to the server's own subjects, nor to ours."""
@@ -124,3 +134,7 @@ class NatsDoor:
             call.fail(str(answer.status), shown, envelope(answer.error), to=to)
         except BusUnavailable:
             log.debug("question.unanswered", subject=subject)
+
+
+def _openai_dialect(body: ChatBody | CompletionBody, plan: Plan) -> Dialect:
+    return chat_dialect(body, plan) if isinstance(body, ChatBody) else completion_dialect(body, plan)

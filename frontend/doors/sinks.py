@@ -125,3 +125,20 @@ class SubjectSink:
         """Leave the error to who waits for `done`: it is published with its headers."""
         self.error = error
         self.done.set()
+
+
+class ChunkSink(SubjectSink):
+    """Answers of an API that is spoken over HTTP, on a NATS subject: a message for each event, an empty one at the end.
+
+    What is no event, an answer in one piece, is one message. JSON holds no line ends, so that the lines of the events
+    are found without reading them.
+    """
+
+    __slots__ = ()
+
+    def send(self, head: bytes, text: bytes, tail: bytes) -> None:
+        """Publish what the events carry."""
+        for event in (head + text + tail).split(b"\n\n"):
+            data = event.removeprefix(b"data: ")
+            if data:
+                super().send(b"" if data == b"[DONE]" else data, b"", b"")

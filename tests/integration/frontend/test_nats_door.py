@@ -82,3 +82,37 @@ async def test_an_answer_that_nobody_may_hear_is_not_computed(stage: OpenStage, 
         on.worker.bus.publish(on.bus.subjects.ask("tiny", "acme"), question)
         await eventually(lambda: refused() == before + 1)
         assert on.worker.jobs == []
+
+
+async def test_questions_of_openai_are_answered_in_its_chunks(
+    stage: OpenStage, nats_url: str, namespace: str, collect: Any
+) -> None:
+    async with stage(url=nats_url, namespace=namespace) as on:
+        on.worker.script = lambda job: on.worker.echo(job, TEXT)
+        subject, headers = on.bus.subjects.ask("tiny", "acme"), {"Busway-Format": "openai"}
+        got = collect()
+        on.worker.bus.subscribe(f"inbox.{namespace}", got)
+        await on.worker.bus.flush()
+        chat = {"messages": [{"role": "user", "content": "Hi"}], "n": 2, "busway": {"priority": 5}}
+        for body in (chat | {"stream": True}, chat, {"prompt": "Hi", "max_tokens": 30}, {"prompt": ["a", "b"]}, {}):
+            del got.items[:]
+            question = json.dumps(body).encode()
+            on.worker.bus.publish(subject, question, reply=f"inbox.{namespace}", headers=headers)
+            if body.get("stream"):
+                await got.until(lambda items: bool(items) and not items[-1].payload)
+                *chunks, _ = [json.loads(item.payload or b"0") for item in got.items]
+                assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+                for number in (0, 1):
+                    mine = [c["choices"][0]["delta"] for c in chunks if c["choices"][0]["index"] == number]
+                    assert "".join(delta.get("content") or "" for delta in mine) == TEXT
+                continue
+            await got.until(bool)
+            answer = json.loads(got.items[0].payload)
+            if "messages" in body:
+                assert [choice["message"]["content"] for choice in answer["choices"]] == [TEXT, TEXT]
+                assert on.worker.jobs[-1].hints.priority == 5
+            elif body.get("prompt") == "Hi":
+                assert (answer["object"], answer["choices"][0]["text"]) == ("text_completion", TEXT)
+            else:
+                assert answer["error"]["type"] == "invalid_request_error"
+                assert got.items[0].headers["Nats-Service-Error-Code"] == "400"
