@@ -35,6 +35,8 @@ class Call(NamedTuple):
     exchange: Exchange
     arrived_at: float
     """On the clock of `time.monotonic`."""
+    headers: Mapping[bytes, bytes]
+    """By lower-case name; the first of those with the same name."""
     params: Mapping[str, str] = {}
     """The varying segments of the path, by name."""
 
@@ -46,10 +48,7 @@ class Call(NamedTuple):
 
     def find_header(self, name: bytes) -> bytes:
         """Return the first value of a header, empty when it is not there."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return bytes(value)
-        return b""
+        return self.headers.get(name, b"")
 
     async def read_json(self, limit_bytes: int) -> bytes:
         """Read the body.
@@ -88,7 +87,8 @@ class Reply(NamedTuple):
 
 def make_call(scope: Scope, receive: Receive, send: Send, request_id: str) -> Call:
     """Bundle what ASGI gives with the connection that our protocol puts into the scope."""
-    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION], time.monotonic())
+    headers = dict(reversed(scope["headers"]))
+    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION], time.monotonic(), headers)
 
 
 def processing_header(arrived_at: float) -> tuple[bytes, bytes]:

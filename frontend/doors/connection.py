@@ -128,6 +128,7 @@ class StreamingProtocol(HttpToolsProtocol):
         self._is_in_headers = True
         self._refusal: BuswayError | None = None
         self._arrival_timer: asyncio.TimerHandle | None = None
+        self._is_arriving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
@@ -149,13 +150,14 @@ class StreamingProtocol(HttpToolsProtocol):
         if self._is_in_headers:
             self._num_header_bytes += len(data)
         super().data_received(data)
+        if self._is_arriving and self._arrival_timer is None:
+            self._arm_arrival_timer()
         # A header that never ends is told to nobody before it does: only the bytes count.
         if self._is_in_headers and self._num_header_bytes > self._limits.header_bytes:
             self._refuse(self._too_many_headers())
 
     def on_message_begin(self) -> None:
-        if self._arrival_timer is None:
-            self._arm_arrival_timer()
+        self._is_arriving = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -171,6 +173,7 @@ class StreamingProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._is_arriving = False
         self._disarm_arrival_timer()
         self._is_in_headers = True
         super().on_message_complete()

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from bus.messages.base import unpack_u32
 from frontend.deltas import AnswerFacts, Dialect
@@ -23,6 +22,7 @@ _EVENTS: Headers = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+_EVENT_LINES = header_lines(_EVENTS) + b"x-request-id: %b\r\n"
 _NO_OPTIONS = StreamOptions()
 
 
@@ -31,6 +31,8 @@ class Generate:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
+        self._streams: dict[EventSink, Sequence[Request]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -69,15 +71,36 @@ class Generate:
         """
         facts = AnswerFacts(call.request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
         if is_stream:
-            lines = header_lines((*_EVENTS, (b"x-request-id", call.shown_id), *headers))
+            lines = _EVENT_LINES % call.shown_id + header_lines(headers)
             events = EventSink(call.exchange, lines, call.arrived_at)
             requests = open_requests(call.request_id, plan, plan.streams(dialect, facts, events))
-            with _kept_alive(events, requests, self._intake.config.keep_alive_s / 2):
+            self._streams[events] = requests
+            if self._timer is None:
+                self._look_later()
+            try:
                 await self._run(call, requests, events)
+            finally:
+                del self._streams[events]
             return None
         body = BodySink()
         await self._run(call, open_requests(call.request_id, plan, plan.answers(dialect, facts, body)), body)
         return Reply(body.body, headers=(*JSON, *headers))
+
+    def _look_later(self) -> None:
+        period_s = self._intake.config.keep_alive_s / 2
+        self._timer = asyncio.get_running_loop().call_later(period_s, self._keep_alive)
+
+    def _keep_alive(self) -> None:
+        """Let streams show a sign of life that were silent since the last look.
+
+        While no worker has a request, it stays silent: an error may still be its HTTP status.
+        """
+        self._timer = None
+        for events, requests in self._streams.items():
+            if any(request.worker for request in requests):
+                events.keep_alive()
+        if self._streams:
+            self._look_later()
 
     async def run_detached(self, request_id: str, plan: Plan, dialect: Dialect) -> bytes:
         """Have a plan carried out for nobody who waits on a connection; return the answer in one piece.
@@ -103,28 +126,6 @@ class Generate:
             await self._intake.run(requests, sink)
         finally:
             call.exchange.on_lost = None
-
-
-@contextmanager
-def _kept_alive(events: EventSink, requests: Sequence[Request], period_s: float) -> Iterator[None]:
-    """Look at a stream every `period_s`, and let it show a sign of life where it was silent since the last look.
-
-    While no worker has it, it stays silent: an error may still be its HTTP status.
-    """
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def look() -> None:
-        nonlocal timer
-        if any(request.worker for request in requests):
-            events.keep_alive()
-        timer = loop.call_later(period_s, look)
-
-    timer = loop.call_later(period_s, look)
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def chat_dialect(body: ChatBody, plan: Plan) -> ChatDialect:

@@ -1,7 +1,6 @@
 """I/O. The HTTP door: an ASGI application over a table of routes."""
 
 import math
-import secrets
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -16,6 +15,7 @@ from frontend.auth.cors import Cors
 from frontend.auth.identity import caller
 from frontend.auth.keys import Keys, key_of
 from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call, processing_header
+from frontend.doors.ids import make_ids
 from frontend.doors.routes import Family, Route, Router
 from frontend.errors import BodyTooLarge, MethodNotAllowed, answer_for, envelope
 
@@ -42,10 +42,11 @@ class HttpDoor:
         self._keys = keys
         self._open_paths = frozenset(open_paths)
         self._cors = Cors(origins)
+        self._ids = make_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing: what fails is an answer too."""
-        call = make_call(scope, receive, send, secrets.token_hex(16))
+        call = make_call(scope, receive, send, next(self._ids))
         endpoint, status = "other", CLIENT_GONE
         try:
             if self._cors.is_on:

@@ -47,7 +47,7 @@ def test_others_are_not(path: str) -> None:
 
 
 def test_a_near_miss_is_told() -> None:
-    with pytest.raises(NoSuchRoute, match="Did you mean /v1/files?"):
+    with pytest.raises(NoSuchRoute, match="Did you mean /v1/files"):
         ROUTER.find("/v1/file", "GET")
 
 
