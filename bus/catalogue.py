@@ -149,7 +149,7 @@ CHANNELS: tuple[Channel, ...] = (
         sender="frontend",
         receiver="frontend",
         messages=(ResponseQuery, ResponseState),
-        purpose="whether a frontend is at work on a response, and its cancellation; the state goes to the reply subject",
+        purpose="whether a frontend is at work on a response, and its end; the state goes to the reply subject",
     ),
     Channel(
         pattern=_relative(_S.job("{tenant}")),

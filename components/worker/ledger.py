@@ -1,6 +1,6 @@
 """Pure. Which attempts live in this worker, whose they are, and which never need to start."""
 
-import asyncio
+from typing import Protocol
 
 import msgspec
 
@@ -8,6 +8,13 @@ from components.worker.outbox import Outbox
 
 MAX_OVER = 16_384
 FORGET_OVER_AFTER_S = 30.0
+
+
+class Timer(Protocol):
+    """What ends an attempt at its deadline."""
+
+    def cancel(self) -> None:
+        """Let it not."""
 
 
 class Attempt(msgspec.Struct, eq=False):
@@ -23,7 +30,7 @@ class Attempt(msgspec.Struct, eq=False):
     first_offset: int
     accepted_at: float
     first_token_at: float = 0.0
-    expiry: asyncio.TimerHandle | None = None
+    expiry: Timer | None = None
     """Ends the attempt at its deadline; cancelled when it ends before."""
 
 
