@@ -143,6 +143,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "not_found": (404, _INVALID),
     "method_not_allowed": (405, _INVALID),
     "client_too_slow": (408, _INVALID),
+    "deadline_passed": (408, _INVALID),
     "request_too_large": (413, _INVALID),
     "unsupported_media_type": (415, _INVALID),
     "too_many_requests": (429, _RATE),
@@ -156,7 +157,6 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "engine_busy": (503, _SERVER),
     "shutting_down": (503, _SERVER),
     "too_many_connections": (503, _SERVER),
-    "deadline_passed": (504, _SERVER),
 }
 ERROR_STATUSES = {status: HTTPStatus(status).phrase for status in sorted({500, *[s for s, _ in _ANSWERS.values()]})}
 """Every status that an error may have, and what it is called."""

@@ -78,8 +78,11 @@ def _answer(route: Route, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any
     doc = route.doc
     content: dict[str, Any] = {doc.media: {"schema": {} if doc.answer is None else schema_of[id(doc.answer)]}}
     if doc.event is not None:
-        # OpenAPI has no word for the data of an event: the schema is that of one of them.
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-data": schema_of[id(doc.event)]}
+        data = {"contentMediaType": "application/json", "contentSchema": schema_of[id(doc.event)]}
+        end = [] if route.family == "anthropic" else [{"const": "[DONE]"}]
+        shown = {"type": "string", "anyOf": [*end, data]} if end else {"type": "string", **data}
+        event = {"type": "object", "properties": {"event": {"type": "string"}, "data": shown}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     return {"description": "The answer.", "content": content}
 
 

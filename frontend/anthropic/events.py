@@ -61,8 +61,47 @@ class MessageDelta(msgspec.Struct, frozen=True, tag="message_delta"):
     usage: UsageBody
 
 
-Event = MessageStart | BlockStart | BlockStop | MessageDelta
-"""Data of the events that are rendered from structs; those of deltas are put together from bytes."""
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Nothing: the stream lives."""
+
+
+class TextPiece(msgspec.Struct, frozen=True, tag="text_delta"):
+    """More text."""
+
+    text: str
+
+
+class ThinkingPiece(msgspec.Struct, frozen=True, tag="thinking_delta"):
+    """More of a thought."""
+
+    thinking: str
+
+
+class SignaturePiece(msgspec.Struct, frozen=True, tag="signature_delta"):
+    """The end of a thought."""
+
+    signature: str
+
+
+class InputPiece(msgspec.Struct, frozen=True, tag="input_json_delta"):
+    """More of the JSON that a tool is called with."""
+
+    partial_json: str
+
+
+class BlockDelta(msgspec.Struct, frozen=True, tag="content_block_delta"):
+    """A block goes on."""
+
+    index: int
+    delta: TextPiece | ThinkingPiece | SignaturePiece | InputPiece
+
+
+class MessageStop(msgspec.Struct, frozen=True, tag="message_stop"):
+    """A message is complete."""
+
+
+Event = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+"""Data of the events; those of deltas are put together from bytes."""
 
 
 def _event(name: bytes, data: bytes) -> bytes:
