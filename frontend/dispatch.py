@@ -31,6 +31,8 @@ STALL_S = 1.0
 """A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
 SLACK_S = 0.01
 """How much later than due a stream may be written, if that lets it go with the next step's tokens."""
+APPEND_TIMEOUT_S = 3.0
+"""A broker under a wave of requests, or just restarted, takes that long at most; then the client is told."""
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
 
@@ -123,6 +125,7 @@ class Dispatcher:
             payload,
             msg_id=f"{request.request_id}:{request.attempt}",
             ttl_s=max(1, round(self._config.accept_timeout_s)),
+            timeout_s=APPEND_TIMEOUT_S,
         )
 
     def _on_batch(self, batch: StepBatch, incoming: Incoming) -> None:

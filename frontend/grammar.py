@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,10 @@ from frontend.openai.body import ChatBody, CompletionBody, ResponseFormat, Struc
 from frontend.parsing import Format, ToolGrammar, tool_grammar
 from frontend.vocabulary import Vocabulary
 
+_OPEN = frozenset(
+    {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref", "if"}
+)
+"""Whatever of these a schema has, it says more about its properties than their names."""
 MAX_SCHEMA = 128 * 2**10
 """Characters of a schema, expression or grammar that a client may send."""
 _WHITESPACE = {"whitespace_pattern": r"\n? {0,16}"}
@@ -195,10 +200,35 @@ def _json_rule(schema: bytes, param: str) -> str:
     try:
         shape = msgspec.json.decode(schema)
         if isinstance(shape, dict):
+            _close(shape)
             shape.setdefault("x-guidance", _WHITESPACE)
         return f"%json {json.dumps(shape, ensure_ascii=False)}"
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param) from error
+
+
+def _close(schema: Any) -> None:
+    """Let objects that name their properties have no others, where the schema leaves that open.
+
+    OpenAI's strict schemas say so themselves; a model that is forced would go on inventing properties.
+    """
+    if not isinstance(schema, dict):
+        return
+    named = schema.get("properties")
+    if isinstance(named, dict):
+        if not schema.keys() & _OPEN:
+            schema["additionalProperties"] = False
+        for each in named.values():
+            _close(each)
+    for key in ("$defs", "definitions"):
+        if isinstance(schema.get(key), dict):
+            for each in schema[key].values():
+                _close(each)
+    _close(schema.get("items"))
+    for key in ("anyOf", "oneOf", "prefixItems"):
+        if isinstance(schema.get(key), list):
+            for each in schema[key]:
+                _close(each)
 
 
 def _unquoted(data: bytes) -> bytes:

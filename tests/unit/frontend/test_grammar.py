@@ -63,6 +63,18 @@ def fits(tokenizer: llguidance.LLTokenizer, grammar: str, text: str) -> bool:
         ({"structured_outputs": {"grammar": 'root ::= "a"' + "\n" * 120_000}}, "a", "b"),
         ({"guided_json": SCHEMA}, '{"a":1}', "{}"),
         ({"guided_choice": ["x"]}, "x", "y"),
+        ({"guided_json": {"type": "object", "properties": {}}}, "{}", '{"a": 1}'),
+        (
+            {"guided_json": {"properties": {"a": {"properties": {"b": {}}, "type": "object"}}}},
+            '{"a":{}}',
+            '{"a":{"c":1}}',
+        ),
+        ({"guided_json": {"type": "object", "properties": {"a": {}}, "additionalProperties": True}}, '{"c":1}', "[]"),
+        (
+            {"guided_json": {"type": "object", "properties": {"properties": {"type": "integer"}}}},
+            '{"properties":1}',
+            "1",
+        ),
         ({"tools": TOOLS, "response_format": JSON, "tool_choice": "auto"}, '{"a":1}', "Hi"),
     ],
 )
