@@ -85,8 +85,9 @@ def render_request(options: LoadOptions, target: Target, index: int) -> bytes:
         )
     )
     host = f"[{target.host}]" if ":" in target.host else target.host
+    authorization = f"Authorization: Bearer {options.api_key}\r\n" if options.api_key else ""
     head = (
         f"POST {target.path} HTTP/1.1\r\nHost: {host}:{target.port}\r\nContent-Type: application/json\r\n"
-        f"Accept: text/event-stream\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Accept: text/event-stream\r\nContent-Length: {len(body)}\r\n{authorization}\r\n"
     )
     return head.encode() + body

@@ -26,6 +26,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     endpoint: Literal["chat", "completions"] = "chat"
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     max_failures: Annotated[int, msgspec.Meta(ge=1)] = 100
+    api_key: Annotated[str, msgspec.Meta(pattern=r"^[!-~]*$")] = ""
 
 
 class Percentiles(msgspec.Struct, frozen=True):

@@ -25,6 +25,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     has_identical_prompts: bool = False
     seed: int = 0
     endpoint: Literal["chat", "completions"] = "chat"
+    api_key: str = ""
 
 
 def bench(options: BenchOptions, processes: Sequence[Process], write: Callable[[str], None]) -> list[Round]:
@@ -38,6 +39,7 @@ def bench(options: BenchOptions, processes: Sequence[Process], write: Callable[[
     rounds = []
     for number, streams in enumerate(options.streams):
         load = LoadOptions(
+            api_key=options.api_key,
             url=options.url,
             model=options.model,
             streams=streams,

@@ -1,6 +1,7 @@
 """I/O. Load the system that `busway up` runs here, and print CPU per token of each process, TTFT and ITL."""
 
 import argparse
+import os
 from pathlib import Path
 
 from components.cli.options import add_config_options, read_config
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Bench; exit code 1 when nothing runs or nothing answers."""
     from components.bench.report import Process
     from components.bench.run import BenchOptions, bench
-    from components.cli.completions import choose_model
+    from components.cli.completions import KEY_VARIABLE, choose_model
     from components.supervisor.errors import CannotStart
     from components.supervisor.running import read_running
 
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
             duration_s=options.duration,
             max_tokens=options.tokens,
             prompt_words=options.words,
+            api_key=os.environ.get(KEY_VARIABLE, ""),
         ),
         [Process(name=p.name, role=p.role, pid=p.pid) for p in running.processes if p.role != "spare"],
         say,

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,8 @@ import msgspec
 from bus.errors import BusUnavailable, BuswayError, UnknownModel
 from components.cli.address import split_url
 
+KEY_VARIABLE = "BUSWAY_API_KEY"
+"""Environment variable with the key for a server that asks for one."""
 MAX_LINE_BYTES = 1024 * 1024
 
 
@@ -17,6 +20,13 @@ class ChatFailed(BuswayError):
     """The frontend refused the request, or the answer broke off."""
 
     code = "chat_failed"
+
+
+class KeyNeeded(ChatFailed):
+    """The server asks for an API key, or for another one."""
+
+    code = "key_needed"
+    hint = f"export {KEY_VARIABLE}=...   (busway keys add NAME makes one)"
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -95,7 +105,7 @@ def served_models(url: str) -> list[str]:
     """Return the names of the models that are served; raise `BusUnavailable` when nobody answers."""
     status, body = _get(url, "/v1/models")
     if status != 200:
-        raise ChatFailed(f"{url}/v1/models answers {status}: {_problem(body)}")
+        raise _refusal(f"{url}/v1/models", status, body)
     try:
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except msgspec.MsgspecError as error:
@@ -130,10 +140,10 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
     connection = http.client.HTTPConnection(*split_url(target.url), timeout=300)
     figures.started = time.perf_counter()
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), _headers())
         response = connection.getresponse()
         if response.status != 200:
-            raise ChatFailed(f"the frontend answers {response.status}: {_problem(response.read(MAX_LINE_BYTES))}")
+            raise _refusal("the frontend", response.status, response.read(MAX_LINE_BYTES))
         yield from _pieces(response, figures)
     except (OSError, http.client.HTTPException) as error:
         raise BusUnavailable(f"{target.url} does not answer: {error or type(error).__name__}") from error
@@ -145,7 +155,7 @@ def explain(url: str, body: bytes) -> bytes:
     """Return the answer of `/v1/explain`, JSON; raise `ChatFailed` when the request is refused."""
     connection = http.client.HTTPConnection(*split_url(url), timeout=30)
     try:
-        connection.request("POST", "/v1/explain", body, {"content-type": "application/json"})
+        connection.request("POST", "/v1/explain", body, _headers())
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -153,7 +163,7 @@ def explain(url: str, body: bytes) -> bytes:
     finally:
         connection.close()
     if response.status != 200:
-        raise ChatFailed(f"the frontend answers {response.status}: {_problem(answer)}")
+        raise _refusal("the frontend", response.status, answer)
     return answer
 
 
@@ -188,13 +198,23 @@ def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[st
 def _get(url: str, path: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(*split_url(url), timeout=10)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=_headers())
         response = connection.getresponse()
         return response.status, response.read(MAX_LINE_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
+
+
+def _refusal(who: str, status: int, body: bytes) -> ChatFailed:
+    kind = KeyNeeded if status in (401, 403) else ChatFailed
+    return kind(f"{who} answers {status}: {_problem(body)}")
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(KEY_VARIABLE, "")
+    return {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 
 
 def _problem(body: bytes) -> str:

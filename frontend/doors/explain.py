@@ -2,7 +2,7 @@
 
 import msgspec
 
-from bus.errors import BuswayError, InvalidRequest
+from bus.errors import BuswayError
 from bus.protocol import Bus
 from frontend.doors.call import Call, Reply
 from frontend.doors.routes import Doc, Route
@@ -38,9 +38,7 @@ class Explain:
         """Answer with an `Explanation`; raise what the request itself would be refused with."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body = await off_loop(len(data), _decode, data)
-        if not body.model:
-            raise InvalidRequest("You must provide a model parameter.", param="model")
-        model = self._intake.models.find(body.model)
+        model = self._intake.find_model(body.model)
         generation = (await self._intake.prepare(len(data), body, model)).generations[0]
         destination = await self._ask_router(generation)
         sizes = self._fleet.block_sizes(generation.model_slug)

@@ -4,6 +4,7 @@ import msgspec
 
 from bus.errors import UnknownModel
 from bus.metrics import CONTENT_TYPE, render
+from frontend.auth.identity import caller
 from frontend.doors.call import JSON, Call, Reply
 from frontend.doors.routes import Doc, Route
 from frontend.model import ServedModel
@@ -31,15 +32,21 @@ class Status:
 
     async def list_models(self, call: Call) -> Reply:
         """List the models that can be asked."""
-        return Reply(model_list([_show(model) for model in self._models.listed()]))
+        return Reply(model_list([_show(model) for model in self._listed()]))
 
     async def show_model(self, call: Call) -> Reply:
         """Show one model."""
         name = call.params["model"]
-        for model in self._models.listed():
+        for model in self._listed():
             if model.name == name:
                 return Reply(_show(model))
         raise UnknownModel(self._models.describe_unknown(name))
+
+    def _listed(self) -> list[ServedModel]:
+        """Return the models that the caller may use."""
+        account = caller.get().account
+        models = self._models.listed()
+        return models if account is None else [model for model in models if account.may_use(model.name)]
 
     async def live(self, call: Call) -> Reply:
         """Say that the process answers."""

@@ -61,3 +61,8 @@ def test_urls_are_read_with_and_without_v1(url: str, expected: tuple[str, int, s
 def test_urls_that_cannot_be_used_are_refused(url: str) -> None:
     with pytest.raises(BadConfig):
         parse_target(msgspec.structs.replace(OPTIONS, url=url))
+
+
+def test_a_key_is_sent_if_there_is_one() -> None:
+    keyed = msgspec.structs.replace(OPTIONS, api_key="sk-1")
+    assert b"\r\nAuthorization: Bearer sk-1\r\n\r\n" in render_request(keyed, parse_target(keyed), 0)
