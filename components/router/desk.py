@@ -22,9 +22,9 @@ from components.router.lead import Lead
 from components.router.pool import Placement, Pool, Refusal
 from components.router.request import Origin, to_request
 
-ACK_WAIT_S = 2.0
+ACK_WAIT_S = 0.45
 """The requests that a dead router holds go to another one after this."""
-RENEW_S = 0.6
+RENEW_S = 0.1
 """Between two signs that a request is still held here."""
 MAX_DELIVER = 50
 """A request comes again each time that a router dies or leaves."""

@@ -3,8 +3,9 @@
 import math
 
 HALF_LIFE_S = 5.0
-KNOWN_AFTER_S = 0.5
-"""Busy time after which the rate is believed."""
+KNOWN_AFTER_S = 1.0
+"""Busy time after which the rate is believed: a router that was just started finds workers full, and sees nothing leave
+at first."""
 
 
 class DrainRate:
@@ -27,5 +28,5 @@ class DrainRate:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """None until there was a queue for long enough."""
-        return self._tokens / self._seconds if self._seconds >= KNOWN_AFTER_S else None
+        """None until there was a queue for long enough, and something left it."""
+        return self._tokens / self._seconds if self._seconds >= KNOWN_AFTER_S and self._tokens else None

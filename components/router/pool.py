@@ -178,7 +178,7 @@ class Pool:
         if rate is None or not len(self.queue):
             return 0.0
         ahead = self.queue.tokens_ahead(latency_class, tenant)
-        return ahead / rate if rate > 0.0 else (math.inf if ahead else 0.0)
+        return ahead / rate
 
     # What goes out
 

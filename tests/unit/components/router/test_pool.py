@@ -160,6 +160,15 @@ def test_a_deadline_that_cannot_be_met_is_refused_early(stage: Make) -> None:
     assert s.admit(s.request(), deadline=s.now + 20.0) is None
 
 
+def test_a_router_that_was_just_started_refuses_nobody_for_what_it_has_not_seen(stage: Make) -> None:
+    s = stage(0)
+    for _ in range(20):
+        assert s.admit(s.request()) is None
+        s.now += 0.1
+        s.pool.note_time(s.now)
+    assert len(s.pool.queue) == 20
+
+
 def test_who_waited_too_long_is_let_go(stage: Make) -> None:
     s = stage(0, max_wait_s=2.0)
     assert s.admit(s.request()) is None
