@@ -71,13 +71,15 @@ class Intake:
         *,
         tenant: str = "",
         hints: Given = NOTHING_GIVEN,
+        lowers_bound: bool = False,
     ) -> Plan:
         """Say what a body of that size asks for, with `hints` from outside of it; raise what the client is to be told.
 
-        The tenant is that of the caller, unless another one is named.
+        The tenant is that of the caller, unless another one is named. `lowers_bound`: as in `Defaults`.
         """
         identity = caller.get()
-        defaults = Defaults(self.config.default_max_tokens, random.getrandbits(63), tenant or identity.tenant)
+        seed = random.getrandbits(63)
+        defaults = Defaults(self.config.default_max_tokens, seed, tenant or identity.tenant, lowers_bound)
         plan = await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
         salt = "" if identity.account is None else identity.account.key.cache_salt
         merged = merge(body, hints)

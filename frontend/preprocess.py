@@ -31,6 +31,8 @@ class Defaults(msgspec.Struct, frozen=True):
     """Bound of the output, where the context leaves as much."""
     seed: int
     tenant: str
+    lowers_bound: bool = False
+    """A bound of the output for which the context has no room is lowered instead of refused."""
 
 
 class Turn(NamedTuple):
@@ -131,7 +133,10 @@ def _generation(
     top_logprobs: int | None,
     prompt_field: str,
 ) -> Generation:
-    max_tokens = _output_bound(len(prompt) // 4, wanted_tokens, model.max_model_len, defaults.max_tokens, prompt_field)
+    num_prompt, context = len(prompt) // 4, model.max_model_len
+    if defaults.lowers_bound and wanted_tokens is not None and num_prompt < context:
+        wanted_tokens = min(wanted_tokens, context - num_prompt)
+    max_tokens = _output_bound(num_prompt, wanted_tokens, context, defaults.max_tokens, prompt_field)
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise InvalidRequest(

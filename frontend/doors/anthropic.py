@@ -28,7 +28,7 @@ class Anthropic:
         """Answer `POST /v1/messages`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await self._intake.decode(messages_body, data)
-        plan = await self._generate.prepare(call, len(data), to_chat(body))
+        plan = await self._generate.prepare(call, len(data), to_chat(body), lowers_bound=True)
         return await self._generate.respond(
             call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, ignored)
         )

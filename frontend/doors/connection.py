@@ -15,9 +15,11 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from bus.errors import BuswayError
+from frontend.anthropic.errors import anthropic_envelope, to_anthropic
 from frontend.errors import BadHttp, ClientTooSlow, HeadersTooLarge, TooManyConnections, answer_for, envelope
 
 EXTENSION = "busway.exchange"
+_ANTHROPIC_PATH = b"/v1/messages"
 
 
 class Exchange:
@@ -121,6 +123,7 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, limits: HttpLimits, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.url = b""
         self.is_write_paused = False
         self._limits = limits
         self._exchange: Exchange | None = None
@@ -211,7 +214,11 @@ class StreamingProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         answer = answer_for(error)
-        body = envelope(answer.error)
+        if self.url.startswith(_ANTHROPIC_PATH):
+            answer = to_anthropic(answer)
+            body = anthropic_envelope(answer.error, "")
+        else:
+            body = envelope(answer.error)
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
         retry = b"" if answer.retry_after_s is None else b"retry-after: %d\r\n" % answer.retry_after_s
         self.transport.write(head % (STATUS_LINE[answer.status], len(body), retry) + body)

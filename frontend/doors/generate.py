@@ -57,10 +57,13 @@ class Generate:
         dialect = completion_dialect(body, plan)
         return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
 
-    async def prepare(self, call: Call, num_bytes: int, body: ChatBody | CompletionBody) -> Plan:
+    async def prepare(
+        self, call: Call, num_bytes: int, body: ChatBody | CompletionBody, *, lowers_bound: bool = False
+    ) -> Plan:
         """Say what a body of that size asks for; raise what the client is to be told."""
         model = self._intake.find_model(body.model)
-        return await self._intake.prepare(num_bytes, body, model, hints=read_headers(call.scope["headers"]))
+        hints = read_headers(call.scope["headers"])
+        return await self._intake.prepare(num_bytes, body, model, hints=hints, lowers_bound=lowers_bound)
 
     async def respond(
         self, call: Call, plan: Plan, dialect: Dialect, *, is_stream: bool, headers: Headers = ()

@@ -106,7 +106,7 @@ class Responses:
         items = asked.items
         while True:
             try:
-                return await self._generate.prepare(call, asked.num_bytes, to_chat(body, items))
+                return await self._generate.prepare(call, asked.num_bytes, to_chat(body, items), lowers_bound=True)
             except PromptTooLong as error:
                 shorter = shorten(items)
                 if body.truncation != "auto" or len(shorter) == len(items):

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -136,6 +137,24 @@ async def test_a_request_that_does_not_arrive_is_given_up(data: bytes) -> None:
         answer = await read_all(stream)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"client_too_slow"' in answer
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /v1/messages HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc", b"408"),
+        (b"POST /v1/messages HTTP/1.1\r\nx: " + b"y" * 2000 + b"\r\n\r\n", b"431"),
+    ],
+)
+async def test_errors_of_the_connection_are_anthropics_on_its_paths(head: bytes, status: bytes) -> None:
+    async def handle(exchange: Exchange) -> None:
+        await anyio.sleep_forever()
+
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(head)
+        answer = await read_all(stream)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["type"] == "error"
 
 
 async def test_bytes_that_are_no_http_do_not_end_up_inside_a_response() -> None:

@@ -186,6 +186,10 @@ async def test_a_prompt_that_is_too_long_is_counted_and_refused(stage: OpenStage
             await client.responses.create(model="tiny", input=turns)
         turns += [{"role": "assistant", "content": "So?"}, {"role": "user", "content": "Hi"}]
         short = await client.responses.create(model="tiny", input=turns, truncation="auto", max_output_tokens=5)
+        roomy = await claude.messages.create(
+            model="tiny", max_tokens=8_000, messages=[{"role": "user", "content": "Hi"}]
+        )
+    assert roomy.usage.input_tokens < 50
     assert counted.input_tokens == also.input_tokens > 2000
     assert (refused.value.param, refused.value.code) == ("input", "context_length_exceeded")
     assert short.usage is not None

@@ -168,6 +168,27 @@ async def test_a_client_that_does_not_read_hurts_only_itself(stage: OpenStage) -
             assert (await on.post(PATH, CHAT))[0] == 200
 
 
+async def test_a_client_that_reads_a_byte_at_a_time_hurts_only_itself(stage: OpenStage) -> None:
+    async with stage(max_body_bytes=100_000, write_gap_s=0.0) as on:
+        data = json.dumps(CHAT | {"stream": True, "ignore_eos": True}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        async with await on.send(head + data) as slow:
+            job = await on.worker.wait_jobs(1)
+            token = on.tokenizer.encode("fox").ids[0]
+            on.worker.script = on.worker.echo
+            read = b""
+            for offset in range(40):
+                on.worker.say(job, [token], at=offset)
+                read += await slow.receive(1)
+                with anyio.fail_after(2):
+                    assert (await on.post(PATH, CHAT))[0] == 200
+            assert read == b"HTTP/1.1 200 OK\r\ncontent-type: text/event"[:40]
+            assert job.ticket not in on.worker.cancelled
+            with anyio.fail_after(5):
+                while read.count(b'"content":"f') < 2:
+                    read += await slow.receive(1)
+
+
 async def test_stopping_finishes_what_runs_and_refuses_what_is_new(stage: OpenStage) -> None:
     async with stage() as on:
         data = json.dumps(CHAT).encode()

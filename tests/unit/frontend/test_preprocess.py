@@ -23,8 +23,8 @@ def chat(model: ServedModel, **fields: Any) -> Generation:
     return prepare_chat(chat_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS).generation
 
 
-def complete(model: ServedModel, **fields: Any) -> Generation:
-    return prepare_completion(completion_body.decode(json.dumps(fields).encode())[0], model, DEFAULTS)[0]
+def complete(model: ServedModel, defaults: Defaults = DEFAULTS, **fields: Any) -> Generation:
+    return prepare_completion(completion_body.decode(json.dumps(fields).encode())[0], model, defaults)[0]
 
 
 def text_of(model: ServedModel, generation: Generation) -> str:
@@ -120,6 +120,16 @@ def test_max_tokens_is_what_the_context_leaves(model: ServedModel) -> None:
 def test_too_long_is_said_in_openais_words(model: ServedModel, length: int, wanted: int | None) -> None:
     with pytest.raises(PromptTooLong, match=r"This model's maximum context length is 256 tokens. However, you"):
         complete(model, prompt=[5] * length, max_tokens=wanted)
+
+
+@pytest.mark.parametrize(("length", "wanted", "left"), [(250, 32_000, 6), (250, 3, 3), (250, None, 6)])
+def test_a_bound_can_be_lowered_to_what_the_context_leaves(
+    model: ServedModel, length: int, wanted: int | None, left: int
+) -> None:
+    defaults = msgspec.structs.replace(DEFAULTS, lowers_bound=True)
+    assert complete(model, defaults, prompt=[5] * length, max_tokens=wanted).stopping.max_tokens == left
+    with pytest.raises(PromptTooLong):
+        complete(model, defaults, prompt=[5] * 256, max_tokens=wanted)
 
 
 @pytest.mark.parametrize(
