@@ -71,6 +71,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """KV block events of one worker."""
         return f"{self.namespace}.kv.v1.{model}.{worker}"
 
+    def tier(self, model: str, owner: str) -> str:
+        """KV block events of one tier that the workers of a model share."""
+        return f"{self.namespace}.tier.v1.{model}.{owner}"
+
     def kvq(self, worker: str) -> str:
         """Questions to one worker about the blocks that it holds."""
         return f"{self.namespace}.kvq.v1.{worker}"
@@ -95,6 +99,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """Questions to one frontend about the responses that it makes."""
         return f"{self.namespace}.response.v1.{frontend}"
 
+    def response_events(self, frontend: str, listener: str) -> str:
+        """Events of a response that another frontend makes, for one client of this one."""
+        return f"{self.namespace}.response.v1.{frontend}.{listener}"
+
     def job(self, tenant: str) -> str:
         """Batches that are to be carried on."""
         return f"{self.namespace}.job.v1.{tenant}"
@@ -117,6 +125,6 @@ class Subjects(msgspec.Struct, frozen=True):
 
 
 FAMILIES = frozenset(
-    {"ask", "req", "work", "out", "ctl", "kv", "kvq", "load", "route", "pick", "usage", "response", "job", "dead"}
+    {"ask", "req", "work", "out", "ctl", "kv", "tier", "kvq", "load", "route", "pick", "usage", "response", "job", "dead"}
 )
 """The closed set of families, fit for labels."""

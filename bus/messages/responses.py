@@ -28,6 +28,8 @@ class ResponseQuery(Fact, frozen=True, kw_only=True, tag="response_query"):
     response: str
     cancel: bool = False
     """Stop the work on it first."""
+    after: int | None = None
+    """Instead of an answer, send its events after this number to the reply subject, and an empty message at the end."""
 
 
 class ResponseState(Fact, frozen=True, kw_only=True, tag="response_state"):

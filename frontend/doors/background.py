@@ -18,6 +18,7 @@ from frontend.plan import Plan
 from frontend.responses.answers import ErrorShown, ResponseShown, failed, with_outcome
 from frontend.responses.events import ResponsesDialect
 from frontend.responses.store import ResponseStore
+from frontend.responses.tape import Tape
 from frontend.responses.works import SAVE_TIMEOUT_S, Work, Works
 
 _STOPPED = ErrorShown("server_error", "The frontend that made this response was stopped. Send the request again.")
@@ -35,6 +36,8 @@ class Job(NamedTuple):
     """As it is before it is made."""
     stored: StoredResponse
     """Its entry, likewise."""
+    tape: Tape | None = None
+    """Takes its events, if it is streamed."""
 
 
 class Background:
@@ -47,7 +50,7 @@ class Background:
 
     async def start(self, job: Job) -> None:
         """Store the response as it is now and begin to make it; raise what hinders that."""
-        work = self._works.begin(job.shown.id, is_detached=True)
+        work = self._works.begin(job.shown.id, is_detached=True, tape=job.tape)
         try:
             await self._store.put(job.shown.id, job.stored)
             self._works.detach(work, lambda: self._make(work, job))
@@ -61,7 +64,7 @@ class Background:
         try:
             with work.scope:
                 await self._store.put(job.shown.id, _outcome(job, "in_progress"))
-                await self._generate.run_detached(job.request_id, job.plan, job.dialect)
+                await self._generate.run_detached(job.request_id, job.plan, job.dialect, job.tape)
             if job.dialect.made is not None:
                 made = job.dialect.made
                 outcome = msgspec.structs.replace(job.stored, status=made.status, response=made.body)

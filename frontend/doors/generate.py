@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from bus.messages.base import unpack_u32
 from frontend.deltas import AnswerFacts, Dialect
@@ -10,7 +11,8 @@ from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignore
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.hints import read_headers
-from frontend.intake import Intake, open_requests
+from frontend.intake import Intake, WaitedSink, open_requests
+from frontend.joint import Sink
 from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
@@ -22,8 +24,12 @@ _EVENTS: Headers = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_EVENT_LINES = header_lines(_EVENTS) + b"x-request-id: %b\r\n"
+EVENT_LINES = header_lines(_EVENTS) + b"x-request-id: %b\r\n"
 _NO_OPTIONS = StreamOptions()
+
+
+class StreamSink(Sink, WaitedSink, Protocol):
+    """Takes a stream, and is waited for."""
 
 
 class Generate:
@@ -74,7 +80,7 @@ class Generate:
         """
         facts = AnswerFacts(call.request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
         if is_stream:
-            lines = _EVENT_LINES % call.shown_id + header_lines(headers)
+            lines = EVENT_LINES % call.shown_id + header_lines(headers)
             events = EventSink(call.exchange, lines, call.arrived_at)
             requests = open_requests(call.request_id, plan, plan.streams(dialect, facts, events))
             self._streams[events] = requests
@@ -105,12 +111,18 @@ class Generate:
         if self._streams:
             self._look_later()
 
-    async def run_detached(self, request_id: str, plan: Plan, dialect: Dialect) -> bytes:
+    async def run_detached(
+        self, request_id: str, plan: Plan, dialect: Dialect, events: StreamSink | None = None
+    ) -> bytes:
         """Have a plan carried out for nobody who waits on a connection; return the answer in one piece.
 
-        Raises the error that it ended with. When the caller is cancelled, so is the work.
+        Or stream it to `events`, and return nothing. Raises the error that it ended with. When the caller is
+        cancelled, so is the work.
         """
         facts = AnswerFacts(request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
+        if events is not None:
+            await self._intake.run(open_requests(request_id, plan, plan.streams(dialect, facts, events)), events)
+            return b""
         sink = BodySink()
         await self._intake.run(open_requests(request_id, plan, plan.answers(dialect, facts, sink)), sink)
         return sink.body

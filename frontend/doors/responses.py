@@ -1,5 +1,6 @@
 """I/O. The handlers of OpenAI's Responses API."""
 
+import re
 import time
 from urllib.parse import parse_qs
 
@@ -11,9 +12,10 @@ from bus.messages.responses import StoredResponse
 from bus.protocol import Bus
 from frontend.auth.identity import caller
 from frontend.doors.background import Background, Job
-from frontend.doors.call import JSON, Call, Reply, ignored_header
-from frontend.doors.generate import Generate
+from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
+from frontend.doors.generate import EVENT_LINES, Generate
 from frontend.doors.routes import Doc, Route
+from frontend.doors.sinks import EventSink
 from frontend.intake import Intake
 from frontend.plan import Plan
 from frontend.responses.answers import Deleted, InputTokens, ResponseShown, new_response, response_id
@@ -23,8 +25,10 @@ from frontend.responses.convert import prompt_turn, shorten, to_chat
 from frontend.responses.events import ResponseEvent, ResponsesDialect
 from frontend.responses.listing import ItemList, read_page, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
+from frontend.responses.tape import Tape, ending, is_ending
 from frontend.responses.works import Works
 
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _PARAMS = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
 """Names of this API for those of chat completions, where errors name them."""
 
@@ -45,7 +49,12 @@ class Responses:
         return [
             Route("POST", "/v1/responses", self.create, doc=Doc(ResponsesBody, ResponseShown, ResponseEvent)),
             Route("POST", "/v1/responses/input_tokens", self.count_tokens, doc=Doc(PromptBody, InputTokens)),
-            Route("GET", "/v1/responses/{response}", self.show, doc=Doc(answer=ResponseShown)),
+            Route(
+                "GET",
+                "/v1/responses/{response}",
+                self.show,
+                doc=Doc(answer=ResponseShown, event=ResponseEvent, query=("stream", "starting_after")),
+            ),
             Route("DELETE", "/v1/responses/{response}", self.delete, doc=Doc(answer=Deleted)),
             Route("POST", "/v1/responses/{response}/cancel", self.cancel, doc=Doc(answer=ResponseShown)),
             Route(
@@ -64,11 +73,8 @@ class Responses:
         """Answer `POST /v1/responses`."""
         data = await call.read_json(self._intake.config.max_body_bytes)
         body, ignored = await self._intake.decode(responses_body, data)
-        if body.background and (body.stream or body.store is False):
-            raise InvalidRequest(
-                "A response in the background is stored and not streamed: look at it with GET /v1/responses/{id}.",
-                param="stream" if body.stream else "store",
-            )
+        if body.background and body.store is False:
+            raise InvalidRequest("A response in the background is stored: leave out 'store'.", param="store")
         tenant = caller.get().tenant
         asked = await self._conversations.read(tenant, body, len(data))
         body = _with_store(body, asked)
@@ -86,7 +92,11 @@ class Responses:
         headers = ignored_header(ignored)
         if body.background:
             stored = msgspec.structs.replace(stored, response=msgspec.json.encode(shown))
-            await self._background.start(Job(call.request_id, plan, dialect, shown, stored))
+            tape = Tape() if body.stream else None
+            await self._background.start(Job(call.request_id, plan, dialect, shown, stored, tape))
+            if tape is not None:
+                await self._follow(call, shown.id, -1, headers)
+                return None
             return Reply(stored.response, headers=(*JSON, *headers))
         if not shown.store:
             return await self._generate.respond(call, plan, dialect, is_stream=bool(body.stream), headers=headers)
@@ -125,13 +135,59 @@ class Responses:
         answer = InputTokens(await self._intake.count_prompt(asked.num_bytes, prompt_turn(body, asked.items)))
         return Reply(msgspec.json.encode(answer), headers=(*JSON, *ignored_header(ignored)))
 
-    async def show(self, call: Call) -> Reply:
-        """Answer `GET /v1/responses/{id}`."""
-        query = parse_qs(call.scope["query_string"].decode("latin-1"), max_num_fields=32)
-        if query.get("stream", ["false"])[-1] == "true":
-            raise InvalidRequest("A stored response is not streamed again: leave out 'stream'.", param="stream")
+    async def show(self, call: Call) -> Reply | None:
+        """Answer `GET /v1/responses/{id}`.
+
+        With `stream=true`, the events of one that is still made and was begun as a stream, after number
+        `starting_after`; of any other one the last event alone.
+        """
         found = await self._conversations.find(caller.get().tenant, call.params["response"])
-        return Reply(found.stored.response)
+        query = parse_qs(call.scope["query_string"].decode("latin-1"), max_num_fields=32)
+        if query.get("stream", ["false"])[-1] != "true":
+            return Reply(found.stored.response)
+        after = query.get("starting_after", ["-1"])[-1]
+        if not _NUMBER.fullmatch(after):
+            raise InvalidRequest(
+                f"Invalid value for 'starting_after': {after[:80]!r} is no number.", param="starting_after"
+            )
+        await self._follow(call, call.params["response"], int(after))
+        return None
+
+    async def _follow(self, call: Call, response: str, after: int, headers: Headers = ()) -> None:
+        """Stream the events of a response to this client; it goes on when the client leaves."""
+        events = EventSink(call.exchange, EVENT_LINES % call.shown_id + header_lines(headers), call.arrived_at)
+        over = anyio.Event()
+        number, has_end = after, False
+
+        def hear(event: bytes) -> None:
+            nonlocal number, has_end
+            if not event:
+                over.set()
+            elif not has_end and not call.exchange.is_lost:
+                number += 1
+                has_end = is_ending(event)
+                if has_end:
+                    events.close(b"", event)
+                    over.set()
+                else:
+                    events.send(event, b"", b"")
+
+        call.exchange.on_lost = over.set
+        stop = self._works.listen(response, after, hear)
+        try:
+            while not over.is_set():
+                with anyio.move_on_after(self._intake.config.keep_alive_s):
+                    await over.wait()
+                if not over.is_set():
+                    events.keep_alive()
+                    if not await self._works.ask(response):
+                        break
+        finally:
+            stop()
+            call.exchange.on_lost = None
+        if not has_end and not call.exchange.is_lost:
+            found = await self._conversations.find(caller.get().tenant, response)
+            events.close(b"", ending(found.stored, number + 1))
 
     async def list_input(self, call: Call) -> Reply:
         """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""

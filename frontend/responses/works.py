@@ -4,6 +4,7 @@ A response's id tells who makes it. Whoever meets one that is not there yet, or 
 `response.v1.{frontend}`: one that is about to be stored is waited for; one whose maker is gone has failed.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -17,6 +18,7 @@ from bus.protocol import Bus, Incoming
 from bus.typed import subscribe_typed
 from frontend.errors import ShuttingDown, TooManyRequests
 from frontend.responses.answers import owner_of
+from frontend.responses.tape import Listener, Tape
 
 ASK_TIMEOUT_S = 2.0
 SAVE_TIMEOUT_S = 5.0
@@ -33,10 +35,12 @@ log = structlog.get_logger()
 class Work:
     """One response in the making."""
 
-    __slots__ = ("done", "is_detached", "is_saving", "response", "scope")
+    __slots__ = ("done", "is_detached", "is_saving", "response", "scope", "tape")
 
-    def __init__(self, response: str, *, is_detached: bool) -> None:
+    def __init__(self, response: str, *, is_detached: bool, tape: Tape | None) -> None:
         self.response = response
+        self.tape = tape
+        """Its events, where they are kept."""
         self.is_detached = is_detached
         self.is_saving = False
         """Nothing is left but to store it."""
@@ -63,7 +67,9 @@ class Works:
             async with anyio.create_task_group() as answering:
 
                 def receive(query: ResponseQuery, incoming: Incoming) -> None:
-                    if self._num_queries < _MAX_QUERIES:
+                    if query.after is not None:
+                        self._listen_here(query.response, query.after, lambda event: self._tell(incoming.reply, event))
+                    elif self._num_queries < _MAX_QUERIES:
                         self._num_queries += 1
                         answering.start_soon(self._answer, query, incoming.reply)
 
@@ -78,18 +84,23 @@ class Works:
                     subscription.unsubscribe()
                     answering.cancel_scope.cancel()
 
-    def begin(self, response: str, *, is_detached: bool = False) -> Work:
-        """Be at work on a response until `end`; raise `TooManyRequests` for one too many in the background."""
+    def begin(self, response: str, *, is_detached: bool = False, tape: Tape | None = None) -> Work:
+        """Be at work on a response until `end`; raise `TooManyRequests` for one too many in the background.
+
+        `tape` takes its events, for `listen`.
+        """
         if is_detached:
             if self._num_detached >= MAX_DETACHED:
                 raise TooManyRequests("Too many responses are made in the background here; try again soon.")
             self._num_detached += 1
-        work = self._works[response] = Work(response, is_detached=is_detached)
+        work = self._works[response] = Work(response, is_detached=is_detached, tape=tape)
         return work
 
     def end(self, work: Work) -> None:
         """Be done with a response: it is stored, or will never be."""
         del self._works[work.response]
+        if work.tape is not None:
+            work.tape.end()
         self._num_detached -= work.is_detached
         work.done.set()
 
@@ -120,6 +131,38 @@ class Works:
         except (BusUnavailable, Malformed) as error:
             log.warning("response.unknown_state", response=response, reason=str(error)[:200])
             return None
+
+    def listen(self, response: str, after: int, listener: Listener) -> Callable[[], None]:
+        """Hear the events of a response after number `after`, whoever makes it; return what ends that.
+
+        One that is not made any more, or whose events are not kept, has its end at once; a maker that dies says none.
+        """
+        owner = owner_of(response)
+        if owner is None or owner == self.frontend:
+            return self._listen_here(response, after, listener)
+        inbox = self._bus.subjects.response_events(self.frontend, secrets.token_hex(8))
+        subscription = self._bus.subscribe(inbox, lambda incoming: listener(incoming.payload))
+        query = encode(ResponseQuery(response=response, after=after))
+        try:
+            self._bus.publish(self._bus.subjects.response(owner), query, reply=inbox)
+        except BusUnavailable:
+            listener(b"")
+        return subscription.unsubscribe
+
+    def _listen_here(self, response: str, after: int, listener: Listener) -> Callable[[], None]:
+        work = self._works.get(response)
+        tape = Tape() if work is None or work.tape is None else work.tape
+        if work is None or work.tape is None:
+            tape.end()
+        return tape.listen(after, listener)
+
+    def _tell(self, reply: str, event: bytes) -> None:
+        """Send an event to another frontend; what the bus does not take is missed there."""
+        try:
+            if reply:
+                self._bus.publish(reply, event)
+        except BuswayError as error:
+            log.debug("response.untold", reason=str(error)[:200])
 
     async def _run_detached(self, work: Work, function: Callable[[], Awaitable[None]]) -> None:
         try:

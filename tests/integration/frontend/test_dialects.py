@@ -316,11 +316,42 @@ async def test_a_background_response_outlives_its_client_and_ends_with_its_front
         stopped = await client.responses.retrieve(left.id)
         await on.worker.wait_cancelled(on.worker.jobs[1].ticket)
         await on.worker.wait_cancelled(on.worker.jobs[2].ticket)
-        with pytest.raises(openai.BadRequestError, match="not streamed"):
-            await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
+        with pytest.raises(openai.BadRequestError, match="is stored"):
+            await client.responses.create(model="tiny", input="Hi", background=True, store=False)
     assert (queued.status, running.status, done.status) == ("queued", "in_progress", "completed")
     assert (done.output_text, cancelled.status) == ("Hello.", "cancelled")
     assert (stopped.status, stopped.error and stopped.error.code) == ("failed", "server_error")
+
+
+async def test_a_background_response_is_streamed_to_who_comes_and_comes_again(stage: OpenStage) -> None:
+    async with stage(write_gap_s=0.0) as on, openai_of(on) as client, another_frontend(on) as url:
+        other = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        async def read(stream: Any, count: int) -> list[ResponseStreamEvent]:
+            with anyio.fail_after(5):
+                return [await anext(stream) for _ in range(count)]
+
+        stream = await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
+        job = await on.worker.wait_jobs(1)
+        on.worker.say(job, on.tokenizer.encode("Let me").ids)
+        first = await read(stream, 5)
+        assert first[0].type == "response.created"
+        await stream.close()
+        again = await client.responses.retrieve(first[0].response.id, stream=True, starting_after=2)
+        elsewhere = await other.responses.retrieve(first[0].response.id, stream=True)
+        assert [each.sequence_number for each in await read(again, 2)] == [3, 4]
+        assert [each.sequence_number for each in await read(elsewhere, 5)] == [0, 1, 2, 3, 4]
+        on.worker.echo(job, "Let me look.")
+        with anyio.fail_after(5):
+            rests = [[each async for each in again], [each async for each in elsewhere]]
+        late = await other.responses.retrieve(first[0].response.id, stream=True, starting_after=7)
+        last = await read(late, 1)
+        await other.close()
+    assert rests[0] == rests[1]
+    assert [each.sequence_number for each in rests[0]] == list(range(5, 5 + len(rests[0])))
+    assert rests[0][-1].type == last[0].type == "response.completed"
+    assert rests[0][-1].response.output_text == last[0].response.output_text == "Let me look."
+    assert last[0].sequence_number == 8
 
 
 async def test_tenants_do_not_see_the_responses_of_each_other(stage: OpenStage, tmp_path: Path) -> None:
