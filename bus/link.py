@@ -111,9 +111,13 @@ class Link:
             self._outbox.put(head, payload, b"\r\n")
 
     def answer(self, reply: str, verb: bytes, server_id: str) -> None:
-        """Decide the fate of a delivery that `server_id` made; lost when that server or the connection is gone."""
+        """Decide the fate of a delivery that `server_id` made; lost when that server or the connection is gone.
+
+        That it is done is nobody's hurry: it goes with what is sent next.
+        """
         if self.is_connected and server_id == self._server_id:
-            self._outbox.put_small(wire.ack(reply, verb))
+            put = self._outbox.put_late if verb == wire.DONE else self._outbox.put_small
+            put(wire.ack(reply, verb))
 
     async def flush(self, timeout_s: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -289,7 +293,7 @@ class Link:
             return error
         if not session.is_connected:
             return session.last_error or ConnectionResetError("closed at once")
-        self._outbox.open(is_same_server=session.server_id == self._server_id)
+        self._outbox.open(session.send, is_same_server=session.server_id == self._server_id)
         self._session = session
         self._server_id = session.server_id
         self._opened_at = asyncio.get_running_loop().time()

@@ -1,6 +1,7 @@
 """I/O. Commands on their way to the server: outlives the connections that send them."""
 
 import asyncio
+from collections.abc import Callable
 
 from bus import wire
 from bus.errors import BusUnavailable
@@ -8,17 +9,21 @@ from bus.errors import BusUnavailable
 UP_BYTES = 16 * 2**20
 DOWN_BYTES = 2**20
 """What is kept while there is no connection: stale messages help nobody, so little."""
+LATE_S = 0.02
+"""How long a command may wait for others to go with: one more write takes more CPU time than all that is before it."""
 
 
 class Outbox:
-    """A bounded buffer of whole protocol commands; `put` never waits, and wakes the sender once per loop turn."""
+    """A bounded buffer of whole protocol commands; `put` never waits, and calls for a sender once per loop turn."""
 
     def __init__(self) -> None:
         self._commands: list[bytes] = []
         self._num_bytes = 0
         self._limit = DOWN_BYTES
-        self._is_asked = False
-        self.wake = asyncio.Event()
+        self._is_asked = True
+        """Somebody takes what is here before long; while there is no connection, whoever opens the next one."""
+        self._send: Callable[[], None] = _send_nothing
+        self._late: asyncio.TimerHandle | None = None
 
     def put(self, *pieces: bytes) -> None:
         """Append one command in one or more pieces; raise `BusUnavailable` when there is no room for it."""
@@ -31,7 +36,8 @@ class Outbox:
             )
         self._num_bytes = num_bytes
         self._commands += pieces
-        self._ask()
+        if not self._is_asked:
+            self._ask()
 
     def put_small(self, command: bytes) -> None:
         """Append a command of a few bytes, also to a full buffer.
@@ -40,25 +46,32 @@ class Outbox:
         """
         self._num_bytes += len(command)
         self._commands.append(command)
-        self._ask()
-
-    def _ask(self) -> None:
         if not self._is_asked:
-            self._is_asked = True
-            self.wake.set()
+            self._ask()
+
+    def put_late(self, command: bytes) -> None:
+        """Append as `put_small` does, to be sent with what comes next, `LATE_S` from now at the latest."""
+        self._num_bytes += len(command)
+        self._commands.append(command)
+        if self._late is None and not self._is_asked:
+            self._late = asyncio.get_running_loop().call_later(LATE_S, self._end_wait)
 
     def take(self) -> list[bytes]:
         """Return all commands in order and forget them."""
         commands, self._commands = self._commands, []
         self._num_bytes = 0
         self._is_asked = False
-        self.wake.clear()
         return commands
 
-    def open(self, *, is_same_server: bool) -> None:
+    def hold(self) -> None:
+        """Call for nobody until the next `take`: who reads a burst of messages sends all answers at once."""
+        self._is_asked = True
+
+    def open(self, send: Callable[[], None], *, is_same_server: bool) -> None:
         """A connection is there: raise the bound, and drop what only meant the connection or server before it.
 
-        Acknowledgements name positions of streams that another server may have filled anew.
+        Acknowledgements name positions of streams that another server may have filled anew. `send` is called in turns
+        of its own, and is to `take`.
         """
         self._limit = UP_BYTES
         kept = [command for command in self.take() if command is not wire.PING and command is not wire.PONG]
@@ -66,9 +79,25 @@ class Outbox:
             kept = [command for command in kept if not isinstance(command, wire.Ack)]
         self._commands = kept
         self._num_bytes = sum(map(len, kept))
+        self._send = send
         if kept:
             self._ask()
 
     def close(self) -> None:
         """The connection is gone: lower the bound for what comes."""
         self._limit = DOWN_BYTES
+        self._send = _send_nothing
+        self._is_asked = True
+
+    def _ask(self) -> None:
+        self._is_asked = True
+        asyncio.get_running_loop().call_soon(self._send)
+
+    def _end_wait(self) -> None:
+        self._late = None
+        if self._commands and not self._is_asked:
+            self._ask()
+
+
+def _send_nothing() -> None:
+    """Nobody is connected."""

@@ -72,7 +72,7 @@ class StreamDelivery:
         return self._position.num_delivered
 
     def ack(self) -> None:
-        self._answer(b"+ACK")
+        self._answer(wire.DONE)
 
     def nak(self, delay_s: float = 0.0) -> None:
         self._answer(b'-NAK {"delay": %d}' % int(delay_s * 1e9) if delay_s > 0 else b"-NAK")

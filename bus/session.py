@@ -6,14 +6,15 @@ nats-py shakes hands, authenticates and speaks TLS. All else is here, in `bus.pa
 - PING overtakes what is buffered, so that `flush` is no barrier, and a PONG after a timeout ends the read loop too,
 - closing waits for a write buffer that a dead link never empties, which stops its own reconnect,
 - any `-ERR` closes the client for good, its error callback is awaited inside the read loop,
-- each subscription has a queue that drops the newest messages, and a task: 14 us a message instead of 2.
+- each subscription has a queue that drops the newest messages, and a task: 14 us a message instead of 2,
+- one task reads and one writes: two more turns of the event loop for each message that comes alone.
 So a session never reconnects: it ends, once, says why, and its link opens another.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import nats.errors
 from nats.aio.client import DEFAULT_BUFFER_SIZE, Client
@@ -26,7 +27,8 @@ from bus.outbox import Outbox
 from bus.parser import Parser
 from bus.protocol import Handler, Incoming
 
-READ_BYTES = 128 * 1024
+BURST_BYTES = 64 * 1024
+"""Who reads so much at once lets others have a turn before it reads on."""
 PING_INTERVAL_S = 2.0
 MAX_PINGS_OUT = 2
 UNACKED_TIMEOUT_MS = 4000
@@ -64,6 +66,10 @@ class Session(Client):
         self._outbox = outbox
         self._handlers = handlers
         self._subscriptions = subscriptions
+        self._parser = Parser(self._take_message, self._take_control)
+        self._writer: asyncio.Transport | None = None
+        """Where commands are written; None before the handshake is over, and after the end."""
+        self._is_clogged = False
 
     @property
     def server_id(self) -> str:
@@ -88,6 +94,12 @@ class Session(Client):
                 user_credentials=credentials_file or None,
                 skip_subject_validation=True,
             )
+            assert isinstance(self._transport, _Transport)
+            writer, rest = await self._transport.take_over(_Protocol(self))
+            self._parser.feed(rest)  # no message: nothing is subscribed
+            announced = [f"SUB {subject} {queue} {sid}\r\n".encode() for sid, subject, queue in self._subscriptions()]
+            writer.write(b"".join(announced))
+            self._writer = writer
         except BaseException:
             self.end(ConnectionError("the connection was not completed"))
             raise
@@ -103,25 +115,63 @@ class Session(Client):
         """Cut the connection at once, tell the owner if it was up; nothing waits. Ending twice is ending once."""
         if self.is_closed:
             return
-        was_connected = self.is_connected
+        was_open, self._writer = self._writer is not None, None
         self._status = Client.CLOSED
         self._err = error
-        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
-            if task is not None and task is not asyncio.current_task():
-                task.cancel()
+        if self._ping_interval_task is not None and self._ping_interval_task is not asyncio.current_task():
+            self._ping_interval_task.cancel()
         if isinstance(self._transport, _Transport):
             self._transport.abort()
         for future in self._pongs:
             if not future.done():
                 future.set_exception(BusUnavailable(f"the connection was lost: {error}"))
                 future.exception()
-        if was_connected:
+        if was_open:
             self._owner.session_ended(self, error)
 
     async def wait_ended(self) -> None:
         """Wait until the tasks of an ended session are gone."""
         tasks = [task for task in (self._reading_task, self._ping_interval_task, self._flusher_task) if task]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    # The protocol calls these; none of them waits.
+
+    def receive(self, data: bytes) -> None:
+        """Hand over what came, and send all that was said to it at once."""
+        if self._writer is None:
+            return
+        self._outbox.hold()
+        try:
+            self._parser.feed(data)
+        except Exception as error:
+            # Whatever it is, a connection that is not read any more must not look alive.
+            self.end(error)
+        else:
+            self.send()
+
+    def send(self) -> None:
+        """Write what the outbox holds; while the link is clogged that fills up to its bound instead."""
+        if self._writer is not None and not self._is_clogged:
+            commands = self._outbox.take()
+            if sum(map(len, commands)) < wire.LARGE_BYTES:
+                self._writer.write(b"".join(commands))
+            else:
+                self._writer.writelines(commands)
+
+    def pause_reading(self) -> None:
+        """Read on in a later turn of the event loop."""
+        if self._writer is not None:
+            self._writer.pause_reading()
+            asyncio.get_running_loop().call_soon(self._resume_reading)
+
+    def _resume_reading(self) -> None:
+        if self._writer is not None:
+            self._writer.resume_reading()
+
+    def clog(self, is_clogged: bool) -> None:
+        """Write nothing while much of what was written is still here."""
+        self._is_clogged = is_clogged
+        self.send()
 
     def _take_message(self, sid: int, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
         handler = self._handlers.get(sid)
@@ -177,38 +227,11 @@ class Session(Client):
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
         self._transport.tune()
 
-    async def _process_connect_init(self) -> None:
-        await super()._process_connect_init()
-        # The tasks that super() made have not run yet: subscriptions go out before the outbox does.
-        assert self._transport is not None
-        announced = b"".join(
-            f"SUB {subject} {queue} {sid}\r\n".encode() for sid, subject, queue in self._subscriptions()
-        )
-        if announced:
-            self._transport.write(announced)
-
     async def _read_loop(self) -> None:
-        transport, parser = self._transport, Parser(self._take_message, self._take_control)
-        assert transport is not None
-        error: Exception = ConnectionResetError("the server closed the connection")
-        try:
-            while not transport.at_eof():
-                parser.feed(await transport.read(READ_BYTES))
-        except Exception as failure:
-            # Whatever it is, a loop that stops reading must not leave a connection that looks alive.
-            error = failure
-        self.end(error)
+        """Read nothing: the protocol does."""
 
     async def _flusher(self) -> None:
-        transport, outbox = self._transport, self._outbox
-        assert transport is not None
-        try:
-            while True:
-                await outbox.wake.wait()
-                transport.writelines(outbox.take())
-                await transport.drain()  # type: ignore[no-untyped-call]
-        except (OSError, RuntimeError) as error:
-            self.end(error)
+        """Write nothing: `send` does."""
 
     async def _ping_interval(self) -> None:
         while True:
@@ -226,6 +249,27 @@ class Session(Client):
         """Take nats-py's error callback: what matters of it arrives by `end` or as an exception of `open`."""
 
 
+class _Protocol(asyncio.Protocol):
+    """What the event loop tells of a socket."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) >= BURST_BYTES:
+            self._session.pause_reading()
+        self._session.receive(data)
+
+    def pause_writing(self) -> None:
+        self._session.clog(True)
+
+    def resume_writing(self) -> None:
+        self._session.clog(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._session.end(exc or ConnectionResetError("the server closed the connection"))
+
+
 class _Transport(TcpTransport):
     def tune(self) -> None:
         """Send small messages at once, and notice a peer that is gone although bytes wait for it."""
@@ -236,6 +280,15 @@ class _Transport(TcpTransport):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_TIMEOUT_MS)
+
+    async def take_over(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
+        """Let `protocol` have what comes from now on; return where to write, and what came before. Never waits."""
+        assert self._io_reader is not None
+        assert self._io_writer is not None
+        writer = cast("asyncio.Transport", self._io_writer.transport)
+        writer.set_protocol(protocol)
+        self._io_reader.feed_eof()
+        return writer, await self._io_reader.read()
 
     def abort(self) -> None:
         """Close without waiting for what was not sent."""

@@ -9,6 +9,7 @@ from bus.errors import Malformed
 
 PING = b"PING\r\n"
 PONG = b"PONG\r\n"
+DONE = b"+ACK"
 
 STATUS = "Status"
 DESCRIPTION = "Description"
