@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, Choice, ChoiceEnd
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.request import Usage
 from frontend.vocabulary import Vocabulary
@@ -155,9 +155,14 @@ class ChatAnswer:
     """The answer of chat completions to a request that does not stream."""
 
     def __init__(
-        self, facts: AnswerFacts, logprobs_of: Vocabulary | None, prompts: Sequence[Sequence[int]] = ()
+        self,
+        facts: AnswerFacts,
+        logprobs_of: Vocabulary | None,
+        prompts: Sequence[Sequence[int]] = (),
+        called: Ending = "tool_calls",
     ) -> None:
-        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens."""
+        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens; `called` as in a stream."""
+        self._called = called
         self._facts = facts
         self._logprobs_of = logprobs_of
         self._prompts = prompts
@@ -184,7 +189,8 @@ class ChatAnswer:
         message = MessageShown(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
         logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
         ids = _token_ids(choice) if self._prompts else msgspec.UNSET
-        return ChatChoice(message, choice.end.reason, logprobs, choice.number, ids)
+        reason = self._called if choice.end.reason == "tool_calls" else choice.end.reason
+        return ChatChoice(message, reason, logprobs, choice.number, ids)
 
 
 def _token_ids(choice: Choice) -> list[int]:

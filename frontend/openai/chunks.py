@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, TextDelta
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, Ending, TextDelta
 from frontend.errors import ErrorBody, envelope
 from frontend.openai.answers import ChatAnswer, CompletionAnswer, usage_body
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
@@ -25,6 +25,8 @@ class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
     """None leaves log-probabilities out."""
     prompts: Sequence[Sequence[int]] = ()
     """Token ids of the prompts, where the client wants ids beside the text."""
+    called: Ending = "tool_calls"
+    """How a choice ended that calls tools; OpenAI says `stop` where the client named the tool."""
 
 
 class _Frame:
@@ -107,8 +109,9 @@ class ChatChunks(_Chunks):
 
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Render the chunk with the finish reason."""
-        reason = b'},"logprobs":null,"finish_reason":"%b"}' % end.reason.encode()
-        return self._frame.start + self._choice + reason + self._frame.end
+        reason = self._shape.called if end.reason == "tool_calls" else end.reason
+        shown = b'},"logprobs":null,"finish_reason":"%b"}' % reason.encode()
+        return self._frame.start + self._choice + shown + self._frame.end
 
 
 def _delta(delta: Delta) -> bytes:
@@ -204,7 +207,7 @@ class ChatDialect(_Dialect):
 
     def whole(self, facts: AnswerFacts) -> ChatAnswer:
         """Return the writer of an answer in one piece."""
-        return ChatAnswer(facts, self._shape.logprobs_of, self._shape.prompts)
+        return ChatAnswer(facts, self._shape.logprobs_of, self._shape.prompts, self._shape.called)
 
 
 class CompletionDialect(_Dialect):

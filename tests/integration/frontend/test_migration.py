@@ -64,6 +64,7 @@ class Loser:
         (CHAT, {"messages": ASK, "n": 2, "logprobs": True, "top_logprobs": 2, "tools": TOOLS}),
         (CHAT, {"messages": ASK, "stop": [" so.<", "Köln"], "include_stop_str_in_output": True, "n": 2}),
         (CHAT, {"messages": ASK, "tools": TOOLS, "tool_choice": "required", "return_token_ids": True}),
+        (CHAT, {"messages": ASK, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "weather"}}}),
         (CHAT, {"messages": ASK, "response_format": {"type": "json_object"}, "min_tokens": 3}),
         (COMPLETE, {"prompt": ["What is", "a bus"], "n": 2, "echo": True, "logprobs": 2, "stop": "is so"}),
     ],
@@ -89,6 +90,9 @@ async def test_a_lost_attempt_changes_nothing_in_an_answer(stage: OpenStage, pat
                     assert (job.grammar, job.sampling, job.stopping) == (first.grammar, first.sampling, first.stopping)
             assert all(answer == answers[0] for answer in answers), answers
             assert bool(answers[0]["calls"]) == ("tools" in fields)
+            if answers[0]["calls"]:
+                called = "stop" if isinstance(fields.get("tool_choice"), dict) else "tool_calls"
+                assert answers[0]["reasons"][0] == called
 
 
 def read(answer: Any) -> dict[str, Any]:
