@@ -49,6 +49,18 @@ class NoResponder(BusUnavailable):
     code = "no_responder"
 
 
+class TransferFailed(Retryable):
+    """KV blocks of a peer could not be read: it is gone or unreachable, or its lease has ended."""
+
+    code = "transfer_failed"
+
+
+class TransferTimeout(TransferFailed):
+    """KV blocks of a peer did not arrive in time."""
+
+    code = "transfer_timeout"
+
+
 class Permanent(BuswayError):
     """Trying again cannot help: tell the owner, bury the message."""
 
@@ -69,6 +81,12 @@ class InvalidRequest(Permanent):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class TransferRefused(Permanent):
+    """KV blocks of a peer mean something else here: another model, dtype, layout or transport."""
+
+    code = "transfer_refused"
 
 
 class UnknownModel(Permanent):

@@ -1,0 +1,46 @@
+"""Pure. KV blocks that a worker offers to others: where they lie and for how long; the bytes go beside the bus."""
+
+from typing import Literal
+
+from bus.messages.base import Fact, Hot
+
+
+class AgentAddress(Fact, frozen=True, kw_only=True, tag="agent_address"):
+    """Where the KV blocks of one worker process are read."""
+
+    agent: str
+    """Worker and boot: a process that starts again has another name."""
+    transport: str
+    """`nixl` or `loopback`; a reader with another one cannot read here."""
+    fingerprint: str
+    """Model, dtype and layout of the blocks: only blocks with the same fingerprint mean the same."""
+    block_bytes: int
+    num_blocks: int
+    device: str = "cpu"
+    """`cpu` or `cuda:N`."""
+    endpoint: bytes
+    """For `nixl` the agent's metadata, for `loopback` the path of a socket."""
+    pool_address: int = 0
+    """For `nixl`: where block 0 begins."""
+    seals_address: int = 0
+    """For `nixl`: where the seals begin, one little-endian uint64 a slot."""
+
+
+class BlockOffer(Fact, frozen=True, kw_only=True, tag="block_offer"):
+    """Blocks that stay as they are for as long as the lease lasts."""
+
+    source: AgentAddress
+    lease: int
+    """64 random bits: what the seal in `slot` says for exactly as long as the lease lasts."""
+    slot: int
+    blocks: bytes
+    """Block numbers in the source, little-endian uint32, in the order of the tokens."""
+    lease_s: float
+    """How long the lease lasts after the last renewal."""
+
+
+class LeaseNote(Hot, frozen=True, tag="lease_note"):
+    """What a reader tells the source of an offer, beside the bus."""
+
+    lease: int
+    action: Literal["renew", "release"]
