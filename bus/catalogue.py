@@ -15,7 +15,7 @@ from bus.messages.batches import BatchJob, LineResult, StoredBatch, StoredFile
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
 from bus.messages.keys import ApiKey
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import RouteBatch
 from bus.streams import key_prefix
@@ -103,6 +103,15 @@ CHANNELS: tuple[Channel, ...] = (
         messages=(KvBatch,),
         parts=(BlocksStored, BlocksRemoved, BlocksCleared),
         purpose="which KV blocks a worker stored and removed",
+    ),
+    Channel(
+        pattern=_relative(_S.tier("{model}", "{owner}")),
+        carrier="stream KV",
+        sender="worker, people (busway cache)",
+        receiver="router, worker",
+        messages=(TierBatch,),
+        parts=(BlocksStored, BlocksRemoved, BlocksCleared),
+        purpose="which KV blocks are in a tier that workers share",
     ),
     Channel(
         pattern=_relative(_S.kvq("{worker}")),

@@ -162,10 +162,6 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
     """What it costs to send a session elsewhere than the last time."""
     predicted_ttl_s: Positive = 10.0
     """How long a worker is expected to get the blocks of a prompt that was sent there, before it tells so itself."""
-    host_token_s: Positive = 3e-6
-    """Loading the KV of one token from host memory; only loads that beat computing are counted with."""
-    disk_token_s: Positive = 3e-5
-    remote_token_s: Positive = 1e-4
     queue_size: Count = 1024
     """Requests of one model and latency class that wait in one router; more wait in the broker."""
     max_wait_s: Positive = 30.0

@@ -125,6 +125,22 @@ class Subjects(msgspec.Struct, frozen=True):
 
 
 FAMILIES = frozenset(
-    {"ask", "req", "work", "out", "ctl", "kv", "tier", "kvq", "load", "route", "pick", "usage", "response", "job", "dead"}
+    {
+        "ask",
+        "req",
+        "work",
+        "out",
+        "ctl",
+        "kv",
+        "tier",
+        "kvq",
+        "load",
+        "route",
+        "pick",
+        "usage",
+        "response",
+        "job",
+        "dead",
+    }
 )
 """The closed set of families, fit for labels."""

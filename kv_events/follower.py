@@ -18,7 +18,7 @@ import structlog
 from bus.codec import codec, encode
 from bus.errors import BusUnavailable, BuswayError, Malformed
 from bus.messages.fleet import WorkerCard, WorkerLoad
-from bus.messages.kv import KvBatch, KvEvent
+from bus.messages.kv import KvBatch, KvEvent, TierBatch
 from bus.metrics import KV_EVENTS, KV_GAPS, KV_QUERIES, MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
 from bus.registry import watch_cards
@@ -34,9 +34,11 @@ JITTER_S = 0.2
 
 log = structlog.get_logger()
 _batches = codec(KvBatch)
+_tier_batches = codec(TierBatch)
 _events = msgspec.msgpack.Decoder(KvEvent)
 _gaps = {reason: KV_GAPS.labels(reason) for reason in ("missing", "digest")}
 _malformed = MALFORMED_MESSAGES.labels("kv")
+_malformed_tier = MALFORMED_MESSAGES.labels("tier")
 
 
 class _Worker:
@@ -81,6 +83,7 @@ class Follower:
         subscriptions = [
             self._bus.subscribe(subjects.kv(self._model, "*"), self._on_message),
             self._bus.subscribe(self._inbox, self._on_message),
+            self._bus.subscribe(subjects.tier(self._model, "*"), self._on_tier),
             subscribe_typed(self._bus, subjects.load(self._model, "*"), WorkerLoad, self._on_load),
         ]
         try:
@@ -91,12 +94,14 @@ class Follower:
                 subscription.unsubscribe()
             for worker in list(self._workers):
                 self.drop(worker)
+            self._index.forget_shared()
 
     async def replay(self) -> None:
         """Read what the stream has kept, and from then on ask for what is missing."""
         started_at = self._loop.time()
         try:
             await self._bus.replay("KV", self._bus.subjects.kv(self._model, "*"), self._on_message)
+            await self._bus.replay("KV", self._bus.subjects.tier(self._model, "*"), self._on_tier)
         except BuswayError as error:
             log.warning("kv_events.not_replayed", model=self._model, reason=str(error))
         self.is_replaying = False
@@ -139,6 +144,16 @@ class Follower:
                 _gaps["missing"].inc()
             self._repair(batch.worker)
 
+    def _on_tier(self, message: Incoming) -> None:
+        try:
+            batch = _tier_batches.decode(message.payload)
+            if message.subject.endswith(f".{batch.owner}"):
+                self._index.apply_shared(batch.owner, _decode_events(batch.events))
+                return
+        except Malformed:
+            pass
+        _malformed_tier.inc()
+
     def _on_load(self, load: WorkerLoad, message: Incoming) -> None:
         worker = load.worker
         state = self._workers.get(worker)
@@ -160,16 +175,9 @@ class Follower:
         self._repair(worker)
 
     def _apply(self, worker: str, encoded: Sequence[msgspec.Raw]) -> None:
-        """Apply events; those that cannot be read are counted and skipped, the digest tells if that matters."""
-        events: list[KvEvent] = []
-        for raw in encoded:
-            try:
-                events.append(_events.decode(raw))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                _malformed.inc()
-        KV_EVENTS.inc(len(events))
+        """Apply events; those that cannot be read are skipped, the digest tells if that matters."""
         try:
-            self._index.apply(worker, events)
+            self._index.apply(worker, _decode_events(encoded))
         except Malformed:
             _malformed.inc()
 
@@ -192,6 +200,18 @@ class Follower:
             self._bus.publish(self._bus.subjects.kvq(worker), encode(query), reply=self._inbox)
         except BusUnavailable:
             log.debug("kv_query.not_sent", worker=worker)
+
+
+def _decode_events(encoded: Sequence[msgspec.Raw]) -> list[KvEvent]:
+    """Return the events; those that cannot be read are counted and left out."""
+    events: list[KvEvent] = []
+    for raw in encoded:
+        try:
+            events.append(_events.decode(raw))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            _malformed.inc()
+    KV_EVENTS.inc(len(events))
+    return events
 
 
 @asynccontextmanager

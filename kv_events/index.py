@@ -9,9 +9,14 @@ from typing import NamedTuple, get_args
 from bus.messages.base import unpack_u64
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent, Tier
 from kv_events.runs import Holding, RunIndex
+from kv_events.shared import SharedBlocks, Span
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 MAX_BLOCKS = 10_000_000
+MAX_SHARED_BLOCKS = 2_000_000
+"""Of each shared tier."""
+MAX_SHARED_TIERS = 16
+"""When one more is told of, the one that was first told of is forgotten."""
 
 
 class Overlap(NamedTuple):
@@ -28,11 +33,14 @@ class PrefixIndex:
 
     It is exact with regard to the events it was given: a worker's prefix ends where the first block is missing.
     It holds at most `max_blocks` (counted once per worker and tier); when full, further blocks are left out until
-    others go, and the workers concerned are `is_truncated`.
+    others go, and the workers concerned are `is_truncated`. What is in tiers that workers share is nobody's: it is
+    known beside that, and stays when workers go.
     """
 
-    def __init__(self, *, max_blocks: int = MAX_BLOCKS) -> None:
+    def __init__(self, *, max_blocks: int = MAX_BLOCKS, max_shared_blocks: int = MAX_SHARED_BLOCKS) -> None:
         self.max_blocks = max_blocks
+        self._max_shared_blocks = max_shared_blocks
+        self._shared: dict[str, SharedBlocks] = {}
         self._num_blocks = 0
         self._tiers: dict[Tier, RunIndex] = {tier: RunIndex() for tier in TIERS}
         self._device = self._tiers["device"]
@@ -64,6 +72,31 @@ class PrefixIndex:
                     self._num_blocks -= tier.remove(worker, unpack_u64(event.block_hashes))
                 case BlocksCleared():
                     self._num_blocks -= tier.clear(worker)
+
+    def apply_shared(self, owner: str, events: Iterable[KvEvent]) -> None:
+        """Apply what was told of a tier that workers share. Raises as `apply`."""
+        blocks = self._shared.get(owner)
+        if blocks is None:
+            if len(self._shared) >= MAX_SHARED_TIERS:
+                del self._shared[next(iter(self._shared))]
+            blocks = self._shared[owner] = SharedBlocks(self._max_shared_blocks)
+        for event in events:
+            match event:
+                case BlocksStored():
+                    blocks.store(event.parent_hash, unpack_u64(event.block_hashes))
+                case BlocksRemoved():
+                    blocks.remove(unpack_u64(event.block_hashes))
+                case BlocksCleared():
+                    blocks.clear()
+
+    def match_shared(self, hashes: Sequence[int]) -> dict[str, list[Span]]:
+        """Return which parts of this chain each shared tier has; those that have none are absent."""
+        found = {owner: blocks.spans(hashes) for owner, blocks in self._shared.items()}
+        return {owner: spans for owner, spans in found.items() if spans}
+
+    def forget_shared(self) -> None:
+        """Know of no shared tier any more."""
+        self._shared.clear()
 
     def replace(self, worker: str, events: Iterable[KvEvent]) -> None:
         """Let a worker hold what these events, those of a snapshot, lead to from nothing. Raises as `apply`."""

@@ -2,6 +2,7 @@
 
 from bus.messages.base import Fact, Hot
 from bus.messages.inference import Role
+from bus.messages.kv import Tier
 
 
 class WorkerCard(Fact, frozen=True, kw_only=True, tag="worker_card"):
@@ -69,6 +70,18 @@ class StepSample(Hot, frozen=True):
     """Context length summed over the decoding sequences."""
 
 
+class TierRate(Hot, frozen=True):
+    """What loading from one tier costs a worker, as measured lately; a tier that is out of order is not told."""
+
+    tier: Tier
+    owner: str
+    """Which tier of those that workers share, as in `TierBatch`; empty: the worker's own."""
+    latency_s: float
+    """Of any load."""
+    token_s: float
+    """Of the KV of each token, beside that."""
+
+
 class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """How busy a worker is: its heartbeat, every 250 ms and on change."""
 
@@ -95,6 +108,8 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """The part of `prefill_tokens` whose sequences did not start yet; what is cached of them is counted, too."""
     steps: list[StepSample] = []
     """Engine steps since the last report, evenly thinned to at most 64."""
+    tiers: list[TierRate] = []
+    """Those below the device that it can load from at present."""
 
 
 class DeadLetter(Fact, frozen=True, kw_only=True, tag="dead_letter"):

@@ -55,6 +55,21 @@ class KvBatch(Hot, frozen=True):
     """0: no snapshot."""
 
 
+class TierBatch(Hot, frozen=True):
+    """What came into a tier that the workers of a model share (Redis, an object store), or left it.
+
+    These blocks are the fleet's: any worker that is attached to the tier can load them, and they outlive the one that
+    tells. The events bear no numbers and the tier `remote`: what is lost costs cache misses, no more.
+    """
+
+    owner: str
+    """Name of the tier; the same for all workers that understand each other's bytes."""
+    worker: str
+    """Who tells: it stored these blocks, or found them there, or did not."""
+    events: list[msgspec.Raw]
+    """Encoded `KvEvent`s."""
+
+
 class KvQuery(Fact, frozen=True, kw_only=True, tag="kv_query"):
     """What a reader asks a worker: the events since `since`, or a snapshot when there is none to go on from.
 

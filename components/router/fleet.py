@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from bus.messages.fleet import WorkerCard, WorkerLoad
+from bus.messages.fleet import TierRate, WorkerCard, WorkerLoad
 from components.router.model import StepModel
 
 SETTLED_S = 0.01
@@ -64,6 +64,7 @@ class WorkerState(Generic[T]):
         "placed_at",
         "reported",
         "slots",
+        "tiers",
         "turned_at",
         "turnover",
         "unsettled_blocks",
@@ -92,6 +93,8 @@ class WorkerState(Generic[T]):
         self.unsettled_blocks = 0
         self.turnover = 0.0
         self.turned_at = now
+        self.tiers: list[TierRate] = []
+        """From which it can load, and at what price."""
 
     @property
     def num_requests(self) -> int:
@@ -173,6 +176,7 @@ class Fleet(Generic[T]):
         state.free_blocks = load.free_blocks
         state.waiting_blocks = -(-load.waiting_tokens // state.block_size)
         state.decode = load.running
+        state.tiers = load.tiers
         if load.steps:
             for step in load.steps:
                 state.model.observe(step.duration_s, step.prefill_tokens, step.decode_requests, step.kv_tokens)

@@ -7,11 +7,11 @@ import msgspec
 
 from bus.messages.inference import GenerateJob, LatencyClass
 from bus.protocol import Delivery
+from components.router.tiers import Load
 from kv_events.hashing import iter_block_hashes, salt_hash
 
-Holding = tuple[int, int, int, int, int]
-"""A worker's number, and the tokens of the prompt's prefix that it holds in device memory, or there and in ever slower
-tiers: each count includes those before it."""
+Holding = tuple[int, int, tuple[Load, ...]]
+"""A worker's number, the tokens of the prompt's prefix that it holds in device memory, and what it can load after."""
 
 
 class Origin(msgspec.Struct, eq=False):

@@ -8,10 +8,12 @@ from components.router.fleet import Fleet
 from components.router.predict import Predictions
 from components.router.queue import Entry
 from components.router.request import Holding, Request
-from kv_events.index import PrefixIndex
+from components.router.tiers import NO_LOADS, best_load, find_loads
+from kv_events.index import Overlap, PrefixIndex
 
 STALE_S = 0.05
 """A request that waited for so long is matched with the index again before it leaves."""
+_NOTHING = Overlap(0, 0, 0, 0)
 
 
 class Scorer:
@@ -26,9 +28,6 @@ class Scorer:
         self._predictions = Predictions(config.predicted_ttl_s)
         self._affinity = Affinity()
         self._affinity_s = config.session_affinity_s
-        self._host_s = config.host_token_s
-        self._disk_s = config.disk_token_s
-        self._remote_s = config.remote_token_s
         self._version = 0
 
     def costs(self, request: Request, now: float) -> list[float]:
@@ -36,15 +35,11 @@ class Scorer:
         self._match(request, now)
         costs = self._fleet.costs(request.num_tokens, now)
         token_s = self._fleet.token_s
-        for number, device, host, disk, remote in request.holdings:
+        for number, device, loads in request.holdings:
             per_token = token_s[number]
             saved = per_token * device
-            if remote > device:
-                saved += (
-                    max(0.0, per_token - self._host_s) * (host - device)
-                    + max(0.0, per_token - self._disk_s) * (disk - host)
-                    + max(0.0, per_token - self._remote_s) * (remote - disk)
-                )
+            if loads:
+                saved += best_load(loads, per_token)[0]
             costs[number] -= saved
         home = self._affinity.find(request.session)
         if home is not None:
@@ -86,29 +81,33 @@ class Scorer:
         if request.version == self._version and now - request.matched_at < STALE_S:
             return
         request.version, request.matched_at = self._version, now
-        numbers = self._fleet.numbers
+        fleet = self._fleet
+        numbers = fleet.numbers
         holdings: list[Holding] = []
         for size, chain in request.chains.items():
             expected = self._predictions.match(chain, now)
-            for worker, overlap in self._index.match(chain).items():
+            overlaps = self._index.match(chain)
+            shared = self._index.match_shared(chain)
+            # What shared tiers have, any worker may have.
+            workers = numbers.keys() if shared else overlaps.keys() | expected.keys()
+            for worker in workers:
                 number = numbers.get(worker)
                 if number is None:
                     continue
-                soon = expected.pop(worker, 0) if expected else 0
-                device, host, disk, remote = overlap if soon <= overlap[0] else [max(soon, count) for count in overlap]
-                holdings.append((number, device * size, host * size, disk * size, remote * size))
-            for worker, soon in expected.items():
-                number = numbers.get(worker)
-                if number is not None:
-                    holdings.append((number, soon * size, soon * size, soon * size, soon * size))
+                overlap, soon = overlaps.get(worker, _NOTHING), expected.get(worker, 0)
+                if soon > overlap.device:
+                    overlap = Overlap(*[max(soon, count) for count in overlap])
+                loads = NO_LOADS
+                if shared or overlap.remote > overlap.device:
+                    loads = find_loads(overlap, shared, fleet.state(number).tiers, size)
+                if overlap.device or loads:
+                    holdings.append((number, overlap.device * size, loads))
         request.holdings = holdings
 
     def _uncached(self, request: Request, holding: Holding) -> int:
-        """Slower tiers help only where loading is quicker than computing."""
-        number, device, host, disk, remote = holding
-        per_token = self._fleet.token_s[number]
+        """Tokens that are loaded because that is quicker are not computed."""
+        number, device, loads = holding
         held = device
-        for count, load_s in ((host, self._host_s), (disk, self._disk_s), (remote, self._remote_s)):
-            if count > held and load_s < per_token:
-                held = count
+        if loads:
+            held += best_load(loads, self._fleet.token_s[number])[1]
         return max(1, request.num_tokens - held)

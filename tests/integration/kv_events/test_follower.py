@@ -1,10 +1,11 @@
 """A follower's index becomes and stays what the workers hold, whatever gets lost."""
 
+import msgspec
 import pytest
 
 from bus.codec import encode
 from bus.messages.base import pack_u64
-from bus.messages.kv import BlocksStored, KvBatch
+from bus.messages.kv import BlocksRemoved, BlocksStored, KvBatch, TierBatch
 from kv_events.follower import follow
 from kv_events.index import PrefixIndex
 
@@ -133,3 +134,19 @@ async def test_errors_of_the_user_come_out_as_they_are(stage, bus, index):
     with pytest.raises(KeyError):
         async with follow(bus, "m", index):
             raise KeyError
+
+
+async def test_shared_tiers_outlive_who_told_of_them(stage, bus, index, eventually):
+    def tell(owner, *events, subject="redis-1"):
+        batch = TierBatch(owner, "w-gone", [msgspec.Raw(encode(event)) for event in events])
+        bus.publish(bus.subjects.tier("m", subject), encode(batch))
+
+    tell("redis-1", BlocksStored(0, pack_u64([1, 2, 3]), "remote"))
+    await bus.flush()
+    async with follow(bus, "m", index):
+        await eventually(lambda: index.match_shared([1, 2, 3]) == {"redis-1": [(0, 3)]})
+        bus.publish(bus.subjects.tier("m", "redis-1"), b"\xc1 no message")
+        tell("redis-2", BlocksRemoved(pack_u64([1, 2]), "remote"))
+        tell("redis-1", BlocksRemoved(pack_u64([2]), "remote"), BlocksRemoved(b"odd", "remote"))
+        await eventually(lambda: index.match_shared([1, 2, 3]) == {"redis-1": [(0, 1), (2, 3)]})
+    assert index.match_shared([1, 2, 3]) == {}

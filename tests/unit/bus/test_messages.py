@@ -6,7 +6,16 @@ import pytest
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
 from bus.messages.batches import BatchJob, LineError, LineResult, StoredBatch, StoredFile
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, StepSample, WorkerCard, WorkerLoad
+from bus.messages.fleet import (
+    DeadLetter,
+    FrontendCard,
+    ModelCard,
+    RouterCard,
+    StepSample,
+    TierRate,
+    WorkerCard,
+    WorkerLoad,
+)
 from bus.messages.inference import (
     Accepted,
     Cancel,
@@ -21,7 +30,7 @@ from bus.messages.inference import (
     UsageBatch,
 )
 from bus.messages.keys import ApiKey
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
 
@@ -222,6 +231,14 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "7465705f73cb3fd0000000000000a26174cb3ff8000000000000a86b765f65706f636809a66b765f73657103a86b765f636f"
         "756e7402a66b765f786f72cfffffffffffffffffae77616974696e675f746f6b656e7304a573746570739194cb3fd0000000"
         "000000050140",
+    ),
+    (
+        TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))]),
+        "93a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465",
+    ),
+    (
+        TierRate("remote", "redis-1", 0.25, 0.5),
+        "94a672656d6f7465a772656469732d31cb3fd0000000000000cb3fe0000000000000",
     ),
     (
         StoredResponse(tenant="t", frontend="f-1", status="completed", previous="resp_0", input=b"[]", response=b"{}"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus.messages.base import pack_u32, pack_u64
-from bus.messages.fleet import WorkerCard
+from bus.messages.fleet import TierRate, WorkerCard
 from bus.messages.kv import BlocksStored
 from bus.messages.route import Placed
 from components.router.policy import BlindChoice, pick_cheapest
@@ -59,10 +59,40 @@ def test_different_prompts_spread(stage: Make) -> None:
 
 
 def test_lower_tiers_count_by_the_time_that_loading_takes(stage: Make) -> None:
-    s = stage(2, host_token_s=1e-6, disk_token_s=1.0)
+    s = stage(2)
+    for worker in ("w-0", "w-1"):
+        s.report(worker, tiers=[TierRate("host", "", 0.0, 1e-6), TierRate("disk", "", 0.0, 1.0)])
     hold(s, "w-0", prompt(8192), "disk")
     hold(s, "w-1", prompt(2048), "host")
     assert s.place(s.request(prompt(8300))) == "w-1", "loading from this disk is slower than computing"
+
+
+def test_what_a_shared_tier_has_every_attached_worker_can_load(stage: Make) -> None:
+    s = stage(3)
+    chain = s.request(prompt(8192) + bytes(4)).chains[BLOCK]
+    s.index.apply_shared("redis-1", [BlocksStored(0, pack_u64(chain), "remote")])
+    s.report("w-1", tiers=[TierRate("remote", "redis-1", 0.001, 1e-6)])
+    s.report("w-2", tiers=[TierRate("remote", "redis-2", 0.001, 1e-7)])
+    request = s.request(prompt(8300))
+    assert {each.worker: each.uncached_tokens for each in s.pool.candidates(request, s.now)} == {
+        "w-0": 8300,
+        "w-1": 8300 - 8192,
+        "w-2": 8300,
+    }
+    assert s.place(request) == "w-1"
+    s.pool.leave("w-1")
+    s.report("w-0", tiers=[TierRate("remote", "redis-1", 0.001, 1e-6)])
+    assert s.place(s.request(prompt(8300))) == "w-0", "the blocks stay when the worker that told of them goes"
+
+
+def test_a_shared_tier_that_is_slower_than_computing_changes_nothing(stage: Make) -> None:
+    s = stage(2)
+    chain = s.request(prompt(8192) + bytes(4)).chains[BLOCK]
+    s.index.apply_shared("s3-1", [BlocksStored(0, pack_u64(chain), "remote")])
+    before = s.pool.candidates(s.request(prompt(8300)), s.now)
+    for rate in (TierRate("remote", "s3-1", 0.0, 1.0), TierRate("remote", "s3-1", 60.0, 0.0)):
+        s.report("w-1", tiers=[rate])
+        assert s.pool.candidates(s.request(prompt(8300)), s.now) == before
 
 
 def test_late_binding_a_worker_gets_little_more_than_it_can_start(stage: Make) -> None:
