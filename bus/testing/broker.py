@@ -1,18 +1,24 @@
 """I/O. The broker in memory: what nats-server would hold, shared by the connections of one event loop."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import msgspec
+
 from bus.connection import load_declared
 from bus.errors import BadConfig, BusUnavailable
+from bus.gone import CONNECTED, DISCONNECTED
 from bus.protocol import Incoming
 from bus.subjects import Subjects
 from bus.testing.bucket import MemoryStore
 from bus.testing.connection import MemoryBus, MemorySubscription
+from bus.testing.faults import Faults, NoFaults
 from bus.testing.matching import matches
 from bus.testing.store import MemoryStream
+from bus.testing.timers import call_later
 
 MAX_REMEMBERED = 4096
 """Subjects of which the broker remembers who takes them."""
@@ -24,15 +30,17 @@ class MemoryBroker:
     """Everything that nats-server would hold; connections of one event loop share it.
 
     It knows time by the loop's clock only, and picks members of a queue group in turn: the same run gives the same
-    order. `restart` plays a server that died: memory streams and buckets are empty, files are kept.
+    order. What happens to messages on the way is the business of `faults`. `restart` plays a server that died: memory
+    streams and buckets are empty, files are kept.
     """
 
-    def __init__(self, namespace: str = "busway") -> None:
+    def __init__(self, namespace: str = "busway", faults: Faults | None = None) -> None:
         self.subjects = Subjects(namespace)
         self.declared = load_declared(self.subjects)
         self.streams: dict[str, MemoryStream] = {}
         self.buckets: dict[str, MemoryStore] = {}
         self.blobs: dict[str, bytes] = {}
+        self.faults: Faults = faults or NoFaults()
         self.is_up = True
         self._subscriptions: list[MemorySubscription] = []
         self._receivers: dict[str, list[MemorySubscription]] = {}
@@ -47,10 +55,12 @@ class MemoryBroker:
         self._num_buses += 1
         bus = MemoryBus(self, name, self._num_buses)
         self._buses.append(bus)
+        self._tell(CONNECTED, name)
         try:
             yield bus
         finally:
             # What was published is on its way already: delivery is the receivers' affair.
+            self.cut(bus)
             self._buses.remove(bus)
             self._subscriptions = [entry for entry in self._subscriptions if entry.bus is not bus]
             self._receivers.clear()
@@ -58,11 +68,15 @@ class MemoryBroker:
     async def restart(self) -> None:
         """Lose what was in memory, and let each connection restore itself."""
         self.stop()
+        self.forget()
         await self.start()
 
     def stop(self) -> None:
         """Be away: nothing is delivered, every call that waits fails."""
         self.is_up = False
+
+    def forget(self) -> None:
+        """Lose what is in memory, as a server does that died."""
         for stream in self.streams.values():
             if stream.is_memory:
                 stream.clear()
@@ -73,14 +87,46 @@ class MemoryBroker:
     async def start(self) -> None:
         """Be back, with streams and buckets as declared if they were there before."""
         self.is_up = True
-        for bus in self._buses:
+        await self._restore([bus for bus in self._buses if not bus.is_cut])
+
+    def find(self, name: str) -> MemoryBus | None:
+        """Return the open connection of that name, the last one if there are several."""
+        return next((bus for bus in reversed(self._buses) if bus.name == name), None)
+
+    def cut(self, bus: MemoryBus) -> None:
+        """Cut one connection off from everything, without a word to it; everybody else is told."""
+        if bus.is_cut:
+            return
+        bus.is_cut = True
+        self._receivers.clear()
+        for pull in bus.pulls:
+            pull.leave()
+        self._tell(DISCONNECTED, bus.name)
+
+    async def heal(self, bus: MemoryBus) -> None:
+        """Connect again who was cut off, and let it restore itself."""
+        bus.is_cut = False
+        self._receivers.clear()
+        self._tell(CONNECTED, bus.name)
+        if self.is_up:
+            await self._restore([bus])
+
+    async def _restore(self, buses: Sequence[MemoryBus]) -> None:
+        for bus in buses:
             for pull in bus.pulls:
                 pull.restore()
         for store in self.buckets.values():
             for watcher in store.watchers:
-                watcher.read_again()
-        for bus in self._buses:
-            await bus.restore()
+                if watcher.connection in buses:
+                    watcher.read_again()
+        async with asyncio.TaskGroup() as tasks:
+            for bus in buses:
+                tasks.create_task(bus.restore(), context=bus.context.copy())
+
+    def _tell(self, subject: str, name: str) -> None:
+        """Say who came or went, as nats-server does with the configuration in `nats/`."""
+        if self.is_up:
+            self.route(Incoming(subject, msgspec.json.encode({"client": {"name": name}})))
 
     def ensure(self) -> None:
         self._streams_of.clear()
@@ -128,7 +174,11 @@ class MemoryBroker:
         """Hand a message to every subscription, and to one of each queue group; return how many got it."""
         receivers = self._receivers.get(incoming.subject)
         if receivers is None:
-            receivers = [entry for entry in self._subscriptions if matches(entry.pattern, incoming.subject)]
+            receivers = [
+                entry
+                for entry in self._subscriptions
+                if not entry.bus.is_cut and matches(entry.pattern, incoming.subject)
+            ]
             _remember(self._receivers, incoming.subject, receivers)
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}
         num_receivers = 0
@@ -136,13 +186,20 @@ class MemoryBroker:
             if subscription.queue:
                 groups.setdefault((subscription.pattern, subscription.queue), []).append(subscription)
             else:
-                subscription.send(incoming)
+                self._send(subscription, incoming)
                 num_receivers += 1
         for group, members in groups.items():
-            members[self._turns[group] % len(members)].send(incoming)
+            self._send(members[self._turns[group] % len(members)], incoming)
             self._turns[group] += 1
             num_receivers += 1
         return num_receivers
+
+    def _send(self, subscription: MemorySubscription, incoming: Incoming) -> None:
+        for delay_s in self.faults.delays(subscription.bus.name, incoming.subject):
+            if delay_s > 0:
+                call_later(delay_s, subscription.send, incoming)
+            else:
+                subscription.send(incoming)
 
     def _need_declared(self, kind: str, short: str) -> None:
         if not any(entry.kind == kind and entry.short == short for entry in self.declared):

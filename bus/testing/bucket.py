@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 
 from bus.errors import Conflict
 from bus.protocol import Entry
 from bus.replica import SETTLE_S, Replica, check_key
+from bus.testing.pull import Connection
+from bus.testing.timers import call_later
 
-Post = Callable[[Callable[[], None]], None]
-"""Runs a function in the turn of a connection: after what was sent to it before."""
 Checkpoint = Callable[[], Awaitable[None]]
 """Lets others run; raises `BusUnavailable` when the broker is away."""
 
@@ -37,7 +38,7 @@ class MemoryStore:
         else:
             self.live[key] = entry
             if ttl_s is not None:
-                self._timers[key] = asyncio.get_running_loop().call_later(max(1, ttl_s), self.write, key, None)
+                self._timers[key] = call_later(max(1, ttl_s), self.write, key, None)
         for watcher in self.watchers:
             watcher.send(entry)
         return self._revision
@@ -54,16 +55,17 @@ class MemoryStore:
 class MemoryWatch:
     """One watcher: hands over entries in the turn of its connection."""
 
-    def __init__(self, store: MemoryStore, handler: Callable[[Entry], None], post: Post) -> None:
+    def __init__(self, store: MemoryStore, handler: Callable[[Entry], None], connection: Connection) -> None:
         self._store = store
         self._handler = handler
-        self._post = post
+        self.connection = connection
         self._replica = Replica()
         self._is_open = True
         self._settling: asyncio.TimerHandle | None = None
 
     def send(self, entry: Entry) -> None:
-        self._post(lambda: self._take(entry))
+        if self.connection.is_connected:
+            self.connection.post(lambda: self._take(entry), "")
 
     def read_again(self) -> None:
         """Compare all that is there with what was told before; what is missing has a while to come back."""
@@ -72,7 +74,7 @@ class MemoryWatch:
             self.send(entry)
         if self._settling is not None:
             self._settling.cancel()
-        self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
+        self._settling = call_later(SETTLE_S, self._settle)
 
     def close(self) -> None:
         self._is_open = False
@@ -81,7 +83,7 @@ class MemoryWatch:
 
     def _settle(self) -> None:
         for entry in self._replica.settle():
-            self._post(lambda entry=entry: self._hand_over(entry))  # type: ignore[misc]
+            self.connection.post(partial(self._hand_over, entry), "")
 
     def _take(self, entry: Entry) -> None:
         if self._is_open and self._replica.accept(entry):
@@ -95,9 +97,9 @@ class MemoryWatch:
 class MemoryBucket:
     """A bucket as one connection sees it."""
 
-    def __init__(self, store: MemoryStore, post: Post, checkpoint: Checkpoint) -> None:
+    def __init__(self, store: MemoryStore, connection: Connection, checkpoint: Checkpoint) -> None:
         self._store = store
-        self._post = post
+        self._connection = connection
         self._checkpoint = checkpoint
 
     async def get(self, key: str) -> Entry | None:
@@ -126,12 +128,12 @@ class MemoryBucket:
     @asynccontextmanager
     async def watch(self, handler: Callable[[Entry], None]) -> AsyncIterator[None]:
         await self._checkpoint()
-        watch = MemoryWatch(self._store, handler, self._post)
+        watch = MemoryWatch(self._store, handler, self._connection)
         for entry in list(self._store.live.values()):
             watch.send(entry)
         self._store.watchers.append(watch)
         is_read = anyio.Event()
-        self._post(is_read.set)
+        self._connection.post(is_read.set, "")
         try:
             await is_read.wait()
             yield

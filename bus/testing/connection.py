@@ -5,8 +5,9 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from functools import partial
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -18,6 +19,7 @@ from bus.errors import BusUnavailable, Malformed, NoResponder, QueueFull
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
 from bus.subjects import Subjects
 from bus.testing.bucket import MemoryBucket, MemoryStore
+from bus.testing.faults import Action, Faults
 from bus.testing.matching import matches
 from bus.testing.pull import MemoryPull
 from bus.testing.store import MemoryStream
@@ -33,6 +35,7 @@ class Broker(Protocol):
 
     is_up: bool
     blobs: dict[str, bytes]
+    faults: Faults
 
     @property
     def subjects(self) -> Subjects: ...
@@ -56,7 +59,8 @@ class MemorySubscription:
         self._is_open = True
 
     def send(self, incoming: Incoming) -> None:
-        self.bus.post(lambda: self._receive(incoming), incoming.subject)
+        if self.bus.is_connected:
+            self.bus.post(partial(self._receive, incoming), incoming.subject)
 
     def unsubscribe(self) -> None:
         self._is_open = False
@@ -64,6 +68,7 @@ class MemorySubscription:
 
     def _receive(self, incoming: Incoming) -> None:
         if self._is_open:
+            self.bus.arrives("receive", incoming.subject, incoming.payload)
             self._handler(incoming)
 
 
@@ -74,6 +79,10 @@ class MemoryBus:
         self.broker = broker
         self.name = name
         self.pulls: list[MemoryPull] = []
+        self.is_cut = False
+        """No message gets through, to or from here, while everybody else is connected."""
+        self.context = copy_context()
+        """What is delivered runs as a part of who opened the connection, not of who sent it."""
         self._number = number
         self._turn: deque[tuple[Callable[[], None], str]] = deque()
         self._restores: list[Callable[[], Awaitable[None]]] = []
@@ -86,7 +95,7 @@ class MemoryBus:
 
     @property
     def is_connected(self) -> bool:
-        return self.broker.is_up
+        return self.broker.is_up and not self.is_cut
 
     @property
     def max_payload_bytes(self) -> int:
@@ -96,7 +105,7 @@ class MemoryBus:
         """Queue a delivery behind those before it."""
         self._turn.append((call, subject))
         if len(self._turn) == 1:
-            asyncio.get_running_loop().call_soon(self._take_turn)
+            asyncio.get_running_loop().call_soon(self._take_turn, context=self.context)
 
     def _take_turn(self) -> None:
         for _ in range(len(self._turn)):
@@ -107,7 +116,7 @@ class MemoryBus:
                 self._troubles.handler_failed(subject, error)
             self._turn.popleft()
         if self._turn:
-            asyncio.get_running_loop().call_soon(self._take_turn)
+            asyncio.get_running_loop().call_soon(self._take_turn, context=self.context)
 
     def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -115,7 +124,7 @@ class MemoryBus:
         self._send(_checked(subject, payload, reply, headers))
 
     def _send(self, incoming: Incoming) -> int:
-        if not self.broker.is_up:
+        if not self.is_connected or not self.sends("publish", incoming.subject, incoming.payload):
             return 0
         stream = self.broker.find_stream(incoming.subject)
         if stream is not None:
@@ -142,7 +151,7 @@ class MemoryBus:
         inbox = f"_INBOX.{self._number}.{self._num_requests}"
         subscription = self.subscribe(inbox, take)
         try:
-            if self._send(_checked(subject, payload, inbox, None)) == 0 and self.broker.is_up:
+            if self._send(_checked(subject, payload, inbox, None)) == 0 and self.is_connected:
                 raise NoResponder(f"nobody listens on {subject}")
             async with asyncio.timeout(timeout_s):
                 return await future
@@ -162,11 +171,16 @@ class MemoryBus:
     ) -> AppendAck:
         incoming = _checked(subject, payload, "", None)
         await self._need_broker(subject, timeout_s)
+        fate = self.broker.faults.stores(self.name, subject)
+        if fate == "lost" or not self.sends("append", subject, payload):
+            await self._wait_in_vain(subject, timeout_s)
         stream = self.broker.find_stream(subject)
         if stream is None:
             raise NoResponder(f"nobody listens on {subject}")
         ack = stream.append(subject, payload, None, msg_id, ttl_s)
         self.broker.route(incoming)
+        if fate == "unanswered":
+            await self._wait_in_vain(subject, timeout_s)
         return ack
 
     @asynccontextmanager
@@ -191,8 +205,8 @@ class MemoryBus:
     def bucket(self, name: str) -> MemoryBucket:
         return MemoryBucket(
             self.broker.open_bucket(name),
-            lambda call: self.post(call, ""),
-            lambda: self._need_broker(f"bucket {name}", 1.0),
+            self,
+            lambda: self._reach_bucket(name),
         )
 
     async def put_blob(self, data: bytes) -> str:
@@ -214,6 +228,14 @@ class MemoryBus:
     def on_reconnect(self, restore: Callable[[], Awaitable[None]]) -> None:
         self._restores.append(restore)
 
+    def sends(self, action: Action, subject: str, payload: bytes) -> bool:
+        """Tell the broker's faults what this connection is about to do; False: it does not get out."""
+        return self.broker.faults.sends(action, self.name, subject, payload)
+
+    def arrives(self, action: Action, subject: str, payload: bytes) -> None:
+        """Tell the broker's faults what this connection is about to be handed."""
+        self.broker.faults.arrives(action, self.name, subject, payload)
+
     async def restore(self) -> None:
         for restore in self._restores:
             try:
@@ -223,10 +245,19 @@ class MemoryBus:
 
     async def _need_broker(self, purpose: str, timeout_s: float) -> None:
         await anyio.lowlevel.checkpoint()
-        if not self.broker.is_up:
+        if not self.is_connected:
             await anyio.sleep(timeout_s)
-            if not self.broker.is_up:
+            if not self.is_connected:
                 raise BusUnavailable(f"{purpose}: the broker is away for {timeout_s} s")
+
+    async def _reach_bucket(self, name: str) -> None:
+        await self._need_broker(f"bucket {name}", 1.0)
+        if not self.sends("put", f"bucket {name}", b""):
+            await self._wait_in_vain(f"bucket {name}", 1.0)
+
+    async def _wait_in_vain(self, purpose: str, timeout_s: float) -> NoReturn:
+        await anyio.sleep(timeout_s)
+        raise BusUnavailable(f"{purpose}: no answer within {timeout_s:.3g} s")
 
 
 def _checked(subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> Incoming:

@@ -4,22 +4,26 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bus.protocol import ConsumerSpec, Delivery
+from bus.testing.faults import Action
 from bus.testing.store import MemoryConsumer, MemoryStream, Puller, Stored
 
 
 class Connection(Protocol):
-    """What a pull needs of the connection that it belongs to."""
+    """What pulls and watches need of the connection that they belong to."""
 
     @property
     def is_connected(self) -> bool: ...
 
     def post(self, call: Callable[[], None], subject: str) -> None: ...
+    def sends(self, action: Action, subject: str, payload: bytes) -> bool: ...
+    def arrives(self, action: Action, subject: str, payload: bytes) -> None: ...
 
 
 class MemoryDelivery:
     """One message of a stream, held until its fate is decided."""
 
-    def __init__(self, consumer: MemoryConsumer, stored: Stored, num_delivered: int) -> None:
+    def __init__(self, connection: Connection, consumer: MemoryConsumer, stored: Stored, num_delivered: int) -> None:
+        self._connection = connection
         self._consumer = consumer
         self.subject = stored.subject
         self.payload = stored.payload
@@ -28,16 +32,23 @@ class MemoryDelivery:
         self.num_delivered = num_delivered
 
     def ack(self) -> None:
-        self._consumer.done(self.stream_seq)
+        if self._reaches("ack"):
+            self._consumer.done(self.stream_seq)
 
     def nak(self, delay_s: float = 0.0) -> None:
-        self._consumer.nak(self.stream_seq, delay_s)
+        if self._reaches("nak"):
+            self._consumer.nak(self.stream_seq, delay_s)
 
     def term(self, reason: str) -> None:
-        self._consumer.done(self.stream_seq)
+        if self._reaches("term"):
+            self._consumer.done(self.stream_seq)
 
     def in_progress(self) -> None:
-        self._consumer.in_progress(self.stream_seq)
+        if self._reaches("in_progress"):
+            self._consumer.in_progress(self.stream_seq)
+
+    def _reaches(self, action: Action) -> bool:
+        return self._connection.is_connected and self._connection.sends(action, self.subject, b"")
 
 
 class MemoryPull:
@@ -64,8 +75,12 @@ class MemoryPull:
             if self._connection.is_connected:
                 self._consumer.pump()
 
-    def restore(self) -> None:
+    def leave(self) -> None:
+        """Take nothing, until `restore`: what arrived before is still handed over."""
         self._consumer.leave(self._puller)
+
+    def restore(self) -> None:
+        self.leave()
         self._consumer = self._stream.find_consumer(self._spec)
         self._consumer.join(self._puller)
         self._consumer.pump()
@@ -75,10 +90,11 @@ class MemoryPull:
         self._consumer.leave(self._puller)
 
     def _deliver(self, stored: Stored, num_delivered: int) -> None:
-        delivery = MemoryDelivery(self._consumer, stored, num_delivered)
+        delivery = MemoryDelivery(self._connection, self._consumer, stored, num_delivered)
         self._connection.post(lambda: self._receive(delivery), stored.subject)
 
     def _receive(self, delivery: MemoryDelivery) -> None:
         if self._is_open:
             self._outstanding -= 1
+            self._connection.arrives("deliver", delivery.subject, delivery.payload)
             self._handler(delivery)

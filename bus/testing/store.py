@@ -12,6 +12,7 @@ from bus.errors import BusUnavailable, QueueFull, StreamMismatch
 from bus.protocol import AppendAck, ConsumerSpec
 from bus.streams import Declared
 from bus.testing.matching import matches, overlaps
+from bus.testing.timers import call_later
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -80,13 +81,12 @@ class MemoryStream:
         self.messages[seq] = Stored(seq, subject, payload, headers)
         self._per_subject[subject] += 1
         self._num_bytes += len(payload)
-        loop = asyncio.get_running_loop()
         if msg_id:
             self._ids[msg_id] = seq
-            loop.call_later(self._duplicate_window_s, self._ids.pop, msg_id, None)
+            call_later(self._duplicate_window_s, self._ids.pop, msg_id, None)
         age_s = min((limit for limit in (self._max_age_s, ttl_s) if limit), default=0)
         if age_s:
-            self._timers[seq] = loop.call_later(age_s, self.remove, seq)
+            self._timers[seq] = call_later(age_s, self.remove, seq)
         for consumer in self.consumers.values():
             consumer.offer(seq, subject)
         return AppendAck(seq)
@@ -229,7 +229,7 @@ class MemoryConsumer:
             return
         timer.cancel()
         if delay_s > 0:
-            self._resting[seq] = asyncio.get_running_loop().call_later(delay_s, self._return, seq)
+            self._resting[seq] = call_later(delay_s, self._return, seq)
         else:
             self._return(seq)
 
@@ -245,7 +245,7 @@ class MemoryConsumer:
         self._num_delivered.pop(seq, None)
 
     def _hold(self, seq: int) -> None:
-        self._held[seq] = asyncio.get_running_loop().call_later(self.spec.ack_wait_s, self._return, seq)
+        self._held[seq] = call_later(self.spec.ack_wait_s, self._return, seq)
 
     def _return(self, seq: int) -> None:
         self._held.pop(seq, None)
@@ -263,7 +263,7 @@ class MemoryConsumer:
 
     def _watch_idle(self) -> None:
         if self.spec.inactive_s is not None:
-            self._idle = asyncio.get_running_loop().call_later(self.spec.inactive_s, self._expire)
+            self._idle = call_later(self.spec.inactive_s, self._expire)
 
     def _expire(self) -> None:
         self.close()
