@@ -1,1 +1,1 @@
-"""KV offload: tiers below device memory."""
+"""KV blocks beyond device memory: tiers, what is kept in them, and when loading beats computing."""

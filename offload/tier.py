@@ -1,0 +1,77 @@
+"""Pure. What a tier below host memory is to the mover: a disk, a Redis, an object store, another worker."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Literal, NamedTuple, Protocol
+
+from bus.messages.kv import KvEvent
+from offload.key import BlockKey
+
+Medium = Literal["host", "disk", "remote"]
+"""As KV events name it (`bus.messages.kv.Tier` without the device)."""
+
+
+class Presence(Enum):
+    """What `lookup` says of a block."""
+
+    MISS = 0
+    PENDING = 1
+    """On its way in: worth a wait, not to be stored again."""
+    HIT = 2
+
+
+class Frame(NamedTuple):
+    """A block in host memory: `view` is `frame_bytes(block_bytes)` long (see `offload.key`) and starts at 4 KiB."""
+
+    key: BlockKey
+    parent_hash: int
+    """Of the block before; 0 at the start of a prompt. Of no meaning to `load`."""
+    view: memoryview
+
+
+class Retention(NamedTuple):
+    """How long blocks are worth keeping, beside what their use says."""
+
+    priority: int = 0
+    """-100 to 100: lower ones leave first."""
+    pinned_until: float = 0.0
+    """Unix seconds: not to be evicted before; 0 is no pin."""
+
+
+ORDINARY = Retention()
+
+
+class Tier(Protocol):
+    """A place for frames, by key. Called in the event loop, by one mover.
+
+    Nothing raises for what goes wrong in the tier (a full disk, a dead server, bytes that are not there): a block that
+    was not stored or not loaded is a False. `load` and `store` return within a time limit of the tier's own; after
+    they returned, or were cancelled, nobody touches the frames any more. The mover checks frames after each load
+    (`offload.key.is_sound`), measures the time of each call, and leaves a tier alone that is slow or fails
+    (`offload.gate`).
+    """
+
+    @property
+    def name(self) -> str:
+        """Label in metrics and configuration, from a closed set: `disk`, `redis`, `s3`, `peer`."""
+
+    @property
+    def medium(self) -> Medium: ...
+
+    def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
+        """Say what is here as far as is known without waiting; a HIT may still fail to load."""
+
+    async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
+        """Keep sealed frames of one chain, in its order; say of each whether it is (or was already) here.
+
+        Either the whole frame can be loaded afterwards or nothing of it, whatever happens meanwhile.
+        """
+
+    async def load(self, frames: Sequence[Frame]) -> list[bool]:
+        """Fill the views of these keys; say of each whether all its bytes came."""
+
+    async def remove(self, keys: Sequence[BlockKey]) -> None:
+        """Forget blocks, such as those whose frames were unsound."""
+
+    def take_events(self) -> list[KvEvent]:
+        """Return what came and went since the last call, in order, as this worker is to tell it."""
