@@ -107,6 +107,14 @@ class Subjects(msgspec.Struct, frozen=True):
         """Batches that are to be carried on."""
         return f"{self.namespace}.job.v1.{tenant}"
 
+    def metrics(self) -> str:
+        """Questions to every process for its metrics."""
+        return f"{self.namespace}.metrics.v1.all"
+
+    def metrics_answers(self, listener: str) -> str:
+        """The answers to one of them."""
+        return f"{self.namespace}.metrics.v1.{listener}"
+
     def dead(self, stream: str) -> str:
         """Messages that could not be handled."""
         return f"{self.namespace}.dead.v1.{stream}"
@@ -140,6 +148,7 @@ FAMILIES = frozenset(
         "usage",
         "response",
         "job",
+        "metrics",
         "dead",
     }
 )

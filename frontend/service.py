@@ -21,6 +21,7 @@ from bus.lifecycle import serve
 from bus.messages.fleet import FrontendCard
 from bus.protocol import Bus
 from bus.registry import keep_card, new_id
+from bus.scrape import answer_scrapes
 from bus.subjects import Subjects
 from bus.version import VERSION
 from frontend.auth.keys import open_keys
@@ -69,7 +70,8 @@ async def run_frontend(config: Config) -> None:
     with listen(door.host, door.port, shares_port=door.shares_port) as listener:
         async with open_bus(config.bus, Subjects(config.namespace), name=frontend) as bus:
             await bus.ensure()
-            await serve(Frontend(bus, frontend, config.frontend, listener))
+            with answer_scrapes(bus, frontend):
+                await serve(Frontend(bus, frontend, config.frontend, listener))
 
 
 class _Server(uvicorn.Server):
@@ -135,7 +137,7 @@ class Frontend:
                 tasks.start_soon(dispatcher.run)
                 tasks.start_soon(models.run)
                 intake = Intake(self._config, models, dispatcher)
-                status = Status(models)
+                status = Status(self._bus, models)
                 generate = Generate(intake)
                 responses = Responses(self._bus, self.name, intake, generate)
                 embeddings = Embeddings(intake)

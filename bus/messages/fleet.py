@@ -112,6 +112,13 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """Those below the device that it can load from at present."""
 
 
+class ProcessMetrics(Fact, frozen=True, kw_only=True, tag="process_metrics"):
+    """What one process counts, in the text format of Prometheus."""
+
+    process: str
+    text: str
+
+
 class DeadLetter(Fact, frozen=True, kw_only=True, tag="dead_letter"):
     """A message that could not be handled, kept for a person to look at."""
 

@@ -36,6 +36,8 @@ async def _run(spec: ComponentSpec, config: Config, metrics_port: int | None) ->
     from bus.connection import open_bus
     from bus.lifecycle import serve
     from bus.metrics import expose
+    from bus.registry import new_id
+    from bus.scrape import answer_scrapes
     from bus.subjects import Subjects
     from components.runner import ComponentRunner, readable_streams
 
@@ -43,4 +45,5 @@ async def _run(spec: ComponentSpec, config: Config, metrics_port: int | None) ->
     with expose(metrics_port):
         async with open_bus(config.bus, subjects, name=spec.name) as bus:
             await bus.ensure()
-            await serve(ComponentRunner(spec, config.component, bus, readable_streams(subjects)))
+            with answer_scrapes(bus, new_id(spec.name)):
+                await serve(ComponentRunner(spec, config.component, bus, readable_streams(subjects)))

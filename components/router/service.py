@@ -22,6 +22,7 @@ from bus.messages.route import RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_WAITING, ROUTER_WORKERS
 from bus.protocol import Bus, Incoming
 from bus.registry import keep_card, new_id, watch_cards
+from bus.scrape import answer_scrapes
 from bus.subjects import Subjects, slug
 from bus.typed import subscribe_typed
 from bus.version import VERSION
@@ -49,7 +50,8 @@ async def run_router(config: Config) -> None:
     router = new_id("r")
     async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
         await bus.ensure()
-        await serve(Router(config, bus, router))
+        with answer_scrapes(bus, router):
+            await serve(Router(config, bus, router))
 
 
 class Router:

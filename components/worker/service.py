@@ -18,6 +18,7 @@ from bus.lifecycle import serve
 from bus.messages.inference import LATENCY_CLASSES
 from bus.protocol import Bus, ConsumerSpec
 from bus.registry import new_id
+from bus.scrape import answer_scrapes
 from bus.subjects import ANY_WORKER, Subjects, slug
 from components.engines import Engine
 from components.worker.events import EventPublisher
@@ -67,7 +68,8 @@ async def run_worker(config: Config) -> None:
     worker = new_id("w")
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
-        await serve(Worker(config, bus, engine, model, worker))
+        with answer_scrapes(bus, worker):
+            await serve(Worker(config, bus, engine, model, worker))
 
 
 def load_engine(config: Config, model: Model) -> Engine:

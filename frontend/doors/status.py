@@ -1,21 +1,28 @@
 """I/O. What a frontend says of itself: models, health, metrics."""
 
+import anyio.to_thread
 import msgspec
 
 from bus.errors import UnknownModel
+from bus.exposition import merge
 from bus.metrics import CONTENT_TYPE, render
+from bus.protocol import Bus
+from bus.scrape import scrape
 from frontend.auth.identity import caller
-from frontend.doors.call import JSON, Call, Reply
+from frontend.doors.call import JSON, Call, Headers, Reply
 from frontend.doors.routes import Doc, Route
 from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.answers import ModelShown, ModelsShown, model_body, model_list
 
+_METRICS: Headers = ((b"content-type", CONTENT_TYPE.encode()),)
+
 
 class Status:
     """Handlers that answer at once."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, bus: Bus, models: Models) -> None:
+        self._bus = bus
         self._models = models
         self.is_draining = False
 
@@ -28,6 +35,7 @@ class Status:
             Route("GET", "/ready", self.ready, "plain"),
             Route("GET", "/health", self.ready, "plain"),
             Route("GET", "/metrics", self.metrics, "plain", Doc(media="text/plain")),
+            Route("GET", "/metrics/fleet", self.fleet_metrics, "plain", Doc(media="text/plain")),
         ]
 
     async def list_models(self, call: Call) -> Reply:
@@ -63,7 +71,12 @@ class Status:
 
     async def metrics(self, call: Call) -> Reply:
         """Show this process's metrics, for Prometheus."""
-        return Reply(render(), headers=((b"content-type", CONTENT_TYPE.encode()),))
+        return Reply(render(), headers=_METRICS)
+
+    async def fleet_metrics(self, call: Call) -> Reply:
+        """Show the metrics of every process on the bus, each sample with the label `process`, for Prometheus."""
+        texts = await scrape(self._bus)
+        return Reply(await anyio.to_thread.run_sync(merge, texts), headers=_METRICS)
 
 
 def _show(model: ServedModel) -> bytes:

@@ -77,6 +77,8 @@ def test_nothing_dies_of_bytes_on_any_subject(
     wait_for(lambda: ask(system) == 8, within_s=10)
     state = json.loads((shell.directory / ".busway" / "up.json").read_text())
     assert state["processes"] == system["processes"], "a process died"
+    fleet = get(f"{system['url']}/metrics/fleet")
+    assert 'busway_worker_tokens_total{process="w-' in fleet
     counted = [line for line in get(f"{system['url']}/metrics").splitlines() if line.startswith("busway_malformed")]
     assert any('family="load"' in line and float(line.split()[-1]) > 10 for line in counted), counted
     lines = (shell.directory / ".busway" / "logs" / "frontend-0.log").read_text().splitlines()

@@ -10,6 +10,7 @@ from bus.messages.fleet import (
     DeadLetter,
     FrontendCard,
     ModelCard,
+    ProcessMetrics,
     RouterCard,
     StepSample,
     TierRate,
@@ -185,6 +186,10 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         DeadLetter(subject="s", code="malformed", reason="why", payload=b"x", died_at=1.5),
         "86a474797065ab646561645f6c6574746572a77375626a656374a173a4636f6465a96d616c666f726d6564a6726561736f6e"
         "a3776879a77061796c6f6164c40178a7646965645f6174cb3ff8000000000000",
+    ),
+    (
+        ProcessMetrics(process="w-1", text="x 1"),
+        "83a474797065af70726f636573735f6d657472696373a770726f63657373a3772d31a474657874a3782031",
     ),
     (
         RouterCard(router="r-1", models=["m"], host="h", pid=1, version="0.1.0", started_at=1.5),
