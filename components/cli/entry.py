@@ -25,6 +25,7 @@ GROUPS = {
         "bench": "load the running system, show CPU per token of each process",
         "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
         "keys": "API keys: add, list, remove",
+        "chaos": "kill, freeze and drain what runs here under load, and judge",
     },
     "Look": {
         "explain": "what would become of a request: prompt, tokens, blocks, worker",

@@ -1,0 +1,130 @@
+"""I/O. Chaos from its first answer to its verdict: learn what is right, disturb, ask meanwhile, and compare."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import msgspec
+from msgspec.structs import replace
+
+from bus.config import Config
+from components.bench.requests import render_prompt
+from components.bench.results import LoadOptions
+from components.chaos.ask import Target
+from components.chaos.faults import Fault, Schedule
+from components.chaos.history import Answer, Downtime, Question, Verdict, check, gap_across
+from components.chaos.inflict import inflict, list_processes
+from components.chaos.load import learn_answers, running_load
+from components.chaos.slots import count_leaked
+
+QUESTIONS_A_STREAM = 2
+
+Say = Callable[[str], None]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+
+class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to do to a running system, and what to ask of it meanwhile."""
+
+    target: Target
+    faults: tuple[Fault, ...]
+    duration_s: Seconds = 60.0
+    every_s: Seconds = 5.0
+    """From the end of one fault to the next."""
+    streams: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64
+    seed: int = 0
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    verdict: Verdict
+    num_known: int
+    """Questions whose answer was known; of the others only the length is."""
+    num_questions: int
+    num_faults: int
+    gaps: dict[str, float]
+    """By fault: the longest time, in seconds, that a stream stood still across one of them."""
+    num_leaked: int
+    """Requests that workers still hold though nobody waits for them."""
+
+    @property
+    def is_good(self) -> bool:
+        return self.verdict.is_good and self.num_leaked == 0
+
+
+async def run_chaos(config: Config, options: ChaosOptions, say: Say) -> Report:
+    """Disturb the system in `config.state_dir` for `duration_s`; raise `NoWorker` when it does not come back."""
+    questions = make_questions(options)
+    say(f"asking {len(questions)} questions without faults, to know the answers")
+    questions = await learn_answers(options.target, questions, options.streams)
+    num_known = sum(question.expected is not None for question in questions)
+    if num_known < len(questions):
+        say(
+            f"  {len(questions) - num_known} were not answered the same way twice: of these, only the length is checked"
+        )
+    schedule = Schedule(options.faults, random.Random(options.seed))
+    state_dir = Path(config.state_dir)
+    downtimes: list[Downtime] = []
+    done: list[tuple[str, float]] = []
+    started_at = time.monotonic()
+    async with running_load(options.target, questions, options.streams) as load:
+        while time.monotonic() - started_at < options.duration_s:
+            await anyio.sleep(options.every_s)
+            processes = [(process.name, process.role) for process in list_processes(state_dir)]
+            fault, name = schedule.pick(processes)
+            at = time.monotonic()
+            done.append((fault.name, at))
+            downtime = await inflict(fault, name, state_dir)
+            if downtime is not None:
+                downtimes.append(downtime)
+            took_s = time.monotonic() - at
+            say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} over after {took_s:5.2f} s")
+    return Report(
+        verdict=check(load.answers, downtimes),
+        num_known=num_known,
+        num_questions=len(questions),
+        gaps=worst_gaps(load.answers, done),
+        num_faults=len(done),
+        num_leaked=await count_leaked(config),
+    )
+
+
+def worst_gaps(answers: Sequence[Answer], done: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Pure. Return by fault the longest time, in seconds, that a stream stood still across one of them."""
+    gaps: dict[str, float] = {}
+    for name, at in done:
+        gaps[name] = max(gaps.get(name, 0.0), gap_across(answers, at))
+    return gaps
+
+
+def make_questions(options: ChaosOptions) -> list[Question]:
+    """Return prompts of different lengths, the same for the same seed; half of each pair share their beginning."""
+    base = LoadOptions(url="http://localhost", model=options.target.model, seed=options.seed, prompt_words=32)
+    questions = []
+    for number in range(QUESTIONS_A_STREAM * options.streams):
+        words = 16 + 48 * (number % 4)
+        beginning = render_prompt(replace(base, prompt_words=words), number // 2)
+        questions.append(Question(f"{beginning} {number}", options.max_tokens))
+    return questions
+
+
+def render(report: Report) -> Sequence[str]:
+    """Pure. Return the verdict as lines."""
+    verdict = report.verdict
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in verdict.counts.items())
+    lines = [
+        f"{report.num_faults} faults; {counted}",
+        "longest time that a stream stood still, in seconds: "
+        + ", ".join(f"{name} {gap_s:.2f}" for name, gap_s in sorted(report.gaps.items())),
+        f"texts compared with known answers: {report.num_known} of {report.num_questions} questions",
+    ]
+    if report.num_leaked:
+        lines.append(f"{report.num_leaked} requests are still held by workers")
+    if verdict.first_bad:
+        lines.append(f"first of what should not be: {verdict.first_bad}")
+    return [*lines, "", "verdict: " + ("nothing lost, nothing doubled" if report.is_good else "NOT GOOD")]
