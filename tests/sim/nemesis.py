@@ -1,0 +1,125 @@
+"""I/O (in memory). Who breaks things: draws faults from a seed, one every few seconds, and mends what it broke."""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import anyio
+from anyio.abc import TaskGroup
+
+from bus.testing.connection import MemoryBus
+from tests.sim.stage import Process, Stage
+from tests.sim.weather import Climate
+
+EVERY_S = 1.5
+"""Mean time between two faults."""
+MAX_FUSE = 60
+"""Things that a process still does before its fuse has burnt down, at most."""
+
+
+class Nemesis:
+    """Breaks one thing after another until told to stop; `mend` is the end of it."""
+
+    def __init__(self, stage: Stage, rng: Random, tasks: TaskGroup) -> None:
+        self._stage = stage
+        self._rng = rng
+        self._tasks = tasks
+        self._intruder: MemoryBus | None = None
+        self._faults: tuple[Callable[[], Awaitable[None]], ...] = (
+            self._kill,
+            self._kill,
+            self._burn_fuse,
+            self._burn_fuse,
+            self._stop,
+            self._freeze,
+            self._freeze,
+            self._cut,
+            self._storm,
+            self._storm,
+            self._storm,
+            self._lose_broker,
+            self._garbage,
+            self._jump,
+        )
+
+    async def run(self, duration_s: float) -> None:
+        """Break things for so long."""
+        async with self._stage.broker.connect("intruder") as self._intruder:
+            with anyio.move_on_after(duration_s):
+                while True:
+                    await anyio.sleep(self._rng.expovariate(1 / EVERY_S))
+                    self._tasks.start_soon(self._rng.choice(self._faults))
+
+    def _any_process(self) -> Process:
+        return self._rng.choice(self._stage.processes)
+
+    async def _kill(self) -> None:
+        self._stage.kill(self._any_process())
+
+    async def _burn_fuse(self) -> None:
+        """Let a process die in the middle of what it does."""
+        process = self._any_process()
+        self._stage.weather.fuses[process.name] = (self._rng.randrange(MAX_FUSE), lambda: self._stage.kill(process))
+
+    async def _stop(self) -> None:
+        self._stage.stop(self._any_process())
+
+    async def _freeze(self) -> None:
+        name, duration_s = self._any_process().name, self._rng.choice((0.2, 0.8, 1.5, 4.0, 12.0))
+        self._stage.trace.note("fault.freeze", f"{name} {duration_s}")
+        self._stage.loop.freeze(name)
+        await anyio.sleep(duration_s)
+        self._stage.loop.thaw(name)
+
+    async def _cut(self) -> None:
+        """Cut a process off the broker for a while."""
+        process = self._any_process()
+        bus = self._stage.broker.find(process.name)
+        if bus is None or bus.is_cut:
+            return
+        self._stage.trace.note("fault.cut", process.name)
+        self._stage.broker.cut(bus)
+        await anyio.sleep(self._rng.choice((0.02, 0.5, 2.0, 6.0)))
+        if self._stage.broker.find(bus.name) is bus and not (process.is_dead and process.name == bus.name):
+            await self._stage.broker.heal(bus)
+
+    async def _storm(self) -> None:
+        """Make the weather bad in one way for a while."""
+        climate, share = self._stage.weather.climate, self._rng.choice((0.01, 0.05, 0.3))
+        kind = self._rng.choice(Climate.__struct_fields__)
+        setattr(climate, kind, share)
+        await anyio.sleep(0.5 + 3 * self._rng.random())
+        setattr(climate, kind, 0.0)
+
+    async def _lose_broker(self) -> None:
+        """Stop the broker and start it again, in half of the cases without what it had in memory."""
+        broker = self._stage.broker
+        if not broker.is_up:
+            return
+        forgets = self._rng.random() < 0.5
+        self._stage.trace.note("fault.broker_lost" if forgets else "fault.broker_away")
+        broker.stop()
+        if forgets:
+            broker.forget()
+        await anyio.sleep(self._rng.choice((0.02, 0.2, 1.0, 6.0)))
+        await broker.start()
+
+    async def _garbage(self) -> None:
+        """Send parts of real messages, and noise, where they came from."""
+        assert self._intruder is not None
+        for _ in range(self._rng.randint(1, 20)):
+            if not self._stage.weather.samples:
+                return
+            subject, payload = self._rng.choice(self._stage.weather.samples)
+            if self._rng.random() < 0.5:
+                payload = payload[: self._rng.randrange(len(payload))]
+            else:
+                payload = self._rng.randbytes(self._rng.randrange(64))
+            self._stage.trace.note("fault.garbage", subject)
+            self._intruder.publish(subject, payload)
+            await anyio.sleep(0.01)
+
+    async def _jump(self) -> None:
+        """Set the clock of one process, back or forth."""
+        name, by_s = self._any_process().name, self._rng.choice((-3600.0, -5.0, -0.5, 0.5, 5.0, 3600.0))
+        self._stage.trace.note("fault.clock_jump", f"{name} {by_s:+}")
+        self._stage.wall.shifts[name] = self._stage.wall.shifts.get(name, 0.0) + by_s

@@ -1,0 +1,146 @@
+"""I/O (in memory). One run: a deployment under load and faults, then a calm in which everything must come right."""
+
+import time
+from functools import partial
+from random import Random
+
+import anyio
+import msgspec
+import structlog
+from anyio.abc import TaskGroup
+
+from bus.testing import MemoryBroker
+from tests.history import Asked, Ended, Event, check_history, check_idle
+from tests.sim.clients import ask, draw_question
+from tests.sim.loop import SimLoop
+from tests.sim.nemesis import Nemesis
+from tests.sim.stage import DRAIN_S, Stage
+from tests.sim.stdlib import WallClock, deterministic, loop_time
+from tests.sim.trace import Trace
+from tests.sim.weather import Climate, Weather
+
+SETTLE_S = 3.0
+"""Before the first request: everybody has heard of everybody."""
+FAULTS_S = 60.0
+ARRIVALS_PER_S = 3.0
+CALM_S = 15.0
+"""After the last fault, until everything must be as if nothing had happened."""
+PATIENCE_S = 90.0
+"""When every request must have ended."""
+NUM_LAST = 12
+"""Requests after the calm: none of them may fail."""
+
+REFUSALS = frozenset({"no_worker", "bus_unavailable", "queue_full", "too_many_requests", "shutting_down", "no_responder"})
+"""What a client may be told while things are broken."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What came of a run."""
+
+    seed: int
+    digest: str
+    wrong: list[str]
+    counts: dict[str, int]
+    num_events: int
+    num_requests: int
+    simulated_s: float
+    cpu_s: float
+    lines: list[str]
+
+
+def run_seed(seed: int, *, faults_s: float = FAULTS_S) -> Verdict:
+    """Run one seed to its end."""
+    started_s = time.process_time()
+    trace = Trace(loop_time)
+    wall = WallClock()
+    settings = structlog.get_config()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, trace.note_log], cache_logger_on_first_use=False
+    )
+    try:
+        with deterministic(seed, wall):
+            run = _Run(seed, trace, wall, faults_s)
+            anyio.run(run.main, backend_options={"loop_factory": SimLoop})
+    finally:
+        structlog.configure(**settings)
+    return Verdict(
+        seed,
+        trace.digest,
+        run.wrong,
+        dict(trace.counts),
+        trace.num_events,
+        sum(isinstance(event, Asked) for event in run.history),
+        run.simulated_s,
+        time.process_time() - started_s,
+        trace.lines,
+    )
+
+
+class _Run:
+    def __init__(self, seed: int, trace: Trace, wall: WallClock, faults_s: float) -> None:
+        self.history: list[Event] = []
+        self.wrong: list[str] = []
+        self.simulated_s = 0.0
+        self._seed = seed
+        self._trace = trace
+        self._wall = wall
+        self._faults_s = faults_s
+        self._num_asked = 0
+
+    def _rng(self, purpose: str) -> Random:
+        return Random(f"{purpose} {self._seed}")
+
+    async def main(self) -> None:
+        weather = Weather(self._rng("weather"), self._trace, loop_time)
+        broker = MemoryBroker("sim", weather)
+        stage = Stage(self._rng("stage"), broker, weather, self._wall, self._trace)
+        with anyio.move_on_after(SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + 2 * DRAIN_S) as limit:
+            async with anyio.create_task_group() as tasks:
+                async with stage.run(num_workers=3, num_routers=2, num_frontends=2):
+                    await anyio.sleep(SETTLE_S)
+                    await self._break_things(stage, tasks)
+                    await self._check_calm(stage, tasks)
+        if limit.cancelled_caught:
+            self.wrong.append("processes that were told to stop did not")
+        self.wrong += stage.crashes
+        self.simulated_s = loop_time()
+
+    async def _break_things(self, stage: Stage, tasks: TaskGroup) -> None:
+        nemesis = Nemesis(stage, self._rng("nemesis"), tasks)
+        rng = self._rng("clients")
+        tasks.start_soon(nemesis.run, self._faults_s)
+        with anyio.move_on_after(self._faults_s):
+            while True:
+                await anyio.sleep(rng.expovariate(ARRIVALS_PER_S))
+                self._ask(stage, rng, tasks, may_leave=True)
+
+    async def _check_calm(self, stage: Stage, tasks: TaskGroup) -> None:
+        """Let everything come right, then hold the system to all that it promises."""
+        await anyio.sleep(CALM_S)
+        stage.weather.climate = Climate()
+        stage.weather.fuses.clear()
+        num_before = self._num_asked
+        await self._wait_ended("after the faults")
+        rng = self._rng("last")
+        for _ in range(NUM_LAST):
+            self._ask(stage, rng, tasks, may_leave=False)
+            await anyio.sleep(0.2)
+        await self._wait_ended("in the calm")
+        last = {f"q{number}" for number in range(num_before, self._num_asked)}
+        self.wrong += check_history((event for event in self.history if event.request not in last), may_fail=REFUSALS)
+        self.wrong += check_history(event for event in self.history if event.request in last)
+        await anyio.sleep(3.0)
+        self.wrong += check_idle(stage.idle_workers())
+
+    def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, may_leave: bool) -> None:
+        question = draw_question(rng, f"q{self._num_asked}", may_leave=may_leave)
+        self._num_asked += 1
+        tasks.start_soon(partial(ask, stage, rng, question, self.history))
+
+    async def _wait_ended(self, when: str) -> None:
+        """Wait until all requests ended; those that did not are told by the checker of histories."""
+        with anyio.move_on_after(PATIENCE_S):
+            while len({event.request for event in self.history if isinstance(event, Ended)}) < self._num_asked:
+                await anyio.sleep(0.25)
+            return
+        self._trace.note("patience.over", when)

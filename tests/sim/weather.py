@@ -1,0 +1,101 @@
+"""Pure. What happens to messages on the way: each takes a while, and in bad weather some are lost, doubled or late."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+
+import msgspec
+
+from bus.testing.faults import Action, Fate
+from tests.sim.trace import Trace
+
+NEXT_S = 1e-6
+"""The least time between two messages to the same receiver, which come in order."""
+KEPT_SAMPLES = 32
+
+
+class Climate(msgspec.Struct):
+    """Shares of messages to which something happens, 0 to 1."""
+
+    drop: float = 0.0
+    double: float = 0.0
+    delay: float = 0.0
+    reorder: float = 0.0
+    append_lost: float = 0.0
+    append_unanswered: float = 0.0
+    ack_lost: float = 0.0
+
+
+class Weather:
+    """Implements `bus.testing.faults.Faults` with chances drawn from a seed. `climate` is what they are at present."""
+
+    def __init__(self, rng: Random, trace: Trace, clock: Callable[[], float]) -> None:
+        self.climate = Climate()
+        self.fuses: dict[str, tuple[int, Callable[[], None]]] = {}
+        """By connection: after how many more things that it does its process dies, and who sees to that."""
+        self.samples: list[tuple[str, bytes]] = []
+        """Messages that were sent lately, by subject: what garbage is made of."""
+        self.deliveries: Counter[str] = Counter()
+        self._rng = rng
+        self._trace = trace
+        self._clock = clock
+        self._last_at: dict[str, float] = {}
+
+    def sends(self, action: Action, connection: str, subject: str, payload: bytes) -> bool:
+        """Note what a connection does; False when its fuse burnt down, or when an ack gets lost."""
+        fuse = self.fuses.get(connection)
+        if fuse is not None:
+            left, die = fuse
+            if left == 0:
+                del self.fuses[connection]
+                die()
+                return False
+            self.fuses[connection] = (left - 1, die)
+        if action == "ack" and self._happens(self.climate.ack_lost):
+            self._trace.note("fault.ack_lost", f"{connection} {subject}")
+            return False
+        self._trace.note_event(action, connection, subject, payload)
+        if action == "append" and ".any." in subject:
+            self._trace.counts["path.any"] += 1
+        if payload:
+            self.samples.append((subject, payload))
+            if len(self.samples) > KEPT_SAMPLES:
+                del self.samples[self._rng.randrange(KEPT_SAMPLES)]
+        return True
+
+    def arrives(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
+        """Note what a connection is handed."""
+        self._trace.note_event(action, connection, subject, payload)
+
+    def delays(self, receiver: str, subject: str) -> Sequence[float]:
+        """Draw how long each copy of a message takes; without `reorder` they keep their order to one receiver."""
+        climate, rng, now = self.climate, self._rng, self._clock()
+        if self._happens(climate.drop):
+            self._trace.note("fault.drop", f"{receiver} {subject}")
+            return ()
+        delay_s = 0.0001 + 0.0004 * rng.random()
+        if self._happens(climate.delay):
+            self._trace.note("fault.delay", f"{receiver} {subject}")
+            delay_s += 0.3 * rng.random()
+        if self._happens(climate.reorder):
+            self._trace.note("fault.reorder", f"{receiver} {subject}")
+            return (delay_s + 0.02 * rng.random(),)
+        at = max(now + delay_s, self._last_at.get(receiver, 0.0) + NEXT_S)
+        self._last_at[receiver] = at
+        if self._happens(climate.double):
+            self._trace.note("fault.double", f"{receiver} {subject}")
+            return (at - now, at - now + 0.05 * rng.random())
+        return (at - now,)
+
+    def stores(self, connection: str, subject: str) -> Fate:
+        """Draw the fate of an append."""
+        if self._happens(self.climate.append_lost):
+            self._trace.note("fault.append_lost", f"{connection} {subject}")
+            return "lost"
+        if self._happens(self.climate.append_unanswered):
+            self._trace.note("fault.append_unanswered", f"{connection} {subject}")
+            return "unanswered"
+        return "kept"
+
+    def _happens(self, share: float) -> bool:
+        return share > 0 and self._rng.random() < share
