@@ -14,7 +14,7 @@ from bus.config import BusConfig
 from bus.errors import BadConfig, StreamMismatch
 from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
 from bus.link import Link
-from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
+from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
 from bus.queue import StandingPull, consumer_config, to_deliveries
 from bus.replay import Replay
 from bus.streams import Declared
@@ -86,6 +86,19 @@ class NatsBus:
     ) -> AppendAck:
         await self._link.wait_ready(timeout_s)
         return await self._jetstream.append(subject, payload, publish_headers(msg_id=msg_id, ttl_s=ttl_s), timeout_s)
+
+    def append_soon(
+        self,
+        subject: str,
+        payload: bytes,
+        on_done: OnAppended,
+        *,
+        msg_id: str = "",
+        ttl_s: int | None = None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        headers = publish_headers(msg_id=msg_id, ttl_s=ttl_s)
+        self._jetstream.append_soon(subject, payload, headers, timeout_s, on_done)
 
     @asynccontextmanager
     async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:

@@ -1,13 +1,14 @@
 """I/O. The JetStream API over a link: JSON requests, their errors as ours."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from bus.errors import BusUnavailable, BuswayError, Conflict, Malformed, NoResponder, QueueFull, StreamMismatch
-from bus.link import Link
-from bus.protocol import AppendAck
+from bus.link import Link, is_unheard
+from bus.protocol import AppendAck, Incoming, OnAppended
 
 T = TypeVar("T")
 
@@ -97,14 +98,30 @@ class JetStream:
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
     ) -> AppendAck:
         """Publish into the stream of the subject and wait for its acknowledgement."""
-        incoming = await self.link.request(subject, payload, timeout_s=timeout_s, headers=headers)
+        ack = _to_ack(subject, await self.link.request(subject, payload, timeout_s=timeout_s, headers=headers))
+        if isinstance(ack, BuswayError):
+            raise ack
+        return ack
+
+    def append_soon(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
+        on_done: OnAppended,
+    ) -> None:
+        """Publish into the stream of the subject; `on_done` gets the acknowledgement, or the error, in a later turn."""
+
+        def take(answer: Incoming | BusUnavailable) -> None:
+            on_done(answer if isinstance(answer, BusUnavailable) else _to_ack(subject, answer))
+
         try:
-            reply = _pub_reply.decode(incoming.payload)
-        except msgspec.MsgspecError as error:
-            raise Malformed(f"{subject}: no acknowledgement of a stream: {incoming.payload[:80]!r}") from error
-        if reply.error is not None:
-            raise to_error(subject, reply.error)
-        return AppendAck(reply.seq, reply.duplicate)
+            if not self.link.is_ready:
+                raise BusUnavailable(f"{subject}: no connection to {self.link.where} at present")
+            self.link.ask(subject, payload, take, timeout_s=timeout_s, headers=headers)
+        except BusUnavailable as error:
+            asyncio.get_running_loop().call_soon(on_done, error)
 
     async def _call(self, method: str, body: bytes, reply_type: type[T]) -> T:
         try:
@@ -117,6 +134,18 @@ class JetStream:
             return msgspec.json.decode(incoming.payload, type=reply_type)
         except msgspec.MsgspecError as error:
             raise Malformed(f"$JS.API.{method}: {error}") from error
+
+
+def _to_ack(subject: str, incoming: Incoming) -> AppendAck | BuswayError:
+    if is_unheard(incoming):
+        return NoResponder(f"nobody listens on {subject}")
+    try:
+        reply = _pub_reply.decode(incoming.payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Malformed(f"{subject}: no acknowledgement of a stream: {incoming.payload[:80]!r}")
+    if reply.error is not None:
+        return to_error(subject, reply.error)
+    return AppendAck(reply.seq, reply.duplicate)
 
 
 def to_error(what: str, error: ApiError) -> BuswayError:

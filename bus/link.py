@@ -10,11 +10,11 @@ import structlog
 from bus import wire
 from bus.addresses import parse_urls, reconnect_delay_s, redact
 from bus.config import BusConfig
-from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder
+from bus.errors import BadConfig, BusUnavailable, BuswayError, Malformed, NoResponder
 from bus.metrics import BUS_RECONNECTS
 from bus.outbox import Outbox
 from bus.protocol import Handler, Incoming
-from bus.replies import Replies, fail
+from bus.replies import OnReply, Replies
 from bus.session import Session
 from bus.subjects import Subjects
 from bus.troubles import Troubles
@@ -156,6 +156,33 @@ class Link:
 
     # Asking
 
+    def ask(
+        self,
+        subject: str,
+        payload: bytes,
+        on_reply: OnReply,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Send, and call `on_reply` once: with the first reply, or with why there is none after `timeout_s`.
+
+        Returns the reply subject, by which `forget` ends the wait. Raises `BusUnavailable` or `Malformed` where nothing
+        was sent.
+        """
+        wire.check_subject(subject)
+        reply = self._replies.open(on_reply, subject, timeout_s)
+        try:
+            self._send(subject, reply, payload, headers)
+        except BuswayError:
+            self._replies.close(reply)
+            raise
+        return reply
+
+    def forget(self, reply: str) -> None:
+        """Nobody waits for this reply any more."""
+        self._replies.close(reply)
+
     async def request(
         self,
         subject: str,
@@ -165,21 +192,27 @@ class Link:
         headers: Mapping[str, str] | None = None,
     ) -> Incoming:
         """Return the first reply; raise `NoResponder` or `BusUnavailable`."""
-        wire.check_subject(subject)
         loop = asyncio.get_running_loop()
         if not self.is_connected:
             started = loop.time()
             await self._wait_session(timeout_s, subject)
             timeout_s -= loop.time() - started
-        reply, future = self._replies.open()
-        timer = loop.call_later(timeout_s, fail, future, f"{subject}: no answer within {timeout_s:.3g} s")
+        future: asyncio.Future[Incoming] = loop.create_future()
+
+        def take(answer: Incoming | BusUnavailable) -> None:
+            if future.done():
+                return
+            if isinstance(answer, BusUnavailable):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        reply = self.ask(subject, payload, take, timeout_s=timeout_s, headers=headers)
         try:
-            self._send(subject, reply, payload, headers)
             incoming = await future
         finally:
-            timer.cancel()
-            self._replies.close(reply)
-        if incoming.headers and not incoming.payload and incoming.headers.get(wire.STATUS) == wire.NO_RESPONDERS:
+            self.forget(reply)
+        if is_unheard(incoming):
             raise NoResponder(f"nobody listens on {subject}")
         return incoming
 
@@ -193,6 +226,11 @@ class Link:
         except TimeoutError as error:
             raise BusUnavailable(f"{purpose}: no connection to {self.where} for {timeout_s} s") from error
         return self._session
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the link is up and restored."""
+        return self._ready.is_set()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until the link is up and restored; raise `BusUnavailable`."""
@@ -349,6 +387,12 @@ class Link:
             self.answer(reply.decode("ascii"), b"+TERM malformed", self._server_id)
         except UnicodeDecodeError:
             return
+
+
+def is_unheard(incoming: Incoming) -> bool:
+    """Whether this is the server's reply that nobody listens."""
+    headers = incoming.headers
+    return headers is not None and not incoming.payload and headers.get(wire.STATUS) == wire.NO_RESPONDERS
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from bus.errors import BuswayError
 from bus.subjects import Subjects
 
 
@@ -123,6 +124,10 @@ class AppendAck(msgspec.Struct, frozen=True):
     is_duplicate: bool = False
 
 
+OnAppended = Callable[[AppendAck | BuswayError], None]
+"""Hears what became of a message: it was stored, or the error that `Bus.append` raises."""
+
+
 class Bus(Protocol):
     """One connection to the broker. All calls belong to the event loop that opened it."""
 
@@ -157,6 +162,22 @@ class Bus(Protocol):
         """Store in the stream of the subject.
 
         Raises `QueueFull` (a limit of the stream), `NoResponder` (no stream there), `BusUnavailable`.
+        """
+
+    def append_soon(
+        self,
+        subject: str,
+        payload: bytes,
+        on_done: OnAppended,
+        *,
+        msg_id: str = "",
+        ttl_s: int | None = None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        """Store as `append` does, but wait for nothing: it costs neither task nor future nor timer.
+
+        `on_done` is called once, in a later turn of the event loop; without a connection with `BusUnavailable` at once.
+        Raises `Malformed` as `publish` does.
         """
 
     def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AbstractAsyncContextManager[Pull]:

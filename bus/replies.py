@@ -1,19 +1,37 @@
-"""I/O. Who waits for a reply: one subscription for all, a token each, and an end for every wait."""
+"""I/O. Who waits for a reply: one subscription and one timer for all, a token each, and an end for every wait."""
 
 import asyncio
 import secrets
+from collections.abc import Callable
+from typing import NamedTuple
 
 from bus.errors import BusUnavailable
 from bus.protocol import Incoming
 
+SWEEP_S = 0.05
+"""How much later than due a wait may end."""
+MAX_WAITING = 65_536
+
+OnReply = Callable[[Incoming | BusUnavailable], None]
+"""Called once, with the first reply or why there is none."""
+
+
+class _Wait(NamedTuple):
+    on_reply: OnReply
+    what: str
+    timeout_s: float
+    ends_at: float
+
 
 class Replies:
-    """Futures by the last token of their reply subject."""
+    """Callbacks by the last token of their reply subject."""
 
     def __init__(self) -> None:
         self._inbox = f"_INBOX.{secrets.token_hex(8)}"
-        self._waiting: dict[str, asyncio.Future[Incoming]] = {}
+        self._prefix = f"{self._inbox}."
+        self._waiting: dict[str, _Wait] = {}
         self._last = 0
+        self._sweep_timer: asyncio.TimerHandle | None = None
 
     @property
     def filter(self) -> str:
@@ -28,30 +46,39 @@ class Replies:
         self._last += 1
         return f"{self._inbox}x.{self._last:x}"
 
-    def open(self) -> tuple[str, "asyncio.Future[Incoming]"]:
-        """Return a fresh reply subject and what its first message will resolve; `close` it in any case."""
+    def open(self, on_reply: OnReply, what: str, timeout_s: float) -> str:
+        """Return a fresh reply subject for a question about `what`; raise `BusUnavailable` when too many wait."""
+        if len(self._waiting) >= MAX_WAITING:
+            raise BusUnavailable(f"{what}: {MAX_WAITING} questions wait for the broker's answer already")
+        loop = asyncio.get_running_loop()
         self._last += 1
         token = f"{self._last:x}"
-        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
-        self._waiting[token] = future
-        return f"{self._inbox}.{token}", future
+        self._waiting[token] = _Wait(on_reply, what, timeout_s, loop.time() + timeout_s)
+        if self._sweep_timer is None:
+            self._sweep_timer = loop.call_later(SWEEP_S, self._sweep)
+        return self._prefix + token
 
     def close(self, reply: str) -> None:
-        del self._waiting[reply[len(self._inbox) + 1 :]]
+        """Wait no longer; what is over may be closed, too."""
+        self._waiting.pop(reply[len(self._prefix) :], None)
 
     def take(self, incoming: Incoming) -> None:
         """Hand a reply to who waits for it; late and unknown ones are dropped."""
-        future = self._waiting.get(incoming.subject[len(self._inbox) + 1 :])
-        if future is not None and not future.done():
-            future.set_result(incoming)
+        wait = self._waiting.pop(incoming.subject[len(self._prefix) :], None)
+        if wait is not None:
+            wait.on_reply(incoming)
 
     def fail_all(self, reason: str) -> None:
         """The connection is gone: no reply that was asked for will come."""
-        for future in self._waiting.values():
-            fail(future, reason)
+        waiting, self._waiting = self._waiting, {}
+        for wait in waiting.values():
+            asyncio.get_running_loop().call_soon(wait.on_reply, BusUnavailable(reason))
 
-
-def fail(future: "asyncio.Future[Incoming]", reason: str) -> None:
-    """End a wait with `BusUnavailable`, if it is not over."""
-    if not future.done():
-        future.set_exception(BusUnavailable(reason))
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for token in [token for token, wait in self._waiting.items() if wait.ends_at <= now]:
+            wait = self._waiting.pop(token)
+            error = BusUnavailable(f"{wait.what}: no answer within {wait.timeout_s:.3g} s")
+            loop.call_soon(wait.on_reply, error)
+        self._sweep_timer = loop.call_later(SWEEP_S, self._sweep) if self._waiting else None

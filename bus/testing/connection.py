@@ -15,8 +15,8 @@ import structlog
 
 from bus import wire
 from bus.blobs import check_digest
-from bus.errors import BusUnavailable, Malformed, NoResponder, QueueFull
-from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, Pull, Subscription
+from bus.errors import BusUnavailable, BuswayError, Malformed, NoResponder, QueueFull
+from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
 from bus.subjects import Subjects
 from bus.testing.bucket import MemoryBucket, MemoryStore
 from bus.testing.faults import Action, Faults
@@ -171,17 +171,48 @@ class MemoryBus:
     ) -> AppendAck:
         incoming = _checked(subject, payload, "", None)
         await self._need_broker(subject, timeout_s)
+        ack = self._append_now(incoming, msg_id, ttl_s)
+        if ack is None:
+            await self._wait_in_vain(subject, timeout_s)
+        if isinstance(ack, BuswayError):
+            raise ack
+        return ack
+
+    def append_soon(
+        self,
+        subject: str,
+        payload: bytes,
+        on_done: OnAppended,
+        *,
+        msg_id: str = "",
+        ttl_s: int | None = None,
+        timeout_s: float = 1.0,
+    ) -> None:
+        incoming = _checked(subject, payload, "", None)
+        ack: AppendAck | BuswayError | None = BusUnavailable(f"{subject}: no connection at present")
+        if self.is_connected:
+            ack = self._append_now(incoming, msg_id, ttl_s)
+        if ack is not None:
+            self.post(partial(on_done, ack), subject)
+        else:
+            error = BusUnavailable(f"{subject}: no answer within {timeout_s:.3g} s")
+            asyncio.get_running_loop().call_later(timeout_s, on_done, error, context=self.context)
+
+    def _append_now(self, incoming: Incoming, msg_id: str, ttl_s: int | None) -> AppendAck | BuswayError | None:
+        """Store, if it gets there, and return what the broker answers; None: nothing comes back."""
+        subject, payload = incoming.subject, incoming.payload
         fate = self.broker.faults.stores(self.name, subject)
         if fate == "lost" or not self.sends("append", subject, payload):
-            await self._wait_in_vain(subject, timeout_s)
+            return None
         stream = self.broker.find_stream(subject)
         if stream is None:
-            raise NoResponder(f"nobody listens on {subject}")
-        ack = stream.append(subject, payload, None, msg_id, ttl_s)
+            return NoResponder(f"nobody listens on {subject}")
+        try:
+            ack = stream.append(subject, payload, None, msg_id, ttl_s)
+        except (BusUnavailable, QueueFull) as error:
+            return error
         self.broker.route(incoming)
-        if fate == "unanswered":
-            await self._wait_in_vain(subject, timeout_s)
-        return ack
+        return ack if fate == "kept" else None
 
     @asynccontextmanager
     async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bus.errors import BadConfig, BusUnavailable, NoResponder, QueueFull, StreamMismatch
+from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder, QueueFull, StreamMismatch
 from bus.protocol import ConsumerSpec
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +46,31 @@ async def test_append_counts_and_knows_repeated_ids(bus, lane):
 async def test_append_without_a_stream_fails_at_once(bus, namespace):
     with pytest.raises(NoResponder):
         await bus.append(f"{namespace}.load.v1.m.w", b"", timeout_s=30)
+
+
+async def test_an_append_that_nobody_waits_for_is_told_once_and_later(bus, lane, collect):
+    told = collect()
+    for msg_id in ("x", "y", "x"):
+        bus.append_soon(lane, b"a", told, msg_id=msg_id)
+    assert told.items == []
+    first, second, again = await told.wait(3)
+    assert (second.stream_seq, again.stream_seq) == (first.stream_seq + 1, first.stream_seq)
+    assert [ack.is_duplicate for ack in (first, second, again)] == [False, False, True]
+    await bus.flush()
+    assert len(told.items) == 3
+
+
+async def test_an_append_that_nobody_waits_for_is_told_what_went_wrong(bus, lane, namespace, collect):
+    told = collect()
+    bus.append_soon(f"{namespace}.load.v1.m.w", b"", told, timeout_s=30)
+    (error,) = await told.wait(1)
+    assert isinstance(error, NoResponder)
+    for _ in range(8192):
+        bus.publish(lane, b"")
+    bus.append_soon(lane, b"", told)
+    assert isinstance((await told.wait(2))[-1], QueueFull)
+    with pytest.raises(Malformed):
+        bus.append_soon(f"{lane}.*", b"", told)
 
 
 async def test_a_full_lane_refuses_and_other_lanes_do_not_notice(bus, lane, namespace):

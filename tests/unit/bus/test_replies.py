@@ -1,0 +1,72 @@
+"""Waits for replies: each ends once, in time, and there are never too many."""
+
+import pytest
+
+from bus import replies
+from bus.errors import BusUnavailable
+from bus.protocol import Incoming
+from bus.replies import Replies
+
+pytestmark = pytest.mark.anyio
+
+
+def reply_to(subject):
+    return Incoming(subject, b"answer")
+
+
+async def test_a_reply_reaches_who_asked_and_only_the_first_one(collect):
+    waits, one, two = Replies(), collect(), collect()
+    first = waits.open(one, "a", 30.0)
+    waits.open(two, "b", 30.0)
+    for _ in range(2):
+        waits.take(reply_to(first))
+    assert one.items == [reply_to(first)]
+    assert two.items == []
+    assert len(waits) == 1
+
+
+async def test_replies_to_nobody_are_dropped(collect):
+    waits, got = Replies(), collect()
+    reply = waits.open(got, "a", 30.0)
+    waits.close(reply)
+    waits.close(reply)
+    for subject in (reply, waits.new_inbox(), "", "_INBOX", f"{reply}.x"):
+        waits.take(reply_to(subject))
+    assert got.items == []
+
+
+async def test_a_wait_ends_in_time_and_others_go_on(collect):
+    waits, short, long = Replies(), collect(), collect()
+    late = waits.open(short, "a.b", 0.01)
+    reply = waits.open(long, "c", 30.0)
+    (error,) = await short.wait(1, timeout_s=1.0)
+    assert isinstance(error, BusUnavailable)
+    assert "a.b: no answer within 0.01 s" in str(error)
+    waits.take(reply_to(late))
+    waits.take(reply_to(reply))
+    assert len(short.items) == len(long.items) == 1
+
+
+async def test_a_lost_connection_ends_every_wait_and_new_ones_may_begin_meanwhile(collect):
+    waits, got = Replies(), collect()
+
+    def ask_again(answer):
+        got(answer)
+        waits.open(got, "again", 30.0)
+
+    for _ in range(3):
+        waits.open(ask_again, "a", 30.0)
+    waits.fail_all("lost")
+    assert [str(error) for error in await got.wait(3)] == ["lost"] * 3
+    assert len(waits) == 3
+
+
+async def test_waits_are_bounded(collect, monkeypatch):
+    monkeypatch.setattr(replies, "MAX_WAITING", 3)
+    waits, got = Replies(), collect()
+    for _ in range(3):
+        reply = waits.open(got, "a", 30.0)
+    with pytest.raises(BusUnavailable, match="3 questions wait"):
+        waits.open(got, "a", 30.0)
+    waits.close(reply)
+    waits.open(got, "a", 30.0)
