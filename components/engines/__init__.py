@@ -1,12 +1,13 @@
 """Pure. What Busway asks of an inference engine; each engine is a module or package here, imported only by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from bus.messages.inference import FinishReason, Sampling, Stopping, Task
 from bus.messages.kv import KvEvent
+from components.engines.exchange import BlockMemory, Note, ignore_note
 
 
 class EngineRequest(msgspec.Struct, frozen=True):
@@ -25,6 +26,13 @@ class EngineRequest(msgspec.Struct, frozen=True):
     task: Task = "generate"
     prompt_logprobs: int | None = None
     """As `GenerateJob.prompt_logprobs`."""
+    fill_blocks: int = 0
+    """So many of its first full blocks can be had from elsewhere; those that are missing here are asked for (`Fill`).
+
+    None are where every token of the prompt is to be computed, nor after the sequence was preempted.
+    """
+    hold: bool = False
+    """Keep its full blocks (`Held`) until `Engine.release`, which is then due in any case, after an abort as well."""
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -133,14 +141,40 @@ class Engine(Protocol):
     def submit(self, request: EngineRequest) -> None:
         """Queue a sequence; raise `PromptTooLong` if it can never fit."""
 
-    def abort(self, key: int) -> None:
-        """Forget a sequence in any state, its blocks included; unknown keys are no error."""
+    @property
+    def memory(self) -> BlockMemory | None:
+        """Where the blocks are; None: nobody can read or fill them."""
 
-    async def run(self, on_step: Callable[[Step], None]) -> None:
+    def abort(self, key: int) -> None:
+        """Forget a sequence in any state; unknown keys are no error.
+
+        Its blocks are free before the next step, but for those that it holds and those that are being filled.
+        """
+
+    def filled(self, key: int, num_blocks: int) -> None:
+        """Answer a `Fill`: the first `num_blocks` of its blocks hold their content, and nobody writes there any more.
+
+        The sequence goes on behind them and computes what is left. Unknown keys are no error.
+        """
+
+    def release(self, key: int) -> None:
+        """Keep the blocks of a sequence with `hold` no longer; unknown keys are no error."""
+
+    def pin(self, token: int, hashes: Sequence[int]) -> None:
+        """Ask for the blocks of the longest beginning of `hashes` that is here (`Pinned`), kept until `unpin`.
+
+        `token` is the caller's own number, of one pin at a time.
+        """
+
+    def unpin(self, token: int) -> None:
+        """Keep what was pinned under `token` no longer; unknown tokens are no error."""
+
+    async def run(self, on_step: Callable[[Step], None], on_note: Callable[[Note], None] = ignore_note) -> None:
         """Step while there is work and wait while there is none, until cancelled.
 
-        `on_step` is called in the event loop after each step, never for a sequence that was
-        aborted before. Raises `EngineDied` when the engine cannot go on.
+        Both are called in the event loop: `on_step` after each step, never for a sequence that was aborted before;
+        `on_note` before the step that the note belongs to is told, for fills before it is computed. An aborted
+        sequence brings no `Fill` or `Held` any more. Raises `EngineDied` when the engine cannot go on.
         """
 
     def load(self) -> EngineLoad:

@@ -25,11 +25,13 @@ class Sequence:
         "features",
         "grammar",
         "history",
+        "is_held",
         "key",
         "max_length",
         "num_computed",
         "num_prompt",
         "num_stored",
+        "num_to_fill",
         "request",
         "tokens",
         "was_admitted",
@@ -47,10 +49,13 @@ class Sequence:
         self.max_length = min(self.num_prompt + stopping.max_tokens, max_model_len)
         self.num_computed = 0
         self.num_stored = 0
+        self.num_to_fill = 0
+        """Of its first blocks, known ones included, so many will be there once those that are missing were filled."""
         self.blocks = array("q")
         self.cached_tokens = 0
         """Prompt tokens that were found in the prefix cache when the sequence was first admitted."""
         self.was_admitted = False
+        self.is_held = request.hold
         self.history = TokenHistory(request.prompt, request.output) if has_penalties(request.sampling) else None
         self._stop_ids = frozenset(stopping.stop_token_ids) | (
             frozenset() if stopping.ignore_eos else request.eos_token_ids

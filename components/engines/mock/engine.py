@@ -1,19 +1,22 @@
 """I/O (waiting only). An engine whose steps take as long as a model says and whose tokens an oracle knows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from collections.abc import Sequence as Items
 from pathlib import Path
 
 import anyio
 import msgspec
 
 from bus.config import Config, MockConfig
-from bus.errors import BadConfig, InvalidRequest, PromptTooLong
+from bus.errors import BadConfig, EngineDied, InvalidRequest, PromptTooLong
 from bus.messages.kv import KvEvent
 from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, Step, StepStats, Vector
 from components.engines.batching.pool import BlockPool
-from components.engines.batching.scheduler import Plan, Scheduler
+from components.engines.batching.scheduler import Plan
 from components.engines.batching.sequence import Sequence
+from components.engines.exchange import Held, Note, ignore_note
 from components.engines.grammar import Grammars, GrammarState
+from components.engines.mock.memory import MemoryScheduler, mock_memory
 from components.engines.mock.oracle import MASK, STRIDE, mock_vector, plain_ids, prompt_seed
 from components.engines.mock.timing import step_seconds
 
@@ -21,13 +24,14 @@ from components.engines.mock.timing import step_seconds
 class _MockSequence(Sequence):
     """A sequence that carries the state of its oracle: `mock_token` of the next offset without the multiplication."""
 
-    __slots__ = ("state",)
+    __slots__ = ("is_checked", "state")
 
     def __init__(
         self, request: EngineRequest, *, model: str, max_model_len: int, grammar: GrammarState | None = None
     ) -> None:
         super().__init__(request, model=model, max_model_len=max_model_len, grammar=grammar)
         self.state = prompt_seed(request.prompt) + len(request.output) * STRIDE & MASK
+        self.is_checked = False
 
 
 class MockEngine:
@@ -54,8 +58,10 @@ class MockEngine:
         self._model = model
         self._ids = plain_ids(vocab_size)
         self._pool = BlockPool(config.num_blocks)
-        self._scheduler = Scheduler(
+        self.memory = mock_memory(model, config)
+        self._scheduler = MemoryScheduler(
             self._pool,
+            self.memory,
             block_size=config.block_size,
             max_running=config.max_running,
             max_batch_tokens=config.max_batch_tokens,
@@ -90,10 +96,30 @@ class MockEngine:
         else:
             self._scheduler.abort(key)
 
+    def filled(self, key: int, num_blocks: int) -> None:
+        """Answer a `Fill`."""
+        self._scheduler.filled(key, num_blocks)
+        self._has_work.set()
+
+    def release(self, key: int) -> None:
+        """Keep the blocks of a sequence with `hold` no longer."""
+        self._scheduler.release(key)
+        self._has_work.set()
+
+    def pin(self, token: int, hashes: Items[int]) -> None:
+        """Ask where these blocks are, and keep them."""
+        self._scheduler.leases.pin(token, hashes)
+        self._has_work.set()
+
+    def unpin(self, token: int) -> None:
+        """Keep what was pinned no longer."""
+        self._scheduler.leases.unpin(token)
+        self._has_work.set()
+
     def load(self) -> EngineLoad:
         return EngineLoad(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=self._scheduler.num_waiting,
             free_blocks=self._pool.num_available,
             prefill_tokens=self._scheduler.prefill_tokens,
             waiting_tokens=self._scheduler.waiting_tokens,
@@ -102,22 +128,34 @@ class MockEngine:
     def take_events(self) -> list[KvEvent]:
         return self._pool.take_events()
 
-    async def run(self, on_step: Callable[[Step], None]) -> None:
+    async def run(self, on_step: Callable[[Step], None], on_note: Callable[[Note], None] = ignore_note) -> None:
         """Step while there is work, until cancelled. A step starts when the one before it ended, not when its
         outcome was handled: handling takes no simulated time unless it takes longer than the step itself."""
         free_at = anyio.current_time()
         while True:
-            if not (self._scheduler.running or self._scheduler.waiting):
-                self._has_work = anyio.Event()
-                await self._has_work.wait()
-                free_at = anyio.current_time()
             plan = self._scheduler.schedule()
+            self._tell(on_note, frozenset())
+            if plan.is_empty:
+                if self._scheduler.waiting and not self._scheduler.is_expecting:
+                    raise EngineDied("sequences wait, but none can be admitted to an idle engine")
+                await self._has_work.wait()
+                self._has_work = anyio.Event()
+                free_at = anyio.current_time()
+                continue
             stats = self._price(plan)
             free_at = max(free_at, anyio.current_time() - stats.duration_s) + stats.duration_s
             self._is_stepping = True
             await anyio.sleep(max(0.0, free_at - anyio.current_time()))
             self._is_stepping = False
-            on_step(self._finish(plan, stats))
+            aborted = frozenset(self._aborted)
+            step = self._finish(plan, stats)
+            self._tell(on_note, aborted)
+            on_step(step)
+
+    def _tell(self, on_note: Callable[[Note], None], aborted: Set[int]) -> None:
+        for note in self._scheduler.take_notes():
+            if not isinstance(note, Held) or note.key not in aborted:
+                on_note(note)
 
     def _price(self, plan: Plan) -> StepStats:
         prefill_tokens = sum(chunk.count for chunk in plan.prefill)
@@ -165,6 +203,9 @@ class MockEngine:
         tokens = []
         for sequence in sampling:
             assert isinstance(sequence, _MockSequence)
+            if not sequence.is_checked:
+                sequence.is_checked = True
+                sequence.state ^= self._scheduler.find_fault(sequence)
             state = sequence.state
             token = first + (state >> 33) % num_ids
             sequence.state = state + STRIDE & MASK

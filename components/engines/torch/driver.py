@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import anyio
 import msgspec
@@ -13,6 +14,7 @@ from anyio import to_thread
 from bus.errors import EngineDied, InvalidRequest
 from bus.messages.kv import KvEvent
 from components.engines import EngineLoad, EngineRequest, EngineSpec, Step
+from components.engines.exchange import BlockMemory, Fill, Held, Note, ignore_note
 from components.engines.grammar import Grammars, GrammarState
 from components.engines.torch.engine import TorchEngine, check_request
 from components.engines.torch.rows import without_rows
@@ -29,8 +31,8 @@ class _Prepared(msgspec.Struct, frozen=True):
     error: str
 
 
-_Item = EngineRequest | _Prepared | int
-"""What the inbox holds; a number is a key to abort."""
+_Item = EngineRequest | _Prepared | int | Callable[[], None]
+"""What the inbox holds; a number is a key to abort, a function is called between two steps."""
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -38,6 +40,7 @@ class _Report(msgspec.Struct, frozen=True):
 
     taken: list[_Item]
     """The part of the inbox that was applied before the step."""
+    notes: list[Note]
     step: Step | None
     load: EngineLoad
     events: list[KvEvent]
@@ -72,6 +75,11 @@ class TorchDriver:
         """Return the fixed facts of the engine."""
         return self._engine.spec
 
+    @property
+    def memory(self) -> BlockMemory:
+        """Where the blocks are."""
+        return self._engine.memory
+
     def submit(self, request: EngineRequest) -> None:
         """Queue a sequence; raise `PromptTooLong` or `InvalidRequest` for what cannot be computed."""
         check_request(request, self.spec)
@@ -86,13 +94,29 @@ class TorchDriver:
             self._wake.set()
 
     def abort(self, key: int) -> None:
-        """Forget a sequence in any state; its blocks are free before the next step."""
+        """Forget a sequence in any state, as `components.engines.Engine` says."""
         self._new.pop(key, None)
         if self._preparing.pop(key, None) is not None:
             return
         self._aborted.add(key)
         self._inbox.append(key)
         self._wake.set()
+
+    def filled(self, key: int, num_blocks: int) -> None:
+        """Answer a `Fill`."""
+        self._call(partial(self._engine.scheduler.filled, key, num_blocks))
+
+    def release(self, key: int) -> None:
+        """Keep the blocks of a sequence with `hold` no longer."""
+        self._call(partial(self._engine.scheduler.release, key))
+
+    def pin(self, token: int, hashes: Sequence[int]) -> None:
+        """Ask where these blocks are, and keep them."""
+        self._call(partial(self._engine.scheduler.leases.pin, token, hashes))
+
+    def unpin(self, token: int) -> None:
+        """Keep what was pinned no longer."""
+        self._call(partial(self._engine.scheduler.leases.unpin, token))
 
     def load(self) -> EngineLoad:
         """Return the load after the last step, with what was submitted since."""
@@ -107,10 +131,10 @@ class TorchDriver:
         events, self._events = self._events, []
         return events
 
-    async def run(self, on_step: Callable[[Step], None]) -> None:
+    async def run(self, on_step: Callable[[Step], None], on_note: Callable[[Note], None] = ignore_note) -> None:
         """Step while there is work, until cancelled; runs once. Raises `EngineDied` when a step failed.
 
-        A cancel waits for the step that is being computed. What `on_step` raises is raised here.
+        A cancel waits for the step that is being computed. What `on_step` or `on_note` raises is raised here.
         """
         loop = asyncio.get_running_loop()
         over = anyio.Event()
@@ -118,7 +142,7 @@ class TorchDriver:
         def deliver(report: _Report) -> None:
             self._room.release()
             try:
-                self._receive(report, on_step)
+                self._receive(report, on_step, on_note)
             except Exception as error:  # raised by run, not lost in a callback
                 self._failure = error
                 over.set()
@@ -156,8 +180,17 @@ class TorchDriver:
             self._inbox.append(prepared)
             self._wake.set()
 
-    def _receive(self, report: _Report, on_step: Callable[[Step], None]) -> None:
+    def _call(self, change: Callable[[], None]) -> None:
+        self._inbox.append(change)
+        self._wake.set()
+
+    def _receive(self, report: _Report, on_step: Callable[[Step], None], on_note: Callable[[Note], None]) -> None:
         """Take a report in the event loop; nothing in it may be of a sequence that was aborted meanwhile."""
+        for note in report.notes:
+            if not isinstance(note, Fill | Held) or note.key not in self._aborted:
+                on_note(note)
+            elif isinstance(note, Fill):
+                self.filled(note.key, 0)
         step = report.step
         if step is not None and self._aborted:
             ended = [each for each in step.ended if each.key not in self._aborted]
@@ -170,8 +203,10 @@ class TorchDriver:
         for item in report.taken:
             if isinstance(item, int):
                 self._aborted.discard(item)
-            else:
-                self._new.pop(item.request.key if isinstance(item, _Prepared) else item.key, None)
+            elif isinstance(item, EngineRequest):
+                self._new.pop(item.key, None)
+            elif isinstance(item, _Prepared):
+                self._new.pop(item.request.key, None)
         self._load = report.load
         self._events += report.events
         if step is not None:
@@ -181,13 +216,17 @@ class TorchDriver:
         """Step in the thread until `run` ends."""
         while not self._is_stopping:
             taken = self._take_inbox()
-            if self._engine.has_work:
-                self._room.acquire()
-                self._report(send, taken, self._engine.step())
+            plan = self._engine.schedule() if self._engine.has_work else None
+            notes = self._engine.take_notes()
+            if notes:  # who fills need not wait for the step
+                self._report(send, taken, notes, None)
+                taken = []
+            if plan is not None and self._engine.can_compute(plan):
+                step = self._engine.compute(plan)
+                self._report(send, taken, self._engine.take_notes(), step)
             elif taken:
-                self._room.acquire()
-                self._report(send, taken, None)
-            else:
+                self._report(send, taken, [], None)
+            elif not notes:
                 self._wake.wait()
                 self._wake.clear()
 
@@ -198,6 +237,8 @@ class TorchDriver:
             taken.append(item)
             if isinstance(item, int):
                 self._engine.abort(item)
+            elif callable(item):
+                item()
             elif isinstance(item, _Prepared):
                 if item.grammar is None:
                     self._engine.refuse(item.request, item.error)
@@ -207,5 +248,9 @@ class TorchDriver:
                 self._engine.add(item)
         return taken
 
-    def _report(self, send: Callable[[_Report], object], taken: list[_Item], step: Step | None) -> None:
-        send(_Report(taken, step, self._engine.load(), self._engine.pool.take_events()))
+    def _report(
+        self, send: Callable[[_Report], object], taken: list[_Item], notes: list[Note], step: Step | None
+    ) -> None:
+        self._room.acquire()
+        events = [] if notes and step is None else self._engine.pool.take_events()
+        send(_Report(taken, notes, step, self._engine.load(), events))

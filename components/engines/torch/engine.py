@@ -8,8 +8,9 @@ import torch
 from bus.errors import EngineDied, InvalidRequest, PromptTooLong
 from components.engines import Ended, EngineLoad, EngineRequest, EngineSpec, PromptRows, Step, StepStats, Vector
 from components.engines.batching.pool import BlockPool
-from components.engines.batching.scheduler import Outcome, Scheduler
+from components.engines.batching.scheduler import Outcome, Plan, Scheduler
 from components.engines.batching.sequence import Sequence
+from components.engines.exchange import BlockMemory, Note
 from components.engines.grammar import GrammarState
 from components.engines.torch.batch import build_batch
 from components.engines.torch.cache import KvCache
@@ -23,10 +24,18 @@ class TorchEngine:
     """Scheduler, network and sampler over one cache."""
 
     def __init__(
-        self, network: Network, cache: KvCache, *, spec: EngineSpec, max_batch_tokens: int, model: str
+        self,
+        network: Network,
+        cache: KvCache,
+        *,
+        spec: EngineSpec,
+        max_batch_tokens: int,
+        model: str,
+        memory: BlockMemory,
     ) -> None:
         """`model` goes into block hashes: only engines that serve the same name share blocks."""
         self.spec = spec
+        self.memory = memory
         self.pool = BlockPool(cache.num_blocks)
         self.scheduler = Scheduler(
             self.pool, block_size=spec.block_size, max_running=spec.max_running, max_batch_tokens=max_batch_tokens
@@ -38,14 +47,14 @@ class TorchEngine:
 
     @property
     def has_work(self) -> bool:
-        """Say whether there is anything for `step` to do."""
-        return bool(self.scheduler.running or self.scheduler.waiting or self._complete)
+        """Say whether `step` may find anything to do."""
+        return bool(self.scheduler.has_work or self._complete)
 
     def load(self) -> EngineLoad:
         """Return the load between two steps."""
         return EngineLoad(
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
+            waiting=self.scheduler.num_waiting,
             free_blocks=self.pool.num_available,
             prefill_tokens=self.scheduler.prefill_tokens,
             waiting_tokens=self.scheduler.waiting_tokens,
@@ -72,30 +81,53 @@ class TorchEngine:
         self._complete = [outcome for outcome in self._complete if outcome.sequence.key != key]
         self.scheduler.abort(key)
 
-    @torch.inference_mode()
     def step(self) -> Step:
-        """Compute one step; there must be work. After an error the engine cannot be used any more.
+        """Schedule and compute one step; there must be work, and blocks for it."""
+        return self.compute(self.schedule())
+
+    def schedule(self) -> Plan:
+        """Decide the next step. Sequences that are to be filled take their blocks here."""
+        return self.scheduler.schedule()
+
+    def take_notes(self) -> list[Note]:
+        """Return what is to be told since the last call, once the device is through with the blocks that it names."""
+        notes = self.scheduler.take_notes()
+        if notes and self._cache.blocks.is_cuda:
+            torch.cuda.current_stream(self._cache.blocks.device).synchronize()
+        return notes
+
+    def can_compute(self, plan: Plan) -> bool:
+        """Say whether the step has an outcome; without one, sequences wait for blocks that others will give back.
+
+        Raises `EngineDied` where nobody has blocks that could come back.
+        """
+        if not plan.is_empty or self._complete:
+            return True
+        if self.scheduler.waiting and not self.scheduler.is_expecting:
+            raise EngineDied("sequences wait, but none can be admitted to an idle engine")
+        return False
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> Step:
+        """Compute the step that was scheduled. After an error the engine cannot be used any more.
 
         A sequence whose logits are not finite ends as aborted, without a token, and what it computed is forgotten:
         one prompt that overflows must not end the others, but for those that share its blocks at that moment.
         """
         started = time.perf_counter()
-        plan = self.scheduler.schedule()
         sequences = plan.sampling
         kv_tokens = sum([sequence.num_computed + 1 for sequence in plan.decode])
         sampled, outcomes = Sampled([], frozenset(), []), self._complete
         self._complete = []
         prompts: list[PromptRows] = []
         vectors: list[Vector] = []
-        if plan.decode or plan.prefill:
+        if not plan.is_empty:
             batch = build_batch(plan, self._cache)
             states = self._network.forward(batch)
             sampled = sample(self._network.logits(states[batch.sampled]), sequences)
             prompts = score_prompts(plan, states, self._network)
             vectors = embed_prompts(plan, states, self._network)
             outcomes = outcomes + self.scheduler.finish(plan, sampled.tokens, sampled.broken)
-        elif not outcomes:
-            raise EngineDied("sequences wait, but none can be admitted to an idle engine")
         stats = StepStats(
             duration_s=time.perf_counter() - started,
             prefill_tokens=sum([chunk.count for chunk in plan.prefill]),

@@ -14,6 +14,7 @@ from components.engines.torch.architecture import Architecture, Dtype
 from components.engines.torch.cache import KvCache, block_bytes
 from components.engines.torch.driver import TorchDriver
 from components.engines.torch.engine import TorchEngine
+from components.engines.torch.memory import describe_memory
 from components.engines.torch.network import Network
 from components.engines.torch.weights import load_weights, read_architecture
 
@@ -55,7 +56,14 @@ def load_core(worker: WorkerConfig, directory: Path, *, model: str) -> TorchEngi
         vocab_size=architecture.vocab_size,
     )
     network = Network(architecture, weights, cache, max_model_len)
-    engine = TorchEngine(network, cache, spec=spec, max_batch_tokens=worker.max_batch_tokens, model=model)
+    engine = TorchEngine(
+        network,
+        cache,
+        spec=spec,
+        max_batch_tokens=worker.max_batch_tokens,
+        model=model,
+        memory=describe_memory(cache, architecture, weights, model=model),
+    )
     _try_out(engine)
     return engine
 

@@ -153,7 +153,7 @@ class Drive:
         for each in step.logprobs:
             self.logprobs.setdefault(step.keys[each.row], []).append(each)
         self.ended |= {ended.key: ended for ended in step.ended}
-        self.engine.pool.check([sequence.blocks for sequence in self.engine.scheduler.running])
+        self.engine.pool.check(self.engine.scheduler.block_lists())
 
     def run(self) -> dict[int, list[int]]:
         """Step until all is done; every block must be free then."""

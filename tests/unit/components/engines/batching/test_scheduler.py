@@ -11,6 +11,7 @@ from components.engines import EngineRequest
 from components.engines.batching.pool import BlockPool
 from components.engines.batching.scheduler import Outcome, Plan, Scheduler
 from components.engines.batching.sequence import Sequence
+from components.engines.exchange import Fill, Held
 from kv_events.hashing import block_hashes, salt_hash
 
 BLOCK_SIZE = 4
@@ -28,22 +29,64 @@ class Dry:
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.slots: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.tokens: dict[int, list[int]] = {}
         self.ended: list[Outcome] = []
         self.preemptions = 0
         self.known: set[int] = set()
+        self.fills: dict[int, Fill] = {}
+        self.held: dict[int, list[int]] = {}
+        self.pinned: dict[int, list[int]] = {}
 
     def add(
-        self, key: int, prompt: list[int], max_tokens: int = 4, *, salt: str = "", output: tuple[int, ...] = ()
+        self,
+        key: int,
+        prompt: list[int],
+        max_tokens: int = 4,
+        *,
+        salt: str = "",
+        output: tuple[int, ...] = (),
+        fill_blocks: int = 0,
+        hold: bool = False,
     ) -> Sequence:
         request = EngineRequest(
-            key, prompt, list(output), Sampling(), Stopping(max_tokens=max_tokens), frozenset([0]), cache_salt=salt
+            key,
+            prompt,
+            list(output),
+            Sampling(),
+            Stopping(max_tokens=max_tokens),
+            frozenset([0]),
+            cache_salt=salt,
+            fill_blocks=fill_blocks,
+            hold=hold,
         )
         sequence = Sequence(request, model="m", max_model_len=min(MAX_MODEL_LEN, self.pool.num_blocks * BLOCK_SIZE))
         self.scheduler.add(sequence)
+        self.tokens[key] = sequence.tokens
         return sequence
+
+    def fill(self, key: int, num_blocks: int) -> None:
+        """Write the first blocks that a fill asked for, and rubbish into the others."""
+        fill = self.fills.pop(key)
+        for index, block in enumerate(fill.blocks):
+            for offset in range(BLOCK_SIZE):
+                end = (fill.start + index) * BLOCK_SIZE + offset + 1
+                self.slots[block, offset] = tuple(self.tokens[key][:end]) if index < num_blocks else ()
+        self.scheduler.filled(key, num_blocks)
+
+    def hear(self) -> None:
+        for note in self.scheduler.take_notes():
+            if isinstance(note, Fill):
+                self.fills[note.key] = note
+            elif isinstance(note, Held):
+                held = self.held.setdefault(note.key, [])
+                assert note.start == len(held)
+                held += note.blocks
+            else:
+                self.pinned[note.token] = note.blocks
 
     def step(self, token: int = 5, broken: frozenset[int] = frozenset()) -> Plan:
         plan = self.scheduler.schedule()
+        self.hear()
         self.preemptions += plan.num_preempted
         work = [(sequence, sequence.num_computed, 1) for sequence in plan.decode]
         work += [(chunk.sequence, chunk.start, chunk.count) for chunk in plan.prefill]
@@ -64,11 +107,12 @@ class Dry:
             if outcome.reason == "abort":
                 self.pool.discard(outcome.sequence.blocks)
         self.ended += outcomes
+        self.hear()
         self.check()
         return plan
 
     def check(self) -> None:
-        self.pool.check([sequence.blocks for sequence in self.scheduler.running])
+        self.pool.check(self.scheduler.block_lists())
         assert not any(sequence.blocks for sequence in self.scheduler.waiting)
         for event in self.pool.take_events():
             hashes = set(unpack_u64(event.block_hashes)) if not isinstance(event, type(None)) else set()
@@ -83,9 +127,9 @@ class Dry:
 
     def run(self) -> None:
         for _ in range(2000):
-            if not (self.scheduler.running or self.scheduler.waiting):
+            if not self.scheduler.has_work:
                 return
-            self.step()
+            assert not self.step().is_empty or self.scheduler.is_expecting
         raise AssertionError("it never ends")
 
 
@@ -210,10 +254,138 @@ def test_a_step_must_hold_a_token_of_every_running_sequence() -> None:
         Dry(max_running=5, max_batch_tokens=4)
 
 
+def test_a_sequence_that_is_filled_holds_no_place_and_computes_the_rest() -> None:
+    dry = Dry(max_running=1, max_batch_tokens=32)
+    prompt = list(range(100, 118))
+    sequence = dry.add(1, prompt, fill_blocks=4)
+    dry.add(2, [7, 8, 9], max_tokens=3)
+    assert [chunk.sequence.key for chunk in dry.step().prefill] == [2]
+    fill = dry.fills[1]
+    assert (fill.start, fill.hashes) == (0, block_hashes(prompt, BLOCK_SIZE, salt_hash("m")))
+    assert fill.blocks == list(sequence.blocks[:4])
+    dry.fill(1, 4)
+    assert [each.key for each in dry.step().decode] == [2], "the batch is full"
+    dry.check()
+    dry.step()
+    assert [(chunk.start, chunk.count) for chunk in dry.step().prefill] == [(16, 2)]
+    assert sequence.cached_tokens == 16
+    dry.run()
+    assert dry.known >= set(fill.hashes)
+
+
+def test_only_blocks_that_are_missing_are_filled_and_none_beyond_the_last_token() -> None:
+    dry = Dry(max_batch_tokens=64, num_blocks=32)
+    prompt = list(range(100, 116))
+    dry.add(1, prompt[:9])
+    dry.run()
+    sequence = dry.add(2, prompt, fill_blocks=99)
+    dry.step()
+    assert (dry.fills[2].start, len(dry.fills[2].blocks)) == (2, 1)
+    dry.fill(2, 1)
+    assert [(chunk.start, chunk.count) for chunk in dry.step().prefill] == [(12, 4)]
+    dry.run()
+    dry.add(3, prompt, fill_blocks=3)
+    assert dry.step().prefill[0].start == 12
+    assert 3 not in dry.fills, "all is here"
+    assert sequence.cached_tokens == 12
+
+
+@pytest.mark.parametrize("num_blocks", range(5))
+def test_a_partial_fill_leaves_the_rest_to_compute(num_blocks: int) -> None:
+    dry = Dry(max_batch_tokens=32)
+    dry.add(1, list(range(100, 117)), fill_blocks=4)
+    dry.step()
+    dry.fill(1, num_blocks)
+    plan = dry.step()
+    start = num_blocks * BLOCK_SIZE
+    assert [(chunk.start, chunk.count) for chunk in plan.prefill] == ([(start, 17 - start)] if num_blocks < 4 else [])
+    assert len(plan.decode) == (num_blocks == 4)
+    dry.run()
+    assert dry.pool.num_available == 16
+
+
+def test_an_abort_while_filling_keeps_the_blocks_until_the_answer() -> None:
+    dry = Dry()
+    dry.add(1, list(range(100, 117)), fill_blocks=4)
+    dry.step()
+    dry.scheduler.abort(1)
+    dry.check()
+    assert dry.pool.num_available == 11
+    assert dry.scheduler.is_expecting
+    dry.fill(1, 4)
+    dry.scheduler.filled(1, 4)
+    dry.check()
+    assert dry.pool.num_available == 16
+    assert not dry.known, "nobody looked whether it is right"
+    assert not dry.scheduler.is_expecting
+
+
+def test_a_filled_sequence_gives_way_to_those_that_decode_and_is_not_filled_again() -> None:
+    dry = Dry(num_blocks=7, max_running=1, max_batch_tokens=32)
+    dry.add(1, list(range(100, 107)), max_tokens=14)
+    dry.add(2, list(range(200, 213)), fill_blocks=3, max_tokens=2)
+    dry.step()
+    dry.fill(2, 3)
+    dry.run()
+    assert dry.preemptions == 1
+    assert not dry.fills
+    assert [(outcome.sequence.key, outcome.sequence.num_output) for outcome in dry.ended] == [(1, 14), (2, 2)]
+
+
+def test_held_blocks_stay_until_their_release_and_are_told_as_chunks_end() -> None:
+    dry = Dry(max_batch_tokens=8, num_blocks=8)
+    sequence = dry.add(1, list(range(100, 118)), max_tokens=1, hold=True)
+    dry.step()
+    assert dry.held[1] == list(sequence.blocks[:2])
+    dry.step()
+    dry.step()
+    assert dry.held[1] == list(sequence.blocks[:4]), "not the one that is not full"
+    assert dry.pool.num_available == 4
+    dry.add(2, list(range(200, 220)), max_tokens=1)
+    assert dry.step().is_empty
+    assert dry.scheduler.is_expecting
+    dry.scheduler.release(1)
+    dry.run()
+    assert [outcome.sequence.key for outcome in dry.ended] == [1, 2]
+
+
+def test_what_was_told_as_held_outlives_an_abort_but_not_a_release_before_the_end() -> None:
+    dry = Dry(max_batch_tokens=8, num_blocks=8)
+    dry.add(1, list(range(100, 118)), hold=True)
+    dry.step()
+    dry.scheduler.abort(1)
+    dry.check()
+    assert dry.pool.num_available == 6
+    dry.scheduler.release(1)
+    dry.add(2, list(range(200, 218)), hold=True)
+    dry.step()
+    dry.scheduler.release(2)
+    dry.run()
+    assert dry.pool.num_available == 8
+
+
+def test_pinned_blocks_are_the_known_beginning_and_are_not_evicted() -> None:
+    dry = Dry(num_blocks=4, max_batch_tokens=32)
+    dry.add(1, list(range(100, 109)), max_tokens=1)
+    dry.run()
+    hashes = block_hashes(list(range(100, 108)), BLOCK_SIZE, salt_hash("m"))
+    for token, asked in ((1, [*hashes, 77]), (2, hashes[1:]), (3, [77])):
+        dry.scheduler.leases.pin(token, asked)
+    dry.hear()
+    assert dry.pinned == {1: dry.pool.match_prefix(hashes), 2: dry.pool.match_prefix(hashes[1:]), 3: []}
+    dry.add(2, list(range(200, 208)), max_tokens=1)
+    dry.run()
+    assert dry.known >= set(hashes)
+    for token in (1, 2, 3, 3, 77):
+        dry.scheduler.leases.unpin(token)
+    dry.check()
+    assert dry.pool.num_available == 4
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[str, int, int]]:
-    """Additions (prompt family and length), aborts, steps."""
-    actions = st.sampled_from(["add", "step", "step", "abort"])
+    """Additions (prompt family and length), aborts, steps, answers to fills, releases, pins."""
+    actions = st.sampled_from(["add", "step", "step", "abort", "fill", "release", "pin"])
     return draw(st.lists(st.tuples(actions, st.integers(0, 30), st.integers(1, 8)), min_size=5, max_size=40))
 
 
@@ -228,15 +400,37 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
             prompt = [number % 3 + 1] * (1 + number % 3 * 5) + [number] * size
             output = (9,) * (number % 2)
             if len(prompt) + len(output) < room:
-                dry.add(added, prompt, max_tokens=size + 1, output=output)
+                hold = number % 4 == 0
+                dry.add(added, prompt, max_tokens=size + 1, output=output, fill_blocks=number % 5, hold=hold)
                 added += 1
+        elif action == "fill":
+            if dry.fills:
+                dry.fill(sorted(dry.fills)[number % len(dry.fills)], size // 2)
+                dry.check()
+        elif action == "release":
+            dry.scheduler.release(number)
+            dry.scheduler.leases.unpin(number % 3)
+            dry.check()
+        elif action == "pin":
+            if dry.tokens:
+                tokens = dry.tokens[number % len(dry.tokens)]
+                dry.scheduler.leases.pin(number % 3, block_hashes(tokens, BLOCK_SIZE, salt_hash("m")))
         elif action == "abort" and added:
-            live = {*dry.scheduler.running, *dry.scheduler.waiting}
+            scheduler = dry.scheduler
+            live = {*scheduler.running, *scheduler.waiting, *scheduler.ready, *scheduler.filling.values()}
             aborted += number % added in {sequence.key for sequence in live}
             dry.scheduler.abort(number % added)
             dry.check()
         else:
             dry.step()
-    dry.run()
+    for number in range(max(3, added)):
+        dry.scheduler.release(number)
+        dry.scheduler.leases.unpin(number)
+    while dry.scheduler.has_work or dry.fills:
+        dry.step()
+        for key in list(dry.fills):
+            dry.fill(key, 1)
+    dry.check()
+    assert not dry.scheduler.is_expecting
     assert len(dry.ended) + aborted == added
     assert dry.pool.num_available == num_blocks
