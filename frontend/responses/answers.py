@@ -10,11 +10,9 @@ from bus.messages.responses import ResponseStatus
 from frontend.deltas import Choice, ChoiceEnd
 from frontend.errors import ErrorBody
 from frontend.request import Usage
-from frontend.responses.body import ResponsesBody
+from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-
-_DEFAULT_TEXT = msgspec.Raw(b'{"format":{"type":"text"}}')
 
 _json = msgspec.json.encode
 
@@ -195,7 +193,6 @@ def new_response(
     body: ResponsesBody, response: str, created_at: int, model: str, *, temperature: float, top_p: float
 ) -> ResponseShown:
     """Return a response that has not begun."""
-    text = _json(body.text) if body.text and body.text.format else b""
     return ResponseShown(
         id=response,
         created_at=created_at,
@@ -214,7 +211,7 @@ def new_response(
         service_tier=body.service_tier if body.service_tier not in (None, "auto") else "default",
         store=body.store is not False,
         temperature=temperature,
-        text=msgspec.Raw(text) if text else _DEFAULT_TEXT,
+        text=_text_shown(body.text),
         tool_choice=body.tool_choice if bytes(body.tool_choice) not in (b"", b"null") else msgspec.Raw(b'"auto"'),
         tools=list(body.tools or ()),
         top_logprobs=body.top_logprobs or 0,
@@ -222,6 +219,19 @@ def new_response(
         truncation=body.truncation or "disabled",
         user=body.user,
     )
+
+
+def _text_shown(config: TextConfig | None) -> msgspec.Raw:
+    """Say in what form the text is; only a schema has a name."""
+    asked = config or TextConfig()
+    given = asked.format or TextFormat()
+    shown: dict[str, object] = {"type": given.type}
+    if given.type == "json_schema":
+        shown |= {"name": given.name, "schema": given.schema, "strict": given.strict, "description": given.description}
+    text: dict[str, object] = {"format": shown}
+    if asked.verbosity is not None:
+        text["verbosity"] = asked.verbosity
+    return msgspec.Raw(_json(text))
 
 
 def ended(

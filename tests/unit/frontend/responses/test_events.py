@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,27 @@ def test_a_broken_stream_ends_with_a_response_that_failed(error: ErrorBody, code
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert last["response"]["error"] == {"code": code, "message": "why"}
     assert last["response"]["output"][0]["status"] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (None, {"format": {"type": "text"}}),
+        ({"format": {"type": "json_object"}}, {"format": {"type": "json_object"}}),
+        ({"verbosity": "low"}, {"format": {"type": "text"}, "verbosity": "low"}),
+        (
+            {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}},
+            {
+                "format": {
+                    "type": "json_schema",
+                    "name": "n",
+                    "schema": {"type": "object"},
+                    "strict": True,
+                    "description": None,
+                }
+            },
+        ),
+    ],
+)
+def test_the_form_of_the_text_is_echoed(text: Any, shown: dict[str, Any]) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(begun(text=text)))["text"] == shown
