@@ -81,8 +81,8 @@ class Blobs:
         try:
             await self._jetstream.append(self._name(digest), msgspec.json.encode(meta), headers, API_TIMEOUT_S)
         except Conflict:
-            # Somebody stored the same bytes meanwhile: theirs stay.
-            await self._jetstream.purge_subject(self._stream, self._chunks(nuid))
+            # Somebody stored the same bytes meanwhile: theirs stay, and ours shrink to nothing.
+            await self._jetstream.append(self._chunks(nuid), b"", {"Nats-Rollup": "sub"}, API_TIMEOUT_S)
         return digest
 
     async def get(self, digest: str) -> bytes:

@@ -46,6 +46,9 @@ class BusConfig(_Section, frozen=True, kw_only=True):
     connect_timeout_s: Positive = 5.0
     """How long a process waits for the broker at its start before it gives up."""
     credentials_file: str = ""
+    """What `busway keys bus` made for this process; empty: a broker that asks for nothing."""
+    tls_ca: str = ""
+    """PEM file of who signed the certificate of a tls:// broker; empty: one of those that this machine trusts."""
     monitor_url: str = ""
     """HTTP monitoring address of the server, when it has one."""
 

@@ -11,7 +11,7 @@ from bus import resources, streams
 from bus.blobs import Blobs
 from bus.bucket import NatsBucket
 from bus.config import BusConfig
-from bus.errors import BadConfig, StreamMismatch
+from bus.errors import BadConfig, StreamMismatch, StreamMissing
 from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
 from bus.link import Link
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
@@ -25,6 +25,9 @@ log = structlog.get_logger()
 RESTORE_TIMEOUT_S = 10.0
 """Bound of one `on_reconnect` callback."""
 BLOBS = "FILES"
+STREAMS_TIMEOUT_S = 30.0
+"""How long a process that may not make streams waits at its start for those who do."""
+STREAMS_RETRY_S = 0.05
 
 
 def load_declared(subjects: Subjects) -> list[Declared]:
@@ -74,6 +77,9 @@ class NatsBus:
 
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         return self._link.subscribe(subject, handler, queue)
+
+    def new_inbox(self) -> str:
+        return self._link.new_inbox()
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
         return await self._link.request(subject, payload, timeout_s=timeout_s)
@@ -132,8 +138,17 @@ class NatsBus:
         return await self._blobs.get(digest)
 
     async def ensure(self) -> None:
-        await self._ensure()
-        self._is_ensured = True
+        deadline = anyio.current_time() + STREAMS_TIMEOUT_S
+        while True:
+            try:
+                await self._ensure()
+            except StreamMissing:
+                if anyio.current_time() >= deadline:
+                    raise
+                await anyio.sleep(STREAMS_RETRY_S)
+            else:
+                self._is_ensured = True
+                return
 
     def on_reconnect(self, restore: Callable[[], Awaitable[None]]) -> None:
         self._restores.append(restore)
@@ -161,6 +176,9 @@ class NatsBus:
 
     async def _ensure_one(self, declared: Declared) -> None:
         found = await self._jetstream.find_stream(declared.name)
+        if not self._link.access.is_owner:
+            self._check_made(declared, found)
+            return
         if found is None:
             error = await self._jetstream.create_stream(declared.settings)
             if error is None:
@@ -180,6 +198,14 @@ class NatsBus:
             reason = f"The server says: {error.description} ({error.err_code})."
             raise StreamMismatch(streams.describe_mismatch(declared, differences, reason))
         log.info("stream.updated", stream=declared.name, fields=[difference.field for difference in differences])
+
+    def _check_made(self, declared: Declared, found: Mapping[str, object] | None) -> None:
+        """Leave making and changing to the owners of streams; raise `StreamMissing` or `StreamMismatch`."""
+        if found is None:
+            raise StreamMissing(f"{declared.kind} {declared.name} is not there yet: start a frontend, which makes it")
+        fixed = [difference for difference in streams.compare(declared, found) if difference.is_fixed]
+        if fixed:
+            raise StreamMismatch(streams.describe_mismatch(declared, fixed, "The server cannot change that."))
 
     def _find_declared(self, kind: str, short: str) -> Declared:
         try:

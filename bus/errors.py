@@ -43,6 +43,12 @@ class BusUnavailable(Retryable):
     code = "bus_unavailable"
 
 
+class StreamMissing(BusUnavailable):
+    """A stream or bucket is not there, and this process may not make it."""
+
+    code = "stream_missing"
+
+
 class NoResponder(BusUnavailable):
     """Nobody listens on the subject of a request."""
 

@@ -12,6 +12,7 @@ import msgspec
 
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
+from bus.roles import NAME_TAG
 
 CONNECTED = "server.connect"
 DISCONNECTED = "server.disconnect"
@@ -24,6 +25,9 @@ MAX_WATCHED = 10_000
 
 class _Client(msgspec.Struct):
     name: str = ""
+    """What the client calls itself."""
+    tags: list[str] = []
+    """What its credentials say of it, with its name: nobody else can leave in that name."""
 
 
 class _Event(msgspec.Struct):
@@ -37,7 +41,8 @@ _events = msgspec.json.Decoder(_Event)
 def watch_gone(bus: Bus, on_gone: Callable[[str], None], *, grace_s: float = GRACE_S) -> Iterator[None]:
     """Call `on_gone` with the name of each connection that closed and did not come back within `grace_s`.
 
-    Names are what processes gave to `open_bus`: ids of workers, routers and frontends, and whatever clients chose.
+    Names are those of credentials, or else what processes gave to `open_bus`: ids of workers, routers and frontends,
+    and whatever clients chose.
     """
     loop = asyncio.get_running_loop()
     leaving: dict[str, asyncio.TimerHandle] = {}
@@ -69,7 +74,8 @@ def watch_gone(bus: Bus, on_gone: Callable[[str], None], *, grace_s: float = GRA
 def _read_name(payload: bytes) -> str:
     """Return the connection's name, empty where there is none."""
     try:
-        return _events.decode(payload).client.name
+        client = _events.decode(payload).client
     except msgspec.MsgspecError:
         MALFORMED_MESSAGES.labels(family="other").inc()
         return ""
+    return next((tag.removeprefix(NAME_TAG) for tag in client.tags if tag.startswith(NAME_TAG)), client.name)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from bus import wire
 from bus.errors import BusUnavailable, BuswayError, Conflict, Malformed, NoResponder, QueueFull, StreamMismatch
 from bus.link import Link, is_unheard
 from bus.protocol import AppendAck, Incoming, OnAppended
@@ -13,6 +14,8 @@ from bus.protocol import AppendAck, Incoming, OnAppended
 T = TypeVar("T")
 
 API_TIMEOUT_S = 5.0
+
+_CREATE = wire.CREATE_CONSUMER.removeprefix("$JS.API.")
 
 STREAM_NOT_FOUND = 10059
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
@@ -74,9 +77,12 @@ class JetStream:
         return (await self._call(f"STREAM.UPDATE.{settings['name']}", msgspec.json.encode(settings), _Reply)).error
 
     async def create_consumer(self, stream: str, name: str, config: Mapping[str, Any]) -> ConsumerReply:
-        """Create a consumer, or update the one that is there."""
+        """Create a consumer with one filter, or update the one that is there.
+
+        The filter is told in the subject, too: there the server can say who may read what.
+        """
         body = msgspec.json.encode({"stream_name": stream, "config": config})
-        reply = await self._call(f"CONSUMER.CREATE.{stream}.{name}", body, ConsumerReply)
+        reply = await self._call(f"{_CREATE}{stream}.{name}.{config['filter_subject']}", body, ConsumerReply)
         if reply.error is not None:
             raise to_error(f"consumer {name} of stream {stream}", reply.error)
         return reply
@@ -87,12 +93,6 @@ class JetStream:
             self.link.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{name}", b"")
         except BusUnavailable:
             return
-
-    async def purge_subject(self, stream: str, subject: str) -> None:
-        """Remove all messages of one subject."""
-        reply = await self._call(f"STREAM.PURGE.{stream}", msgspec.json.encode({"filter": subject}), _Reply)
-        if reply.error is not None:
-            raise to_error(f"stream {stream}", reply.error)
 
     async def append(
         self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float

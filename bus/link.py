@@ -8,15 +8,16 @@ import anyio
 import structlog
 
 from bus import wire
+from bus.access import read_access
 from bus.addresses import parse_urls, reconnect_delay_s, redact
 from bus.config import BusConfig
-from bus.errors import BadConfig, BusUnavailable, BuswayError, Malformed, NoResponder
+from bus.errors import BusUnavailable, BuswayError, Malformed, NoResponder
 from bus.metrics import BUS_RECONNECTS
 from bus.outbox import Outbox
 from bus.protocol import Handler, Incoming
 from bus.replies import OnReply, Replies
 from bus.session import Session
-from bus.subjects import Subjects
+from bus.subjects import Subjects, slug
 from bus.troubles import Troubles
 
 log = structlog.get_logger()
@@ -50,7 +51,8 @@ class Link:
 
     def __init__(self, config: BusConfig, subjects: Subjects, name: str) -> None:
         self._config = config
-        self._name = name
+        self.access = read_access(config)
+        self._name = self.access.identity.name if self.access.identity else name
         self._urls = parse_urls(config.url)
         self.troubles = Troubles(subjects)
         self._outbox = Outbox()
@@ -63,7 +65,7 @@ class Link:
         self._connected = asyncio.Event()
         self._ready = asyncio.Event()
         self._is_closing = False
-        self._replies = Replies()
+        self._replies = Replies(slug(self._name))
         self._handlers: dict[int, Handler] = {_REPLIES_SID: self._replies.take}
         self._filters: dict[int, tuple[str, str]] = {_REPLIES_SID: (self._replies.filter, "")}
         self._on_malformed: dict[int, Callable[[], None]] = {}
@@ -170,7 +172,7 @@ class Link:
         Returns the reply subject, by which `forget` ends the wait. Raises `BusUnavailable` or `Malformed` where nothing
         was sent.
         """
-        wire.check_subject(subject)
+        wire.check_request(subject)
         reply = self._replies.open(on_reply, subject, timeout_s)
         try:
             self._send(subject, reply, payload, headers)
@@ -318,14 +320,15 @@ class Link:
         url = self._urls[attempt % len(self._urls)]
         session = Session(self, self._outbox, self._handlers, self._list_subscriptions)
         try:
+            if attempt:
+                # Files that were wrong, or are too old, may have been replaced.
+                self.access = read_access(self._config)
             await session.open(
                 url,
                 name=self._name,
                 timeout_s=CONNECT_TIMEOUT_S,
-                credentials_file=self._config.credentials_file,
+                access=self.access,
             )
-        except ImportError as error:
-            raise BadConfig("bus.credentials_file needs the package nkeys: pip install nkeys") from error
         except Exception as error:
             # nats-py lets through whatever its parsing of a greeting raises.
             return error

@@ -150,6 +150,9 @@ class Bus(Protocol):
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Receive messages of a subject filter; members of one `queue` share them."""
 
+    def new_inbox(self) -> str:
+        """Return a subject for replies that only this connection listens on, and that it may listen on."""
+
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
         """Return the first reply; raise `NoResponder` at once, `BusUnavailable` after `timeout_s`."""
 

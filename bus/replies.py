@@ -8,6 +8,8 @@ from typing import NamedTuple
 from bus.errors import BusUnavailable
 from bus.protocol import Incoming
 
+INBOX = "_INBOX"
+
 SWEEP_S = 0.05
 """How much later than due a wait may end."""
 MAX_WAITING = 65_536
@@ -26,8 +28,9 @@ class _Wait(NamedTuple):
 class Replies:
     """Callbacks by the last token of their reply subject."""
 
-    def __init__(self) -> None:
-        self._inbox = f"_INBOX.{secrets.token_hex(8)}"
+    def __init__(self, name: str) -> None:
+        """`name` is a token: others can be kept from listening to the inboxes of a name."""
+        self._inbox = f"{INBOX}.{name}.{secrets.token_hex(8)}"
         self._prefix = f"{self._inbox}."
         self._waiting: dict[str, _Wait] = {}
         self._last = 0

@@ -6,10 +6,9 @@ import shutil
 import socket
 import subprocess
 import sysconfig
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from string import Template
 
 import anyio
 import anyio.abc
@@ -17,6 +16,8 @@ import msgspec
 
 from bus import resources
 from bus.errors import BadConfig, BusUnavailable
+from bus.private import make_private_dir, write_private
+from bus.server_config import Guard, render, render_guard
 
 HOST = "127.0.0.1"
 MIN_VERSION = (2, 11)
@@ -28,7 +29,6 @@ FILE_BYTES = 20 * 2**30
 """What all streams of the server together may reserve; nothing is taken before it is used."""
 
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
-_PLAIN = re.compile(r'[^"\\\x00-\x1f]*\Z')
 
 
 class ServerFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,50 +81,56 @@ def free_port(preferred: int = 0) -> int:
     raise BadConfig("no free port on the loopback interface")
 
 
-def render(template: str, values: Mapping[str, str | int]) -> str:
-    """Pure. Fill `${...}` of a server configuration; raise `BadConfig` for values that would break out of quotes."""
-    for key, value in values.items():
-        if not _PLAIN.match(str(value)):
-            raise BadConfig(f"server.conf: {key} = {value!r} has a quote, backslash or control character")
-    try:
-        return Template(template).substitute(values)
-    except (KeyError, ValueError) as error:
-        raise BadConfig(f"nats/server.conf: {error}") from error
-
-
 def prepare(
-    state_dir: str, *, port: int = 0, memory_bytes: int = MEMORY_BYTES, file_bytes: int = FILE_BYTES
+    state_dir: str,
+    *,
+    host: str = HOST,
+    port: int = 0,
+    memory_bytes: int = MEMORY_BYTES,
+    file_bytes: int = FILE_BYTES,
+    guard: Guard | None = None,
 ) -> ServerFiles:
     """Write the configuration below `state_dir` and return how to run the server; ports that are taken are replaced.
 
     The bounds are those of all streams together. The store survives restarts of the server: prepare once, run the
-    command as often as needed.
+    command as often as needed. Without a `guard` everybody may do everything: raises `BadConfig` for a `host` that
+    others than this machine reach.
     """
+    if guard is None and host != HOST:
+        raise BadConfig(f"a broker that listens on {host} would let in everybody who reaches it: busway up --secure")
     binary = find_binary()
     check_version(binary)
     root = Path(state_dir).absolute() / "nats"
-    root.mkdir(parents=True, exist_ok=True)
+    make_private_dir(root)
     port = free_port(port)
     monitor_port = free_port()
     values: dict[str, str | int] = {
         "name": "busway",
-        "host": HOST,
+        "host": host,
         "port": port,
         "monitor_port": monitor_port,
         "store_dir": str(root / "store"),
         "memory_bytes": memory_bytes,
         "file_bytes": file_bytes,
+        "access": "secure" if guard else "open",
     }
     config_path = root / "server.conf"
-    config_path.write_text(render(resources.read_text("nats", "server.conf"), values), encoding="utf-8")
+    write_private(root / f"{values['access']}.conf", _access(guard))
+    write_private(config_path, render(resources.read_text("nats", "server.conf"), values))
     return ServerFiles(
         command=[binary, "--config", str(config_path)],
         config_path=str(config_path),
-        url=f"nats://{HOST}:{port}",
+        url=f"{'tls' if guard else 'nats'}://{HOST}:{port}",
         monitor_url=f"http://{HOST}:{monitor_port}",
         port=port,
         monitor_port=monitor_port,
     )
+
+
+def _access(guard: Guard | None) -> str:
+    if guard is None:
+        return render(resources.read_text("nats", "open.conf"), {})
+    return render_guard(resources.read_text("nats", "secure.conf"), guard)
 
 
 async def wait_answering(
@@ -194,9 +200,9 @@ class Server:
 
 
 @asynccontextmanager
-async def run_server(state_dir: str, *, port: int = 0) -> AsyncIterator[Server]:
+async def run_server(state_dir: str, *, port: int = 0, guard: Guard | None = None) -> AsyncIterator[Server]:
     """Run a server with its store below `state_dir` while the context is open."""
-    server = Server(prepare(state_dir, port=port))
+    server = Server(prepare(state_dir, port=port, guard=guard))
     await server.start()
     try:
         yield server

@@ -22,6 +22,7 @@ from nats.aio.transport import TcpTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from bus import wire
+from bus.access import Access
 from bus.errors import BusUnavailable, Malformed
 from bus.outbox import Outbox
 from bus.parser import Parser
@@ -80,7 +81,7 @@ class Session(Client):
     def server_version(self) -> str:
         return str(self._server_info.get("version", ""))
 
-    async def open(self, url: str, *, name: str, timeout_s: float, credentials_file: str) -> None:
+    async def open(self, url: str, *, name: str, timeout_s: float, access: Access) -> None:
         """Connect and announce the subscriptions; raise `OSError`, `TimeoutError` or `nats.errors.Error`."""
         try:
             await self.connect(
@@ -91,7 +92,9 @@ class Session(Client):
                 connect_timeout=timeout_s,  # type: ignore[arg-type]
                 ping_interval=PING_INTERVAL_S,  # type: ignore[arg-type]
                 max_outstanding_pings=MAX_PINGS_OUT,
-                user_credentials=credentials_file or None,
+                signature_cb=access.sign if access.identity else None,
+                user_jwt_cb=access.token if access.identity else None,
+                tls=access.tls,
                 skip_subject_validation=True,
             )
             assert isinstance(self._transport, _Transport)
@@ -226,6 +229,12 @@ class Session(Client):
         self._transport = _Transport()  # type: ignore[no-untyped-call]
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
         self._transport.tune()
+
+    def _connect_command(self) -> bytes:
+        if self._server_pool[0].uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            # Who stands between could have cut it out of the greeting, to read what comes.
+            raise nats.errors.Error("the address says tls://, but the server offers no TLS")
+        return super()._connect_command()
 
     async def _read_loop(self) -> None:
         """Read nothing: the protocol does."""

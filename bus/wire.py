@@ -16,6 +16,8 @@ DESCRIPTION = "Description"
 """Where the inline status of a header block is found after parsing, as in `Status: 503`."""
 
 NO_RESPONDERS = "503"
+CREATE_CONSUMER = "$JS.API.CONSUMER.CREATE."
+"""Before stream, name and filter of a consumer: the one kind of subject that holds wildcards and is published to."""
 
 MAX_SUBJECT_BYTES = 1024
 LARGE_BYTES = 64 * 1024
@@ -41,6 +43,11 @@ def check_filter(subject: str) -> str:
     if len(subject) > MAX_SUBJECT_BYTES or not fits or not subject.isprintable():
         raise Malformed(f"{subject[:80]!r} is no subject filter")
     return subject
+
+
+def check_request(subject: str) -> str:
+    """Return a subject that a request may go to; raise `Malformed`."""
+    return check_filter(subject) if subject.startswith(CREATE_CONSUMER) else check_subject(subject)
 
 
 def check_queue(queue: str) -> str:

@@ -7,7 +7,6 @@ that is not known (yet, or any more) holds nothing, and a wrong index costs cach
 
 import asyncio
 import random
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -60,7 +59,7 @@ class Follower:
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._workers: dict[str, _Worker] = {}
-        self._inbox = f"_INBOX.{secrets.token_hex(11)}.kv"
+        self._inbox = bus.new_inbox()
         self.is_replaying = True
         """Whether the stream is still being read; nobody is asked before."""
 

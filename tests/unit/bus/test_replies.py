@@ -15,7 +15,7 @@ def reply_to(subject):
 
 
 async def test_a_reply_reaches_who_asked_and_only_the_first_one(collect):
-    waits, one, two = Replies(), collect(), collect()
+    waits, one, two = Replies("test"), collect(), collect()
     first = waits.open(one, "a", 30.0)
     waits.open(two, "b", 30.0)
     for _ in range(2):
@@ -26,7 +26,7 @@ async def test_a_reply_reaches_who_asked_and_only_the_first_one(collect):
 
 
 async def test_replies_to_nobody_are_dropped(collect):
-    waits, got = Replies(), collect()
+    waits, got = Replies("test"), collect()
     reply = waits.open(got, "a", 30.0)
     waits.close(reply)
     waits.close(reply)
@@ -36,7 +36,7 @@ async def test_replies_to_nobody_are_dropped(collect):
 
 
 async def test_a_wait_ends_in_time_and_others_go_on(collect):
-    waits, short, long = Replies(), collect(), collect()
+    waits, short, long = Replies("test"), collect(), collect()
     late = waits.open(short, "a.b", 0.01)
     reply = waits.open(long, "c", 30.0)
     (error,) = await short.wait(1, timeout_s=1.0)
@@ -48,7 +48,7 @@ async def test_a_wait_ends_in_time_and_others_go_on(collect):
 
 
 async def test_a_lost_connection_ends_every_wait_and_new_ones_may_begin_meanwhile(collect):
-    waits, got = Replies(), collect()
+    waits, got = Replies("test"), collect()
 
     def ask_again(answer):
         got(answer)
@@ -63,7 +63,7 @@ async def test_a_lost_connection_ends_every_wait_and_new_ones_may_begin_meanwhil
 
 async def test_waits_are_bounded(collect, monkeypatch):
     monkeypatch.setattr(replies, "MAX_WAITING", 3)
-    waits, got = Replies(), collect()
+    waits, got = Replies("test"), collect()
     for _ in range(3):
         reply = waits.open(got, "a", 30.0)
     with pytest.raises(BusUnavailable, match="3 questions wait"):

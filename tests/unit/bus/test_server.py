@@ -6,7 +6,8 @@ import pytest
 
 from bus import resources
 from bus.errors import BadConfig
-from bus.server import parse_version, render
+from bus.server import parse_version, prepare
+from bus.server_config import Accounts, Guard, render, render_guard
 
 VALUES = {
     "name": "n",
@@ -16,6 +17,7 @@ VALUES = {
     "store_dir": "/s",
     "memory_bytes": 3,
     "file_bytes": 4,
+    "access": "open",
 }
 
 
@@ -24,6 +26,28 @@ def test_the_template_is_filled_completely():
     assert not re.search(r"\$(?!SYS\b)", text)
     for line in ('listen: "127.0.0.1:1"', 'http: "127.0.0.1:2"', 'write_deadline: "2s"', "max_payload: 8MB"):
         assert line in text
+
+
+def test_whoever_may_connect_is_said_in_a_file_of_its_own():
+    text = render(resources.read_text("nats", "open.conf"), {})
+    assert "no_auth_user: busway" in text
+    assert not re.search(r"\$(?!SYS\b)", text)
+    guard = Guard(accounts=Accounts("op.e.r", "ASYS", {"ASYS": "s.y.s"}), tls_cert="/c", tls_key="/k", tls_ca="/ca")
+    text = render_guard(resources.read_text("nats", "secure.conf"), guard)
+    for line in ('operator: "op.e.r"', "system_account: ASYS", '  ASYS: "s.y.s"', 'cert_file: "/c"'):
+        assert line in text
+    assert "no_auth_user" not in text
+
+
+def test_a_token_cannot_break_out_of_its_quotes():
+    guard = Guard(accounts=Accounts("o", "A", {"A": 'x"'}), tls_cert="/c", tls_key="/k", tls_ca="/ca")
+    with pytest.raises(BadConfig, match="token"):
+        render_guard("${tokens}", guard)
+
+
+def test_an_open_server_listens_on_this_machine_only(tmp_path):
+    with pytest.raises(BadConfig, match="--secure"):
+        prepare(str(tmp_path), host="0.0.0.0")
 
 
 def test_a_value_that_is_missing_is_named():

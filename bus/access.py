@@ -1,0 +1,72 @@
+"""I/O. What a process shows to the broker, and what the broker must show: credentials and certificates, from files."""
+
+import base64
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from bus.config import BusConfig
+from bus.errors import BadConfig
+from bus.registry import new_id
+from bus.roles import OWNERS
+
+if TYPE_CHECKING:
+    from bus.identity import Identity
+
+MAX_FILE_BYTES = 128 * 1024
+
+
+class Access(NamedTuple):
+    """How to get in. Nobody without credentials pays for the code that reads them."""
+
+    identity: "Identity | None" = None
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process creates streams, and does not wait for those who do."""
+        return self.identity is None or not self.identity.role or self.identity.role in OWNERS
+
+    def sign(self, nonce: str) -> bytes:
+        """Return the proof that this process has the key of its credentials."""
+        assert self.identity is not None
+        return base64.urlsafe_b64encode(self.identity.key.sign(nonce.encode())).rstrip(b"=")
+
+    def token(self) -> bytes:
+        """Return what the credentials say."""
+        assert self.identity is not None
+        return self.identity.token.encode()
+
+
+def read_access(config: BusConfig) -> Access:
+    """Read the files that the configuration names; raise `BadConfig`."""
+    identity = None
+    if config.credentials_file:
+        from bus.identity import read_credentials
+
+        identity = read_credentials(_read(config.credentials_file), config.credentials_file)
+    return Access(identity, _context(config.tls_ca) if config.tls_ca else None)
+
+
+def process_name(config: BusConfig, prefix: str) -> str:
+    """Return the id of this process: what its credentials say, else a new one; raise `BadConfig`."""
+    identity = read_access(config).identity
+    return new_id(prefix) if identity is None else identity.name
+
+
+def _read(path: str) -> str:
+    try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise BadConfig(f"bus.credentials_file: {path} is too large for credentials")
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"bus.credentials_file: cannot read {path}: {error}") from error
+
+
+def _context(authority_file: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authority_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadConfig(f"bus.tls_ca: cannot use {authority_file} as a PEM file: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
