@@ -17,7 +17,8 @@ from bus import wire
 from bus.blobs import check_digest
 from bus.errors import BusUnavailable, BuswayError, Malformed, NoResponder, QueueFull
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
-from bus.subjects import Subjects
+from bus.replies import INBOX
+from bus.subjects import Subjects, slug
 from bus.testing.bucket import MemoryBucket, MemoryStore
 from bus.testing.faults import Action, Faults
 from bus.testing.matching import matches
@@ -84,6 +85,7 @@ class MemoryBus:
         self.context = copy_context()
         """What is delivered runs as a part of who opened the connection, not of who sent it."""
         self._number = number
+        self._num_inboxes = 0
         self._turn: deque[tuple[Callable[[], None], str]] = deque()
         self._restores: list[Callable[[], Awaitable[None]]] = []
         self._troubles = Troubles(broker.subjects)
@@ -141,6 +143,10 @@ class MemoryBus:
         return subscription
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
+    def new_inbox(self) -> str:
+        self._num_inboxes += 1
+        return f"{INBOX}.{slug(self.name)}.{self._number}.{self._num_inboxes}"
+
         future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
 
         def take(incoming: Incoming) -> None:
