@@ -13,7 +13,7 @@ from bus.codec import Codec
 from bus.errors import BadConfig
 from bus.messages.batches import BatchJob, LineResult, StoredBatch, StoredFile
 from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
-from bus.messages.inference import Cancel, GenerateJob, StepBatch, UsageBatch
+from bus.messages.inference import Cancel, Drain, GenerateJob, Resume, StepBatch, UsageBatch
 from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
@@ -92,7 +92,7 @@ CHANNELS: tuple[Channel, ...] = (
         carrier=CORE,
         sender="frontend",
         receiver="worker",
-        messages=(Cancel,),
+        messages=(Cancel, Resume, Drain),
         purpose="commands to one worker",
     ),
     Channel(

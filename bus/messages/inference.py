@@ -184,6 +184,26 @@ class Cancel(Fact, frozen=True, kw_only=True, tag="cancel"):
     """Little-endian uint32."""
 
 
+class Resume(Fact, frozen=True, kw_only=True, tag="resume"):
+    """Send this frontend its step batches again from number `seq` on: they were lost on the way.
+
+    A worker that does not have them any more says nothing; it keeps those of the last moment only.
+    """
+
+    frontend: str
+    seq: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Drain(Fact, frozen=True, kw_only=True, tag="drain"):
+    """Take no more jobs, finish what runs within `grace_s`, hand back the rest, and end."""
+
+    grace_s: Annotated[float, Meta(ge=0.0, le=86_400.0)] | None = None
+    """None: as long as the worker's configuration says."""
+
+
+Command = Cancel | Resume | Drain
+
+
 class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):
     """What one finished request used, told once by its owner."""
 

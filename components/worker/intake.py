@@ -8,10 +8,10 @@ import structlog
 
 from bus.dead import bury
 from bus.errors import EngineBusy, Malformed, Permanent
-from bus.messages.inference import Finished, GenerateJob
+from bus.messages.inference import Cancel, Drain, Finished, GenerateJob
 from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
 from bus.protocol import Bus, Delivery, Incoming, Pull
-from components.worker.jobs import Served, make_request, read_cancel, read_job, reason_to_end
+from components.worker.jobs import Served, make_request, read_command, read_job, read_tickets, reason_to_end
 from components.worker.sequences import Sequences
 
 MAX_DELIVER = 20
@@ -31,13 +31,22 @@ class Intake:
     """Takes jobs as slots are free: a job is acked when the engine has it, or when its owner knows why not."""
 
     def __init__(
-        self, bus: Bus, sequences: Sequences, served: Served, slots: int, on_change: Callable[[], None]
+        self,
+        bus: Bus,
+        sequences: Sequences,
+        served: Served,
+        slots: int,
+        *,
+        on_change: Callable[[], None],
+        on_drain: Callable[[float | None], None],
     ) -> None:
+        """`on_drain` is called with the seconds that a drain on command leaves, None for the usual time."""
         self._bus = bus
         self._sequences = sequences
         self._served = served
         self._slots = slots
         self._on_change = on_change
+        self._on_drain = on_drain
         self._pulls: Sequence[Pull] = ()
         self._warned: set[str] = set()
 
@@ -75,12 +84,16 @@ class Intake:
 
     def on_control(self, message: Incoming) -> None:
         try:
-            owner, tickets = read_cancel(message.payload)
+            command = read_command(message.payload)
+            if isinstance(command, Cancel):
+                self._sequences.cancel(command.frontend, read_tickets(command))
+            elif isinstance(command, Drain):
+                self._on_drain(command.grace_s)
+            else:
+                self._sequences.publisher.resend(command.frontend, command.seq)
         except Malformed as error:
             MALFORMED_MESSAGES.labels("ctl").inc()
             self._warn_once("control.malformed", message.subject, error)
-            return
-        self._sequences.cancel(owner, tickets)
 
     def _decide(self, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences

@@ -1,4 +1,4 @@
-"""Pure. From the bytes of a job to a request that an engine can take, or to the reason why not; and of a cancel."""
+"""Pure. From the bytes of a job to a request that an engine can take, or to the reason why not; and of a command."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import msgspec
 from bus.codec import Codec, codec
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import unpack_u32
-from bus.messages.inference import Cancel, FinishReason, GenerateJob
+from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob
 from bus.subjects import slug
 from components.engines import EngineRequest
 
@@ -15,7 +15,7 @@ MAX_CANCELLED = 16_384
 """Tickets of one cancel message."""
 
 _jobs: Codec[GenerateJob] = codec(GenerateJob)
-_cancels: Codec[Cancel] = codec(Cancel)
+_commands: Codec[Command] = Codec(Command)
 
 
 def read_job(payload: bytes) -> GenerateJob:
@@ -25,14 +25,20 @@ def read_job(payload: bytes) -> GenerateJob:
     return job
 
 
-def read_cancel(payload: bytes) -> tuple[str, Sequence[int]]:
-    """Decode a cancel message into owner and tickets; raise `Malformed`, also for more than `MAX_CANCELLED`."""
-    cancel = _cancels.decode(payload)
-    _check_owner(cancel.frontend)
+def read_command(payload: bytes) -> Command:
+    """Decode a command; raise `Malformed`, also for an owner to whom nothing could be published."""
+    command = _commands.decode(payload)
+    if not isinstance(command, Drain):
+        _check_owner(command.frontend)
+    return command
+
+
+def read_tickets(cancel: Cancel) -> Sequence[int]:
+    """Return what is to be cancelled; raise `Malformed`, also for more than `MAX_CANCELLED`."""
     tickets = unpack_u32(cancel.tickets)
     if len(tickets) > MAX_CANCELLED:
         raise Malformed(f"{len(tickets)} tickets in one message: at most {MAX_CANCELLED}")
-    return cancel.frontend, tickets
+    return tickets
 
 
 class Served(msgspec.Struct, frozen=True):

@@ -110,7 +110,11 @@ class Worker:
             publish_gap_s=config.worker.publish_gap_s,
         )
         served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
-        self._intake = Intake(bus, self._sequences, served, config.worker.slots, self._on_change)
+        self._intake = Intake(
+            bus, self._sequences, served, config.worker.slots, on_change=self._on_change, on_drain=self._drain
+        )
+        self._grace_s = config.worker.grace_s
+        bus.on_reconnect(self._sequences.publisher.repeat_last)
         self._reporter = LoadReporter(bus, engine, self._sequences, kv_log, model.name)
         self._owners = OwnerWatch(bus, self._sequences)
         self._stopping = anyio.Event()
@@ -133,18 +137,22 @@ class Worker:
             raise self._failure
 
     async def _serve(self) -> None:
-        control = self._bus.subscribe(self._bus.subjects.ctl(self._worker), self._intake.on_control)
+        subjects = self._bus.subjects
+        controls = [
+            self._bus.subscribe(subjects.ctl(whose), self._intake.on_control) for whose in (self._worker, ANY_WORKER)
+        ]
         try:
             async with join_pool(self._bus, self._worker, self._model, self._engine.spec, self._config), self._pull():
                 log.info("worker.started", worker=self._worker, model=self._model.name, slots=self._config.slots)
                 await self._stopping.wait()
-            with anyio.move_on_after(self._config.grace_s):
+            with anyio.move_on_after(self._grace_s):
                 await self._sequences.wait_idle()
             num_left = self._sequences.hand_back("draining", "the worker is leaving")
             await self._say_goodbye()
             log.info("worker.drained", worker=self._worker, num_handed_back=num_left)
         finally:
-            control.unsubscribe()
+            for control in controls:
+                control.unsubscribe()
 
     @asynccontextmanager
     async def _pull(self) -> AsyncIterator[None]:
@@ -198,6 +206,11 @@ class Worker:
         except Exception as error:
             self._failure = self._failure or error
             scope.cancel()
+
+    def _drain(self, grace_s: float | None) -> None:
+        if grace_s is not None:
+            self._grace_s = grace_s
+        self.stop()
 
     def _on_change(self) -> None:
         self._intake.grant()

@@ -20,10 +20,12 @@ from bus.messages.fleet import (
 from bus.messages.inference import (
     Accepted,
     Cancel,
+    Drain,
     Failed,
     Finished,
     GenerateJob,
     RequestUsage,
+    Resume,
     Sampling,
     StepBatch,
     Stopping,
@@ -306,6 +308,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         ResponseState(is_running=True),
         "82a474797065ae726573706f6e73655f7374617465aa69735f72756e6e696e67c3",
     ),
+    (Resume(frontend="f-1", seq=7), "83a474797065a6726573756d65a866726f6e74656e64a3662d31a373657107"),
+    (Drain(grace_s=2.5), "82a474797065a5647261696ea767726163655f73cb4004000000000000"),
 ]
 
 """Messages and their bytes in hex."""

@@ -16,7 +16,7 @@ from bus.codec import codec, encode
 from bus.config import BusConfig, Config, MockConfig, WorkerConfig
 from bus.connection import open_bus
 from bus.messages.base import pack_u32, unpack_u32
-from bus.messages.inference import Cancel, Failed, Finished, GenerateJob, StepBatch, Stopping
+from bus.messages.inference import Cancel, Command, Failed, Finished, GenerateJob, StepBatch, Stopping
 from bus.protocol import Bus, Incoming
 from bus.registry import new_id
 from bus.server import run_server
@@ -65,7 +65,10 @@ class Owner:
 
     def _take(self, message: Incoming) -> None:
         batch = _batches.decode(message.payload)
-        if batch.seq != self._next_seq.get(batch.worker, 0):
+        next_seq = self._next_seq.get(batch.worker, 0)
+        if batch.seq < next_seq:
+            return  # sent again, because it might have been lost
+        if batch.seq > next_seq:
             self.wrong.append(f"batch {batch.seq} of {batch.worker} is out of order")
         self._next_seq[batch.worker] = batch.seq + 1
         self.accepted.update((entry.ticket, batch.worker) for entry in batch.accepted)
@@ -101,6 +104,9 @@ class Owner:
 
     def cancel(self, worker: str, *tickets: int) -> None:
         self.bus.publish(self.bus.subjects.ctl(worker), encode(Cancel(frontend=self.name, tickets=pack_u32(tickets))))
+
+    def command(self, worker: str, command: Command) -> None:
+        self.bus.publish(self.bus.subjects.ctl(worker), encode(command))
 
     async def wait(self, is_so: Callable[[], bool], within_s: float = 20.0) -> None:
         """Wait until a condition on what came holds."""

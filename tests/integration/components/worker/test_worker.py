@@ -9,9 +9,9 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.errors import EngineDied
-from bus.messages.base import pack_u32, unpack_u64
+from bus.messages.base import pack_u32, unpack_u32, unpack_u64
 from bus.messages.fleet import DeadLetter, ModelCard, WorkerCard, WorkerLoad
-from bus.messages.inference import Stopping
+from bus.messages.inference import Cancel, Drain, Resume, StepBatch, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored, KvBatch
 from components.engines import Step
 from components.engines.mock.engine import MockEngine
@@ -304,3 +304,44 @@ async def test_a_worker_outlives_the_broker(nats_stage: Any, text: Text) -> None
     await nats_stage.owner.wait_ended(2)
     assert f"worker.{worker.name}" in await nats_stage.registered()
     assert nats_stage.owner.texts[2] == text([2], 16)
+
+
+async def test_batches_that_were_lost_on_the_way_are_sent_again(stage: Any, text: Text, collect: Any) -> None:
+    worker = await stage.add_worker()
+    await stage.owner.send(1, [1])
+    await stage.owner.wait_ended(1)
+    again = collect()
+    stage.owner.bus.subscribe(stage.owner.bus.subjects.out("f-1", "*"), again)
+    stage.owner.command(worker.name, Resume(frontend="f-1", seq=99))
+    stage.owner.command(worker.name, Resume(frontend="f-2", seq=0))
+    stage.owner.command(worker.name, Resume(frontend="f-1", seq=0))
+    messages = await again.until(lambda items: any(b"length" in item.payload for item in items))
+    batches = [codec(StepBatch).decode(message.payload) for message in messages]
+    assert [batch.seq for batch in batches] == list(range(len(batches)))
+    tokens = b"".join(batch.tokens for batch in batches)
+    assert unpack_u32(tokens).tolist() == text([1], 16)
+
+
+async def test_a_drain_on_command_hands_back_what_its_time_does_not_let_finish(stage: Any) -> None:
+    worker = await stage.add_worker(mock={"step_base_s": 0.05})
+    await stage.owner.send(1, [1], max_tokens=500)
+    await stage.owner.wait(lambda: bool(stage.owner.texts[1]))
+    stage.owner.command(worker.name, Drain(grace_s=0.0))
+    await stage.owner.wait_ended(1)
+    assert stage.owner.failed[1].code == "draining"
+    assert stage.owner.failed[1].is_retryable
+    with anyio.fail_after(5):
+        await worker.ended.wait()
+
+
+async def test_a_cancel_to_all_reaches_a_job_before_any_worker_has_it(stage: Any, text: Text) -> None:
+    worker = await stage.add_worker(slots=1, mock={"step_base_s": 0.02})
+    await stage.owner.send(1, [1], max_tokens=16)
+    await stage.owner.wait(lambda: bool(stage.owner.texts[1]))
+    await stage.owner.send(2, [2])
+    stage.owner.command("any", Cancel(frontend="f-1", tickets=pack_u32([2])))
+    await stage.owner.send(3, [3])
+    await stage.owner.wait_ended(1, 3)
+    assert 2 not in stage.owner.accepted
+    assert not stage.owner.texts[2]
+    assert stage.owner.accepted[3] == worker.name
