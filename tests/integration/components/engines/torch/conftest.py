@@ -19,7 +19,7 @@ from transformers import (
 
 from bus.config import WorkerConfig
 from bus.messages.inference import Sampling, Stopping
-from components.engines import Ended, EngineRequest, Logprobs
+from components.engines import Ended, EngineRequest, Logprobs, Step
 from components.engines.torch.engine import TorchEngine
 from components.engines.torch.load import load_core
 
@@ -145,7 +145,9 @@ class Drive:
         )
 
     def step(self) -> None:
-        step = self.engine.step()
+        self.take(self.engine.step())
+
+    def take(self, step: Step) -> None:
         self.preemptions += step.stats.preemptions
         for key, token in zip(step.keys, step.tokens, strict=True):
             assert key not in self.ended

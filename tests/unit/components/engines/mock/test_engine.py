@@ -17,6 +17,7 @@ from bus.messages.base import unpack_u64
 from bus.messages.inference import Sampling, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored
 from components.engines import Ended, EngineRequest, Step
+from components.engines.exchange import Fill, Held, Note, ignore_note
 from components.engines.mock import load_engine
 from components.engines.mock.engine import MockEngine
 from components.engines.mock.oracle import mock_token, prompt_seed
@@ -58,6 +59,7 @@ class Recorder:
         self.steps: list[Step] = []
         self.events: list[Any] = []
         self.after_step: Callable[[Step], None] = lambda _: None
+        self.on_note: Callable[[Note], None] = ignore_note
 
     def run(self, num_ended: int) -> None:
         async def main() -> None:
@@ -76,7 +78,7 @@ class Recorder:
                     done.set()
 
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.engine.run, on_step)
+                tasks.start_soon(self.engine.run, on_step, self.on_note)
                 await done.wait()
                 tasks.cancel_scope.cancel()
 
@@ -229,3 +231,33 @@ def test_impossible_settings_are_named() -> None:
 def test_the_vocabulary_is_that_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 777, "hidden_size": 1}')
     assert load_engine(Config(), tmp_path, model="m").spec.vocab_size == 777
+
+
+@pytest.mark.parametrize("spoiled", [None, 0, 4])
+def test_filled_blocks_are_looked_at(spoiled: int | None) -> None:
+    prompt = list(range(30))
+    prefill, decode = Recorder(make()), Recorder(make())
+    places: dict[int, int] = {}
+
+    def on_held(note: Note) -> None:
+        assert isinstance(note, Held)
+        places.update(zip(note.hashes, note.blocks, strict=True))
+
+    def on_fill(note: Note) -> None:
+        assert isinstance(note, Fill)
+        for index, (block, block_hash) in enumerate(zip(note.blocks, note.hashes, strict=True)):
+            source = prefill.engine.memory.row(places[block_hash])
+            decode.engine.memory.row(block)[:] = bytes(len(source)) if index == spoiled else source
+        decode.engine.filled(note.key, len(note.blocks))
+
+    prefill.on_note, decode.on_note = on_held, on_fill
+    prefill.engine.submit(msgspec.structs.replace(request(0, prompt, max_tokens=1), hold=True))
+    prefill.run(1)
+    assert len(places) == 7
+    decode.engine.submit(msgspec.structs.replace(request(0, prompt, max_tokens=6), fill_blocks=7))
+    decode.run(1)
+    assert (decode.rows[0] == text_of(prompt, 6)) == (spoiled is None)
+    assert sum(step.stats.prefill_tokens for step in decode.steps) == 2
+    assert prefill.engine.load().free_blocks == 25
+    prefill.engine.release(0)
+    assert prefill.engine.load().free_blocks == 32
