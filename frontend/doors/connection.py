@@ -115,7 +115,8 @@ class HttpLimits(msgspec.Struct, frozen=True):
     """Open ones, of all clients together."""
     num_headers: int = 128
     request_s: float = 30.0
-    """Time for a request to arrive, body included."""
+    """Time for a request to arrive; a larger body goes on as long as `progress_bytes` come in each such time."""
+    progress_bytes: int = 2**20
 
 
 class StreamingProtocol(HttpToolsProtocol):
@@ -132,6 +133,7 @@ class StreamingProtocol(HttpToolsProtocol):
         self._refusal: BuswayError | None = None
         self._arrival_timer: asyncio.TimerHandle | None = None
         self._is_arriving = False
+        self._num_arrived = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
@@ -150,6 +152,7 @@ class StreamingProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
+        self._num_arrived += len(data)
         if self._is_in_headers:
             self._num_header_bytes += len(data)
         super().data_received(data)
@@ -234,6 +237,7 @@ class StreamingProtocol(HttpToolsProtocol):
         )
 
     def _arm_arrival_timer(self) -> None:
+        self._num_arrived = 0
         self._arrival_timer = self.loop.call_later(self._limits.request_s, self._give_up_waiting)
 
     def _disarm_arrival_timer(self) -> None:
@@ -243,4 +247,7 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def _give_up_waiting(self) -> None:
         self._arrival_timer = None
+        if self._num_arrived >= self._limits.progress_bytes and not self._is_in_headers:
+            self._arm_arrival_timer()
+            return
         self._refuse(ClientTooSlow(f"The request did not arrive within {self._limits.request_s:g} s."))

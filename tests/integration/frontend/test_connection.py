@@ -24,13 +24,13 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(handler: Callable[[Exchange], Awaitable[None]]) -> AsyncIterator[int]:
+async def serving(handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits = LIMITS) -> AsyncIterator[int]:
     """Serve with our protocol; yield the port."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await handler(scope["extensions"][EXTENSION])
 
-    protocol = cast("Any", partial(StreamingProtocol, limits=LIMITS))
+    protocol = cast("Any", partial(StreamingProtocol, limits=limits))
     config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, log_level="critical")
     started = anyio.Event()
     server = _Server(config, started.set)
@@ -137,6 +137,23 @@ async def test_a_request_that_does_not_arrive_is_given_up(data: bytes) -> None:
         answer = await read_all(stream)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"client_too_slow"' in answer
+
+
+async def test_a_large_body_may_take_as_long_as_it_makes_progress() -> None:
+    has_come = anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        await has_come.wait()
+        exchange.respond(200, b"", b"ok")
+
+    limits = msgspec.structs.replace(LIMITS, request_s=0.1, progress_bytes=100)
+    async with serving(handle, limits) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n")
+        for _ in range(40):  # over four times the time for a request
+            await stream.send(b"x" * 250)
+            await anyio.sleep(0.01)
+        has_come.set()
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize(
