@@ -94,8 +94,8 @@ class Dispatcher:
         try:
             await self._append(request)
         except BuswayError as error:
-            # After a reconnect, another attempt may be on its way already.
-            if request.is_live and request.ticket == ticket:
+            # After a reconnect, another attempt may be on its way already; and what got no answer may have arrived.
+            if request.is_live and request.ticket == ticket and not request.worker:
                 self.requests.close(request)
                 raise
             log.debug("request.append_failed", request_id=request.request_id, reason=str(error))

@@ -116,7 +116,11 @@ class Intake:
     async def _serve(self, requests: Sequence[Request], sink: WaitedSink) -> None:
         try:
             for request in requests:
-                await self.dispatcher.submit(request)
+                try:
+                    await self.dispatcher.submit(request)
+                except BuswayError as error:
+                    # The first choices may be on their way to the client already: then it is told there.
+                    request.output.fail(error)
             await sink.done.wait()
         finally:
             self.cancel(requests)

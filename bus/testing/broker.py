@@ -120,7 +120,7 @@ class MemoryBroker:
                 if watcher.connection in buses:
                     watcher.read_again()
         async with asyncio.TaskGroup() as tasks:
-            for bus in buses:
+            for bus in [bus for bus in buses if bus.note_lost()]:
                 tasks.create_task(bus.restore(), context=bus.context.copy())
 
     def _tell(self, subject: str, name: str) -> None:

@@ -88,6 +88,7 @@ class MemoryBus:
         self._num_inboxes = 0
         self._turn: deque[tuple[Callable[[], None], str]] = deque()
         self._restores: list[Callable[[], Awaitable[None]]] = []
+        self._is_restore_due = False
         self._troubles = Troubles(broker.subjects)
         self._num_requests = 0
 
@@ -142,11 +143,11 @@ class MemoryBus:
         self.broker.add(subscription)
         return subscription
 
-    async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
     def new_inbox(self) -> str:
         self._num_inboxes += 1
         return f"{INBOX}.{slug(self.name)}.{self._number}.{self._num_inboxes}"
 
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
         future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
 
         def take(incoming: Incoming) -> None:
@@ -273,7 +274,15 @@ class MemoryBus:
         """Tell the broker's faults what this connection is about to be handed."""
         self.broker.faults.arrives(action, self.name, subject, payload)
 
+    def note_lost(self) -> bool:
+        """Say whether a restore is to be started: a process that stood still sees one reconnect, however many were."""
+        is_first = not self._is_restore_due
+        self._is_restore_due = True
+        return is_first
+
     async def restore(self) -> None:
+        """Let the process put back what the broker may have lost."""
+        self._is_restore_due = False
         for restore in self._restores:
             try:
                 await restore()

@@ -175,8 +175,8 @@ class MemoryConsumer:
     def leave(self, puller: Puller) -> None:
         if puller in self._pullers:
             self._pullers.remove(puller)
-        if not self._pullers:
-            self._watch_idle()
+            if not self._pullers:
+                self._watch_idle()
 
     def close(self) -> None:
         """Stop all clocks."""
@@ -262,7 +262,7 @@ class MemoryConsumer:
         return None
 
     def _watch_idle(self) -> None:
-        if self.spec.inactive_s is not None:
+        if self.spec.inactive_s is not None and not self._is_closed:
             self._idle = call_later(self.spec.inactive_s, self._expire)
 
     def _expire(self) -> None:

@@ -28,6 +28,11 @@ class Transport(asyncio.Transport):
         self._client = client
         self._is_closing = False
 
+    def deliver(self, data: bytes) -> None:
+        """Hand over what the client sent, unless the connection is gone."""
+        if not self._is_closing:
+            self.protocol.data_received(data)
+
     def write(self, data: Any) -> None:
         """Send to the client, unless the connection is gone."""
         if not self._is_closing:
@@ -84,9 +89,8 @@ class Client:
         protocol = transport.protocol = transport.context.run(server.protocol_factory)
         head = f"POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
         self._loop.call_soon(protocol.connection_made, transport, context=transport.context)
-        self._loop.call_later(
-            WIRE_S, protocol.data_received, f"{head}\r\n\r\n".encode() + body, context=transport.context
-        )
+        data = f"{head}\r\n\r\n".encode() + body
+        self._loop.call_later(WIRE_S, transport.deliver, data, context=transport.context)
 
     def leave(self) -> None:
         """Close the connection: the client wants no more."""

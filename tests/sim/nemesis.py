@@ -84,7 +84,7 @@ class Nemesis:
 
     async def _storm(self) -> None:
         """Make the weather bad in one way for a while."""
-        climate, share = self._stage.weather.climate, self._rng.choice((0.01, 0.05, 0.3))
+        climate, share = self._stage.weather.climate, self._rng.choice((0.01, 0.05, 0.15))
         kind = self._rng.choice(Climate.__struct_fields__)
         setattr(climate, kind, share)
         await anyio.sleep(0.5 + 3 * self._rng.random())
