@@ -17,6 +17,8 @@ from frontend.errors import TooManyRequests
 from frontend.request import Request
 
 _TICKETS = 2**32
+MAX_ALL_ATTEMPTS = 200
+"""Of one request, also when nobody is to blame for any of them."""
 
 
 class StepOutcome(msgspec.Struct, gc=False):
@@ -27,9 +29,11 @@ class StepOutcome(msgspec.Struct, gc=False):
     finished: list[tuple[Request, Finished]]
     failed: list[tuple[Request, Failed]]
     gaps: dict[int, Request]
-    """By ticket: a token is missing in these, they need another attempt."""
+    """By ticket: a token is missing in these."""
     unknown: set[int]
     """Tickets that belong to no live attempt: the worker works for nobody."""
+    missing_seq: int | None = None
+    """Number of the first of the worker's batches that did not come; None: they all came."""
 
 
 class Requests:
@@ -69,10 +73,15 @@ class Requests:
             request.is_live = False
             del self._by_ticket[request.ticket]
 
-    def retry(self, request: Request, now: float) -> bool:
-        """Begin another attempt under a new ticket; False when there were as many as there may be."""
-        if request.attempt + 1 >= self._max_attempts:
+    def retry(self, request: Request, now: float, *, is_fault: bool = True) -> bool:
+        """Begin another attempt under a new ticket; False when there were as many as there may be.
+
+        `max_attempts` bounds those that ended through a fault: a broker that comes and goes is not the request's.
+        """
+        num_faults = request.num_faults + is_fault
+        if num_faults >= self._max_attempts or request.attempt + 1 >= MAX_ALL_ATTEMPTS:
             return False
+        request.num_faults = num_faults
         del self._by_ticket[request.ticket]
         request.attempt += 1
         request.worker = ""
@@ -90,13 +99,15 @@ class Requests:
 
     def take(self, batch: StepBatch, now: float) -> StepOutcome:
         """Push the tokens of a batch that are next in their sequences; raise `Malformed` if its columns do not fit."""
-        self._follow(batch, now)
-        outcome = StepOutcome({}, [], [], {}, set())
+        missing_seq = self._follow(batch, now)
+        outcome = StepOutcome({}, [], [], {}, set(), missing_seq)
         by_ticket = self._by_ticket
         for accepted in batch.accepted:
             request = by_ticket.get(accepted.ticket)
             if request is None or not _has(batch.worker, request):
                 outcome.unknown.add(accepted.ticket)
+            elif accepted.cached_tokens > request.cached_tokens:
+                request.cached_tokens = accepted.cached_tokens
         if batch.tickets:
             self._take_rows(batch, now, outcome)
         for logprobs in batch.logprobs:
@@ -161,11 +172,26 @@ class Requests:
                 self.num_gaps += 1
                 outcome.gaps[ticket] = request
 
-    def _follow(self, batch: StepBatch, now: float) -> None:
-        """Notice missing batches by their numbers: what was in them may have been the end of a request."""
-        if batch.seq != self._next_seq.get(batch.worker, batch.seq):
-            self.suspect(now, batch.worker)
-        self._next_seq[batch.worker] = batch.seq + 1
+    def _follow(self, batch: StepBatch, now: float) -> int | None:
+        """Notice missing batches by their numbers: what was in them may have been the end of a request.
+
+        A batch that came before may come again: its worker could not know whether it had arrived.
+        """
+        worker, seq = batch.worker, batch.seq
+        expected = self._next_seq.get(worker, seq)
+        if seq == expected:
+            self._next_seq[worker] = seq + 1
+            return None
+        if seq < expected and seq:
+            return None
+        self.suspect(now, worker)
+        self._next_seq[worker] = seq + 1
+        return expected if seq else None
+
+    def next_seqs(self) -> dict[str, int]:
+        """Return the number of the next batch of each worker that has a request."""
+        workers = {request.worker for request in self._by_ticket.values()}
+        return {worker: seq for worker, seq in self._next_seq.items() if worker in workers}
 
     def suspect(self, now: float, worker: str = "") -> None:
         """Messages (of one worker, or of all) may be lost: requests that show no life after `now` are overdue."""
@@ -181,9 +207,9 @@ class Requests:
             if request.suspect_at and request.last_token_at < request.suspect_at < now - patience_s
         ]
 
-    def unaccepted(self, before: float = float("inf")) -> list[Request]:
-        """Return requests that were dispatched before that time and that no worker accepted."""
-        return [r for r in self._by_ticket.values() if not r.worker and r.dispatched_at < before]
+    def unaccepted(self, before: float = float("inf"), after: float = 0.0) -> list[Request]:
+        """Return requests that were dispatched between those times and that no worker accepted."""
+        return [r for r in self._by_ticket.values() if not r.worker and after <= r.dispatched_at < before]
 
     def running_on(self, workers: Iterable[str]) -> list[Request]:
         """Return the requests that these workers accepted, and forget the workers' batch numbers."""

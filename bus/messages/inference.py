@@ -99,9 +99,10 @@ class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
 
 
 class Accepted(Hot, frozen=True):
-    """The worker took the job into its engine."""
+    """The worker took the job into its engine; told once more when its prompt is computed, if some of it was cached."""
 
     ticket: int
+    cached_tokens: int = 0
 
 
 class Finished(Hot, frozen=True):

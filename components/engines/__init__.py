@@ -105,6 +105,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     """In the order of the positions, and before the first token of their sequence."""
     vectors: list[Vector] = []
     """Each in the step that ends its sequence, which has no row."""
+    cached: list[tuple[int, int]] = []
+    """Key and `cached_tokens` of sequences whose prompt was completed in this step, if there are any."""
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):

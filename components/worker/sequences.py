@@ -125,6 +125,9 @@ class Sequences:
             attempt.outbox.prompt_logprobs.append(
                 PromptLogprobs(attempt.ticket, rows.start, rows.logprobs, rows.top_ids, rows.top_logprobs)
             )
+        for key, cached_tokens in step.cached:
+            attempt = self.ledger.live[key]
+            attempt.outbox.accepted.append(Accepted(attempt.ticket, cached_tokens))
         for vector in step.vectors:
             attempt = self.ledger.live[vector.key]
             attempt.outbox.embeddings.append(Embedding(attempt.ticket, vector.data))

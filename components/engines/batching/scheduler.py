@@ -48,6 +48,12 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
         return self.decode + [chunk.sequence for chunk in self.prefill if chunk.is_last]
 
     @property
+    def cached(self) -> list[tuple[int, int]]:
+        """As `Step.cached`."""
+        last = [chunk.sequence for chunk in self.prefill if chunk.is_last]
+        return [(sequence.key, sequence.cached_tokens) for sequence in last if sequence.cached_tokens]
+
+    @property
     def is_empty(self) -> bool:
         """Say whether there is nothing to compute."""
         return not (self.decode or self.prefill)

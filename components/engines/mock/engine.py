@@ -170,7 +170,7 @@ class MockEngine:
         )
 
     def _finish(self, plan: Plan, stats: StepStats) -> Step:
-        sampling = plan.sampling
+        sampling, cached = plan.sampling, plan.cached
         tokens = self._sample(sampling)
         outcomes = self._scheduler.finish(plan, tokens, frozenset())
         keys = [sequence.key for sequence in sampling]
@@ -185,6 +185,7 @@ class MockEngine:
             keys, tokens = [key for key, _ in rows], [token for _, token in rows]
             outcomes = [outcome for outcome in outcomes if outcome.sequence.key not in self._aborted]
             vectors = [vector for vector in vectors if vector.key not in self._aborted]
+            cached = [(key, count) for key, count in cached if key not in self._aborted]
             self._aborted.clear()
         ended = [
             Ended(
@@ -196,7 +197,7 @@ class MockEngine:
             )
             for outcome in outcomes
         ]
-        return Step(keys, tokens, ended, [], stats, vectors=vectors)
+        return Step(keys, tokens, ended, [], stats, vectors=vectors, cached=cached)
 
     def _sample(self, sampling: list[Sequence]) -> list[int]:
         first, num_ids = self._ids.start, len(self._ids)

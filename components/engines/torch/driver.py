@@ -199,6 +199,7 @@ class TorchDriver:
                 ended=ended,
                 prompts=[each for each in step.prompts if each.key not in self._aborted],
                 vectors=[each for each in step.vectors if each.key not in self._aborted],
+                cached=[(key, count) for key, count in step.cached if key not in self._aborted],
             )
         for item in report.taken:
             if isinstance(item, int):

@@ -116,6 +116,7 @@ class TorchEngine:
         """
         started = time.perf_counter()
         sequences = plan.sampling
+        cached = plan.cached
         kv_tokens = sum([sequence.num_computed + 1 for sequence in plan.decode])
         sampled, outcomes = Sampled([], frozenset(), []), self._complete
         self._complete = []
@@ -137,9 +138,8 @@ class TorchEngine:
             preemptions=plan.num_preempted,
         )
         keys = [sequence.key for sequence in sequences]
-        step = Step(
-            keys, sampled.tokens, [_ended(outcome) for outcome in outcomes], sampled.logprobs, stats, prompts, vectors
-        )
+        ended = [_ended(outcome) for outcome in outcomes]
+        step = Step(keys, sampled.tokens, ended, sampled.logprobs, stats, prompts, vectors, cached)
         silent = {vector.key for vector in vectors}
         if not sampled.broken:
             return without_rows(step, silent) if silent else step

@@ -87,7 +87,7 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             [Failed(8, "engine_busy", "full", True)],
             [TokenLogprobs(7, 0, -0.5, [42], [-0.5])],
         ),
-        "9ba3772d3103c40407000000c40400000000c4042a00000091910791940701a473746f7010919508ab656e67696e655f6275"
+        "9ba3772d3103c40407000000c40400000000c4042a0000009192070091940701a473746f7010919508ab656e67696e655f6275"
         "7379a466756c6cc3c091950700cbbfe0000000000000912a91cbbfe00000000000009090",
     ),
     (
@@ -240,8 +240,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "000000050140",
     ),
     (
-        TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))]),
-        "93a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465",
+        TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))], b"s", 7),
+        "95a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465c4017307",
     ),
     (
         TierRate("remote", "redis-1", 0.25, 0.5),
@@ -317,7 +317,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
 
 def test_a_step_of_an_older_worker_is_read() -> None:
     golden = GOLDEN[2][1]
-    older = bytes.fromhex("99" + golden[2:].removesuffix("9090"))
+    assert "91920700" in golden, "an acceptance without cached tokens"
+    older = bytes.fromhex("99" + golden[2:].removesuffix("9090").replace("91920700", "919107"))
     assert codec(StepBatch).decode(older) == GOLDEN[2][0]
 
 

@@ -135,6 +135,15 @@ def test_an_end_counts_only_after_all_tokens() -> None:
     assert request.usage() == Usage(3, 2, 2)
 
 
+def test_what_was_cached_is_known_though_the_end_is_never_told() -> None:
+    table = make_table()
+    request, _ = make_request()
+    table.open(request, 0.0)
+    table.take(batch([], accepted=[Accepted(request.ticket)]), 1.0)
+    table.take(batch([(request.ticket, 0, 5)], accepted=[Accepted(request.ticket, 2)]), 1.0)
+    assert request.usage() == Usage(3, 1, 2)
+
+
 def test_accepted_failed_and_unknown_tickets_are_told_apart() -> None:
     table = make_table()
     request, _ = make_request()

@@ -169,6 +169,7 @@ def test_a_prompt_seen_before_is_cached_and_its_blocks_are_told() -> None:
     )
     recorder.run(2)
     assert (recorder.ended[1].cached_tokens, recorder.ended[2].cached_tokens) == (0, 8)
+    assert [pair for step in recorder.steps for pair in step.cached] == [(2, 8)]
     stored = [event for event in recorder.events if isinstance(event, BlocksStored)]
     assert [list(unpack_u64(event.block_hashes)) for event in stored] == [block_hashes(prompt, 4, salt_hash("m"))]
 
