@@ -12,7 +12,16 @@ import msgspec
 from bus.codec import Codec
 from bus.errors import BadConfig
 from bus.messages.batches import BatchJob, LineResult, StoredBatch, StoredFile
-from bus.messages.fleet import DeadLetter, FrontendCard, ModelCard, RouterCard, WorkerCard, WorkerLoad
+from bus.messages.fleet import (
+    DeadLetter,
+    FrontendCard,
+    MetricsQuery,
+    ModelCard,
+    ProcessMetrics,
+    RouterCard,
+    WorkerCard,
+    WorkerLoad,
+)
 from bus.messages.inference import Cancel, Drain, GenerateJob, Resume, StepBatch, UsageBatch
 from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
@@ -167,6 +176,14 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="frontend",
         messages=(BatchJob,),
         purpose="batches that are to be carried on, each until it has ended",
+    ),
+    Channel(
+        pattern=_relative(_S.metrics()),
+        carrier=CORE,
+        sender="frontend",
+        receiver="any",
+        messages=(MetricsQuery, ProcessMetrics),
+        purpose="questions to every process for its metrics",
     ),
     Channel(
         pattern=_relative(_S.dead("{stream}")),

@@ -97,14 +97,20 @@ def shared_lane(model: str, role: Role, latency_class: str) -> str:
 def _sent(role: BusRole, subjects: Subjects) -> Iterator[str]:
     for channel in CHANNELS:
         if role in parties(channel.sender) and role != "observer":
-            yield _subject(channel, role, subjects)
+            yield _subject(channel, role, subjects, is_own=not _is_to_its_like(channel, role))
 
 
 def _heard(role: BusRole, subjects: Subjects) -> Iterator[str]:
     for channel in CHANNELS:
         # What a work queue holds is pulled from it, and a bucket is watched through a consumer.
         if role in parties(channel.receiver) and (channel.carrier == "core" or _is_followed(channel)):
-            yield _subject(channel, role, subjects)
+            is_own = role not in parties(channel.sender) or _is_to_its_like(channel, role)
+            yield _subject(channel, role, subjects, is_own=is_own)
+
+
+def _is_to_its_like(channel: Channel, role: BusRole) -> bool:
+    """Whether processes of a role write to each other there, under the name of the one who is to read it."""
+    return channel.family == "response" and role == "frontend"
 
 
 def _is_followed(channel: Channel) -> bool:
@@ -112,11 +118,11 @@ def _is_followed(channel: Channel) -> bool:
     return channel.carrier == "stream KV"
 
 
-def _subject(channel: Channel, role: BusRole, subjects: Subjects) -> str:
-    """Return the subject with the role's own field as its name, a worker's model as its models, others as wildcards."""
+def _subject(channel: Channel, role: BusRole, subjects: Subjects, *, is_own: bool) -> str:
+    """Return the subject with a worker's model as its models, the role's own field, if it is, as its name; else `*`."""
     kind, _, short = channel.carrier.partition(" ")
     prefix = key_prefix(subjects, short) if kind == "bucket" else f"{subjects.namespace}."
-    own = {f"{{{role}}}": NAME} | ({"{model}": MODEL} if role == "worker" else {})
+    own = ({f"{{{role}}}": NAME} if is_own else {}) | ({"{model}": MODEL} if role == "worker" else {})
     tokens = [own.get(token, "*" if token.startswith("{") else token) for token in channel.pattern.split(".")]
     return prefix + ".".join(tokens)
 
@@ -182,11 +188,16 @@ def _extra_sent(role: BusRole, subjects: Subjects, names: dict[tuple[str, str], 
             f"$JS.API.{verb}" for verb in ("STREAM.NAMES", "STREAM.LIST", "CONSUMER.LIST.*", "CONSUMER.INFO.*.*")
         )
         yield from ("$SRV.PING", "$SRV.INFO", "$SRV.STATS")
+        registry, prefix = names["bucket", "REG"], key_prefix(subjects, "REG")
+        yield from _reading(registry, f"{prefix}>")
+        yield f"$JS.API.DIRECT.GET.{registry}.{prefix}>"
 
 
 def _extra_heard(role: BusRole, subjects: Subjects) -> Iterator[str]:
     if role in PROCESSES or role == "observer":
         yield CONNECTIONS
+    if role == "worker":
+        yield subjects.ctl(ANY_WORKER)
     if role in ("frontend", "router"):
         yield "$SRV.>"
     if role in ("component", "observer"):

@@ -8,10 +8,9 @@ import structlog
 
 from bus.codec import encode
 from bus.errors import BuswayError
-from bus.messages.fleet import ProcessMetrics
+from bus.messages.fleet import MetricsQuery, ProcessMetrics
 from bus.metrics import render
 from bus.protocol import Bus, Incoming
-from bus.registry import new_id
 from bus.typed import subscribe_typed
 
 TIMEOUT_S = 1.0
@@ -28,7 +27,7 @@ log = structlog.get_logger()
 def answer_scrapes(bus: Bus, process: str) -> Iterator[None]:
     """Tell this process's metrics to those who ask while the context is open."""
 
-    def answer(incoming: Incoming) -> None:
+    def answer(query: MetricsQuery, incoming: Incoming) -> None:
         if not incoming.reply:
             return
         try:
@@ -36,7 +35,7 @@ def answer_scrapes(bus: Bus, process: str) -> Iterator[None]:
         except BuswayError as error:
             log.debug("scrape.unanswered", reason=str(error)[:200])
 
-    subscription = bus.subscribe(bus.subjects.metrics(), answer)
+    subscription = subscribe_typed(bus, bus.subjects.metrics(), MetricsQuery, answer)
     try:
         yield
     finally:
@@ -54,10 +53,10 @@ async def scrape(bus: Bus) -> dict[str, str]:
             texts[answer.process] = answer.text
             heard.set()
 
-    inbox = bus.subjects.metrics_answers(new_id("m"))
+    inbox = bus.new_inbox()
     subscription = subscribe_typed(bus, inbox, ProcessMetrics, take)
     try:
-        bus.publish(bus.subjects.metrics(), b"", reply=inbox)
+        bus.publish(bus.subjects.metrics(), encode(MetricsQuery()), reply=inbox)
         with anyio.move_on_after(TIMEOUT_S):
             await heard.wait()
             while True:

@@ -99,10 +99,6 @@ class Subjects(msgspec.Struct, frozen=True):
         """Questions to one frontend about the responses that it makes."""
         return f"{self.namespace}.response.v1.{frontend}"
 
-    def response_events(self, frontend: str, listener: str) -> str:
-        """Events of a response that another frontend makes, for one client of this one."""
-        return f"{self.namespace}.response.v1.{frontend}.{listener}"
-
     def job(self, tenant: str) -> str:
         """Batches that are to be carried on."""
         return f"{self.namespace}.job.v1.{tenant}"
@@ -110,10 +106,6 @@ class Subjects(msgspec.Struct, frozen=True):
     def metrics(self) -> str:
         """Questions to every process for its metrics."""
         return f"{self.namespace}.metrics.v1.all"
-
-    def metrics_answers(self, listener: str) -> str:
-        """The answers to one of them."""
-        return f"{self.namespace}.metrics.v1.{listener}"
 
     def dead(self, stream: str) -> str:
         """Messages that could not be handled."""

@@ -112,6 +112,10 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """Those below the device that it can load from at present."""
 
 
+class MetricsQuery(Fact, frozen=True, kw_only=True, tag="metrics_query"):
+    """Asks a process for its `ProcessMetrics`."""
+
+
 class ProcessMetrics(Fact, frozen=True, kw_only=True, tag="process_metrics"):
     """What one process counts, in the text format of Prometheus."""
 

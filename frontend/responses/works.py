@@ -4,7 +4,6 @@ A response's id tells who makes it. Whoever meets one that is not there yet, or 
 `response.v1.{frontend}`: one that is about to be stored is waited for; one whose maker is gone has failed.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -140,7 +139,7 @@ class Works:
         owner = owner_of(response)
         if owner is None or owner == self.frontend:
             return self._listen_here(response, after, listener)
-        inbox = self._bus.subjects.response_events(self.frontend, secrets.token_hex(8))
+        inbox = self._bus.new_inbox()
         subscription = self._bus.subscribe(inbox, lambda incoming: listener(incoming.payload))
         query = encode(ResponseQuery(response=response, after=after))
         try:

@@ -9,6 +9,7 @@ from bus.messages.batches import BatchJob, LineError, LineResult, StoredBatch, S
 from bus.messages.fleet import (
     DeadLetter,
     FrontendCard,
+    MetricsQuery,
     ModelCard,
     ProcessMetrics,
     RouterCard,
@@ -189,6 +190,7 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "86a474797065ab646561645f6c6574746572a77375626a656374a173a4636f6465a96d616c666f726d6564a6726561736f6e"
         "a3776879a77061796c6f6164c40178a7646965645f6174cb3ff8000000000000",
     ),
+    (MetricsQuery(), "81a474797065ad6d6574726963735f7175657279"),
     (
         ProcessMetrics(process="w-1", text="x 1"),
         "83a474797065af70726f636573735f6d657472696373a770726f63657373a3772d31a474657874a3782031",
