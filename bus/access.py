@@ -45,7 +45,7 @@ def read_access(config: BusConfig) -> Access:
         from bus.identity import read_credentials
 
         identity = read_credentials(_read(config.credentials_file), config.credentials_file)
-    return Access(identity, _context(config.tls_ca) if config.tls_ca else None)
+    return Access(identity, client_context(config.tls_ca) if config.tls_ca else None)
 
 
 def process_name(config: BusConfig, prefix: str) -> str:
@@ -63,10 +63,14 @@ def _read(path: str) -> str:
         raise BadConfig(f"bus.credentials_file: cannot read {path}: {error}") from error
 
 
-def _context(authority_file: str) -> ssl.SSLContext:
+def client_context(authority_file: str) -> ssl.SSLContext:
+    """Return how to check servers: by this PEM file, or, where it is empty, by what the machine trusts.
+
+    Raises `BadConfig`.
+    """
     try:
-        context = ssl.create_default_context(cafile=authority_file)
+        context = ssl.create_default_context(cafile=authority_file or None)
     except (OSError, ssl.SSLError) as error:
-        raise BadConfig(f"bus.tls_ca: cannot use {authority_file} as a PEM file: {error}") from error
+        raise BadConfig(f"cannot use {authority_file} as a PEM file of certificate authorities: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -14,13 +14,14 @@ import anyio
 import structlog
 import uvicorn
 
+from bus.access import process_name
 from bus.config import Config, FrontendConfig
 from bus.connection import open_bus
 from bus.errors import BadConfig
 from bus.lifecycle import serve
 from bus.messages.fleet import FrontendCard
 from bus.protocol import Bus
-from bus.registry import keep_card, new_id
+from bus.registry import keep_card
 from bus.scrape import answer_scrapes
 from bus.subjects import Subjects
 from bus.version import VERSION
@@ -64,7 +65,7 @@ log = structlog.get_logger()
 
 async def run_frontend(config: Config) -> None:
     """Serve until a signal says stop; raise `BadConfig` for a port that is taken, `BusUnavailable` without a broker."""
-    frontend = new_id("f")
+    frontend = process_name(config.bus, "f")
     check_tls(config.frontend)
     door = config.frontend
     with listen(door.host, door.port, shares_port=door.shares_port) as listener:

@@ -7,16 +7,19 @@ process of its own; `python -m tests.bench.yardstick` compares it with wrk.
 import resource
 import select
 import socket
+import ssl
 import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
+from bus.access import client_context
 from bus.errors import BadConfig
 from components.bench.requests import Target, parse_target, render_request
 from components.bench.responses import BadResponse, CutResponse, ResponseReader
 from components.bench.results import LoadOptions, LoadResult, compute_percentiles
+from components.bench.tls import TlsConnection
 
 RECV_BYTES: Final = 16 * 1024
 PRERENDERED: Final = 8_192
@@ -29,7 +32,7 @@ class _Stream:
 
     __slots__ = ("connection", "is_reused", "last_ns", "num_events", "reader", "request", "sent_ns", "unsent")
 
-    def __init__(self, connection: socket.socket, request: bytes) -> None:
+    def __init__(self, connection: socket.socket | TlsConnection, request: bytes) -> None:
         self.connection = connection
         self.is_reused = False
         self.start(request)
@@ -47,9 +50,16 @@ class _Stream:
 class _Load:
     """State of one run; every container is bounded by the number of streams or of requests."""
 
-    def __init__(self, options: LoadOptions, address: tuple[int, tuple[str, int]], requests: Iterator[bytes]) -> None:
+    def __init__(
+        self,
+        options: LoadOptions,
+        address: tuple[int, tuple[str, int]],
+        requests: Iterator[bytes],
+        tls: tuple[ssl.SSLContext, str] | None,
+    ) -> None:
         self._options = options
         self._family, self._address = address
+        self._tls = tls
         self._requests = requests
         self._epoll = select.epoll()
         self._streams: dict[int, _Stream] = {}
@@ -154,12 +164,24 @@ class _Load:
             self._open(request)
 
     def _open(self, request: bytes) -> None:
-        connection = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.connect_ex(self._address)
+        """Begin a stream; one whose handshake fails is a failed request, and is not begun again."""
+        try:
+            connection = self._connect()
+        except OSError as error:
+            self._count_failure("no TLS connection", str(error))
+            return
         fd = connection.fileno()
         self._streams[fd] = _Stream(connection, request)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT)
+
+    def _connect(self) -> socket.socket | TlsConnection:
+        if self._tls is not None:
+            context, host = self._tls
+            return TlsConnection(self._address, context, host, self._options.timeout_s)
+        connection = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.connect_ex(self._address)
+        return connection
 
     def _send(self, fd: int, stream: _Stream) -> None:
         """Send what fits and ask for the right readiness; raises OSError if there is no connection."""
@@ -240,7 +262,8 @@ def run_load(options: LoadOptions) -> LoadResult:
         raise BadConfig("a load run needs a number of requests or a duration")
     _allow_files(options.streams + 64)
     target = parse_target(options)
-    return _Load(options, _resolve(target), _render_all(options, target)).run()
+    tls = (client_context(options.tls_ca), target.host) if target.is_tls else None
+    return _Load(options, _resolve(target), _render_all(options, target), tls).run()
 
 
 def _allow_files(count: int) -> None:

@@ -40,25 +40,26 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where requests go: a plain TCP address and the path of the endpoint."""
+    """Where requests go: an address and the path of the endpoint."""
 
     host: str
     port: int
     path: str
+    is_tls: bool = False
 
 
 def parse_target(options: LoadOptions) -> Target:
     """Read host, port and path from the URL, with or without a trailing `/v1`; raises BadConfig."""
     try:
         parts = urlsplit(options.url)
-        port = parts.port or 80
+        port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
         raise BadConfig(f"bad URL {options.url!r}: {error}") from error
-    if parts.scheme != "http" or not parts.hostname:
-        raise BadConfig(f"the load generator speaks plain http://host:port only, not {options.url!r}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadConfig(f"the load generator speaks http://host:port and https://host:port, not {options.url!r}")
     base = parts.path.rstrip("/").removesuffix("/v1")
     tail = "/v1/chat/completions" if options.endpoint == "chat" else "/v1/completions"
-    return Target(parts.hostname, port, base + tail)
+    return Target(parts.hostname, port, base + tail, parts.scheme == "https")
 
 
 def render_prompt(options: LoadOptions, index: int) -> str:

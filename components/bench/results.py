@@ -27,6 +27,8 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     max_failures: Annotated[int, msgspec.Meta(ge=1)] = 100
     api_key: Annotated[str, msgspec.Meta(pattern=r"^[!-~]*$")] = ""
+    tls_ca: str = ""
+    """PEM file of who signed the certificate of an https URL; empty: one of those that this machine trusts."""
 
 
 class Percentiles(msgspec.Struct, frozen=True):

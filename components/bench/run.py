@@ -26,6 +26,8 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int = 0
     endpoint: Literal["chat", "completions"] = "chat"
     api_key: str = ""
+    tls_ca: str = ""
+    """PEM file of who signed the certificate of an https URL; empty: one of those that this machine trusts."""
 
 
 def bench(options: BenchOptions, processes: Sequence[Process], write: Callable[[str], None]) -> list[Round]:
@@ -40,6 +42,7 @@ def bench(options: BenchOptions, processes: Sequence[Process], write: Callable[[
     for number, streams in enumerate(options.streams):
         load = LoadOptions(
             api_key=options.api_key,
+            tls_ca=options.tls_ca,
             url=options.url,
             model=options.model,
             streams=streams,

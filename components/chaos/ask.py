@@ -1,5 +1,6 @@
 """I/O. Asks one question over HTTP and notes how the answer came: each piece of text, each gap, each way to end."""
 
+import ssl
 import time
 
 import anyio
@@ -20,6 +21,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     model: str
     api_key: str = ""
+    tls: ssl.SSLContext | None = None
+    """How to check the server's certificate; None: plain HTTP."""
     timeout_s: float = 60.0
     """For a whole answer."""
 
@@ -140,7 +143,7 @@ async def ask(target: Target, question: Question) -> Answer:
     try:
         with anyio.fail_after(target.timeout_s):
             with anyio.fail_after(CONNECT_S):
-                stream: ByteStream = await anyio.connect_tcp(target.host, target.port)
+                stream = await _connect(target)
             async with stream:
                 await stream.send(_render(target, question))
                 async for data in stream:
@@ -152,6 +155,12 @@ async def ask(target: Target, question: Question) -> Answer:
     except (OSError, anyio.BrokenResourceError) as error:
         return reader.answer(f"the connection broke: {error or type(error).__name__}")
     return reader.answer()
+
+
+async def _connect(target: Target) -> ByteStream:
+    if target.tls is None:
+        return await anyio.connect_tcp(target.host, target.port)
+    return await anyio.connect_tcp(target.host, target.port, ssl_context=target.tls, tls_standard_compatible=False)
 
 
 def _render(target: Target, question: Question) -> bytes:

@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     bench(
         BenchOptions(
             url=running.url,
-            model=choose_model(running.url, options.model),
+            tls_ca=running.tls_ca,
+            model=choose_model(running.url, options.model, running.tls_ca),
             streams=tuple(options.streams or (32, 256)),
             duration_s=options.duration,
             max_tokens=options.tokens,

@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     import msgspec
     from msgspec.structs import replace
 
+    from bus.access import client_context
     from bus.errors import BadConfig
     from bus.logs import set_up_logs
     from components.chaos.ask import Target
@@ -56,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     target = Target(
         host=host,
         port=port,
-        model=choose_model(running.url, options.model),
+        model=choose_model(running.url, options.model, running.tls_ca),
+        tls=client_context(running.tls_ca) if running.url.startswith("https:") else None,
         api_key=os.environ.get(KEY_VARIABLE, ""),
     )
     wanted = {

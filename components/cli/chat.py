@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     running = read_running(Path(config.state_dir))
     url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
     url = url.removesuffix("/").removesuffix("/v1")
-    target = Target(url, choose_model(url, options.model), options.temperature)
+    tls_ca = running.tls_ca if running else ""
+    target = Target(url, choose_model(url, options.model, tls_ca), options.temperature, tls_ca)
     if options.message:
         _ask(target, [Message("user", " ".join(options.message))])
     elif sys.stdin.isatty():

@@ -185,8 +185,8 @@ def _check_model(model: str) -> Finding:
 def _check_running(running: RunningSystem, state_dir: Path) -> Finding:
     counts = ", ".join(f"{p.name} ({p.pid})" for p in running.processes)
     try:
-        models = served_models(running.url)
-        ready = is_ready(running.url)
+        models = served_models(running.url, running.tls_ca)
+        ready = is_ready(running.url, running.tls_ca)
     except BuswayError as error:
         option = option_for(state_dir)
         mend = f"look into {state_dir}/logs, or: busway down{option}; busway up{option}"

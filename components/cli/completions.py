@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from bus.access import client_context
 from bus.errors import BusUnavailable, BuswayError, UnknownModel
 from components.cli.address import split_url
 
@@ -37,6 +38,8 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     temperature: float | None
     """None leaves it to the model."""
+    tls_ca: str = ""
+    """PEM file of who signed the frontend's certificate; empty: one of those that this machine trusts."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -101,9 +104,9 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
-def served_models(url: str) -> list[str]:
+def served_models(url: str, tls_ca: str = "") -> list[str]:
     """Return the names of the models that are served; raise `BusUnavailable` when nobody answers."""
-    status, body = _get(url, "/v1/models")
+    status, body = _get(url, "/v1/models", tls_ca)
     if status != 200:
         raise _refusal(f"{url}/v1/models", status, body)
     try:
@@ -112,14 +115,14 @@ def served_models(url: str) -> list[str]:
         raise ChatFailed(f"{url} is no Busway frontend: {error}") from error
 
 
-def is_ready(url: str) -> bool:
+def is_ready(url: str, tls_ca: str = "") -> bool:
     """Say whether a request would be served now; raise `BusUnavailable` when nobody answers."""
-    return _get(url, "/ready")[0] == 200
+    return _get(url, "/ready", tls_ca)[0] == 200
 
 
-def choose_model(url: str, name: str | None) -> str:
+def choose_model(url: str, name: str | None, tls_ca: str = "") -> str:
     """Return `name` if it is served, or the first model that is; raise `UnknownModel` that lists what there is."""
-    models = served_models(url)
+    models = served_models(url, tls_ca)
     if not models:
         raise UnknownModel(f"{url} serves no model yet: no worker is ready")
     if name is not None and name not in models:
@@ -137,7 +140,7 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
     }
     if target.temperature is not None:
         body["temperature"] = target.temperature
-    connection = http.client.HTTPConnection(*split_url(target.url), timeout=300)
+    connection = _connect(target.url, target.tls_ca, timeout_s=300)
     figures.started = time.perf_counter()
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), _headers())
@@ -151,9 +154,9 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
         connection.close()
 
 
-def explain(url: str, body: bytes) -> bytes:
+def explain(url: str, body: bytes, tls_ca: str = "") -> bytes:
     """Return the answer of `/v1/explain`, JSON; raise `ChatFailed` when the request is refused."""
-    connection = http.client.HTTPConnection(*split_url(url), timeout=30)
+    connection = _connect(url, tls_ca, timeout_s=30)
     try:
         connection.request("POST", "/v1/explain", body, _headers())
         response = connection.getresponse()
@@ -195,8 +198,8 @@ def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[st
     raise ChatFailed("the answer broke off without an end")
 
 
-def _get(url: str, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*split_url(url), timeout=10)
+def _get(url: str, path: str, tls_ca: str) -> tuple[int, bytes]:
+    connection = _connect(url, tls_ca, timeout_s=10)
     try:
         connection.request("GET", path, headers=_headers())
         response = connection.getresponse()
@@ -205,6 +208,13 @@ def _get(url: str, path: str) -> tuple[int, bytes]:
         raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
+
+
+def _connect(url: str, tls_ca: str, *, timeout_s: float) -> http.client.HTTPConnection:
+    if not url.startswith("https:"):
+        return http.client.HTTPConnection(*split_url(url), timeout=timeout_s)
+    host, port = split_url(url, 443)
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=client_context(tls_ca))
 
 
 def _refusal(who: str, status: int, body: bytes) -> ChatFailed:

@@ -72,10 +72,11 @@ def run(options: argparse.Namespace) -> int:
     running = read_running(Path(config.state_dir))
     url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
     url = url.removesuffix("/").removesuffix("/v1")
+    tls_ca = running.tls_ca if running else ""
     body = _read_body(options.request)
     if not body.get("model"):
-        body["model"] = choose_model(url, options.model)
-    answer = explain(url, msgspec.json.encode(body))
+        body["model"] = choose_model(url, options.model, tls_ca)
+    answer = explain(url, msgspec.json.encode(body), tls_ca)
     print(answer.decode() if options.json else render(msgspec.json.decode(answer, type=_Explanation)))
     return 0
 

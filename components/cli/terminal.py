@@ -32,4 +32,10 @@ def find_broker(config: Config) -> Config:
     running = read_running(Path(config.state_dir))
     if running is None:
         return config
-    return replace(config, namespace=running.namespace, bus=replace(config.bus, url=running.nats_url))
+    bus = replace(
+        config.bus,
+        url=running.nats_url,
+        credentials_file=config.bus.credentials_file or running.credentials_file,
+        tls_ca=config.bus.tls_ca or running.tls_ca,
+    )
+    return replace(config, namespace=running.namespace, bus=bus)

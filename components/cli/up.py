@@ -16,6 +16,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers (1)")
     parser.add_argument("--frontends", type=int, metavar="N", help="number of frontends, all on one port (1)")
     parser.add_argument("--routers", type=int, metavar="N", help="number of routers (0: workers take what comes)")
+    parser.add_argument(
+        "--secure", action="store_true", default=None, help="credentials for each process, TLS on the bus and HTTP"
+    )
     add_config_options(parser)
 
 
@@ -36,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
             "up.workers": options.workers,
             "up.frontends": options.frontends,
             "up.routers": options.routers,
+            "up.secure": options.secure,
         },
     )
     set_up_logs(replace(config.log, level="warning"), "up")

@@ -11,6 +11,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from bus.access import process_name
 from bus.codec import codec
 from bus.config import Config
 from bus.connection import open_bus
@@ -21,7 +22,7 @@ from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.route import RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_WAITING, ROUTER_WORKERS
 from bus.protocol import Bus, Incoming
-from bus.registry import keep_card, new_id, watch_cards
+from bus.registry import keep_card, watch_cards
 from bus.scrape import answer_scrapes
 from bus.subjects import Subjects, slug
 from bus.typed import subscribe_typed
@@ -47,7 +48,7 @@ _batches = codec(RouteBatch)
 
 async def run_router(config: Config) -> None:
     """Route until SIGTERM; raise `BusUnavailable` or `StreamMismatch` at the start."""
-    router = new_id("r")
+    router = process_name(config.bus, "r")
     async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
         await bus.ensure()
         with answer_scrapes(bus, router):

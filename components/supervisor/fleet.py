@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
@@ -12,6 +13,9 @@ from components.supervisor.plan import Part
 from components.supervisor.process import Process, last_lines, start_process
 from components.supervisor.running import RunningProcess, RunningSystem, write_running
 
+if TYPE_CHECKING:
+    from components.supervisor.secure import Secrets
+
 STOP_ORDER = ("spare", "frontend", "router", "worker", "nats")
 """Frontends drain while routers and workers still work, and the broker goes last."""
 _ROOT = Path(__file__).parents[2]
@@ -20,9 +24,12 @@ _ROOT = Path(__file__).parents[2]
 class Fleet:
     """All processes that run now, by part."""
 
-    def __init__(self, system: RunningSystem, state_dir: Path) -> None:
+    def __init__(self, system: RunningSystem, state_dir: Path, secrets: "Secrets | None" = None) -> None:
+        """With `secrets` each process gets credentials of its own, which go with it."""
         self._system = system
         self._state_dir = state_dir
+        self._secrets = secrets
+        self._credentials: dict[int, Path] = {}
         self._environment = _child_environment()
         self._processes: dict[Part, Process] = {}
 
@@ -43,11 +50,19 @@ class Fleet:
     async def start(self, part: Part) -> Process:
         """Start a part's process; a worker's is the spare, if one stands by."""
         with anyio.CancelScope(shield=True):  # what was started is known, also when we are being stopped
-            self._processes[part] = self._wake_spare(part) or await start_process(
-                part.argv, self.log_path(part), self._environment, is_spare=part.role == "spare"
-            )
+            self._processes[part] = self._wake_spare(part) or await self._start_process(part)
         self._record()
         return self._processes[part]
+
+    async def _start_process(self, part: Part) -> Process:
+        credentials = self._secrets.issue(part.role) if self._secrets else None
+        options = ("--set", f"bus.credentials_file={credentials}") if credentials else ()
+        process = await start_process(
+            (*part.argv, *options), self.log_path(part), self._environment, is_spare=part.role == "spare"
+        )
+        if credentials:
+            self._credentials[process.pid] = credentials
+        return process
 
     def _wake_spare(self, part: Part) -> Process | None:
         if part.role != "worker":
@@ -60,7 +75,9 @@ class Fleet:
         return None
 
     def forget(self, part: Part, process: Process) -> None:
-        """Take note that a process ended; a part that has another one by now keeps it."""
+        """Take note that a process ended, if it did; a part that has another one by now keeps it."""
+        if not process.is_running and (credentials := self._credentials.pop(process.pid, None)):
+            credentials.unlink(missing_ok=True)
         if self._processes.get(part) is process:
             del self._processes[part]
             self._record()
@@ -82,9 +99,11 @@ class Fleet:
         return killed
 
     def kill(self) -> None:
-        """End all processes now."""
+        """End all processes now; their credentials go with them."""
         for process in self._processes.values():
             process.kill()
+        for credentials in self._credentials.values():
+            credentials.unlink(missing_ok=True)
 
     def _record(self) -> None:
         write_running(self._state_dir, self.system)

@@ -32,6 +32,10 @@ class RunningSystem(msgspec.Struct, frozen=True, kw_only=True):
     nats_url: str
     pid: int
     """Of the supervisor."""
+    credentials_file: str = ""
+    """With which a person on this machine comes to the bus; empty where nobody needs any."""
+    tls_ca: str = ""
+    """PEM file of who signed the certificates of bus and frontends; empty without TLS."""
     processes: list[RunningProcess] = []
 
 

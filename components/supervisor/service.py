@@ -40,9 +40,15 @@ async def run_up(config: Config, say: Say) -> int:
     state_dir = Path(config.state_dir)
     with hold(state_dir):
         config = settle_ports(config)
-        server = None
+        server, secrets = None, None
+        if config.up.secure:
+            from components.supervisor.secure import open_secrets, secure
+
+            secrets = open_secrets(config)
+            config = secure(config, secrets)
         if config.up.with_nats:
-            server = prepare(config.state_dir, port=config.up.nats_port)
+            guard = secrets.guard if secrets else None
+            server = prepare(config.state_dir, host=config.up.nats_host, port=config.up.nats_port, guard=guard)
             if config.up.nats_port not in (0, server.port):
                 say(f"port {config.up.nats_port} is taken: the broker listens on {server.port}")
             config = _with_broker(config, server)
@@ -52,10 +58,12 @@ async def run_up(config: Config, say: Say) -> int:
             url=f"{'https' if config.frontend.tls_cert else 'http'}://{_reachable(config.frontend.host)}:{config.frontend.port}",
             nats_url=config.bus.url,
             pid=os.getpid(),
+            credentials_file=str(secrets.operator_file) if secrets else "",
+            tls_ca=secrets.guard.tls_ca if secrets else "",
         )
         parts = plan_parts(config, config_file, tuple(server.command) if server else None)
         say(start_line(config))
-        await serve(Supervisor(config, parts, plan_spare(config, config_file), Fleet(system, state_dir), say))
+        await serve(Supervisor(config, parts, plan_spare(config, config_file), Fleet(system, state_dir, secrets), say))
     return 0
 
 

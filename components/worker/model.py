@@ -45,7 +45,7 @@ class Model(msgspec.Struct, frozen=True):
 
 def read_model(config: WorkerConfig) -> Model:
     """Find and read the model of `config`; blocks on the disk. Raises `BadConfig` that says what to do next."""
-    directory, name = _locate(config)
+    directory, name = locate_model(config)
     model = _read_json(directory / "config.json", _ModelConfig)
     generation = directory / "generation_config.json"
     eos_token_id = _read_json(generation, _GenerationConfig).eos_token_id if generation.is_file() else None
@@ -68,7 +68,8 @@ def read_model(config: WorkerConfig) -> Model:
     )
 
 
-def _locate(config: WorkerConfig) -> tuple[Path, str]:
+def locate_model(config: WorkerConfig) -> tuple[Path, str]:
+    """Return the directory of the model, and its name; raise `BadConfig` when there is none."""
     if config.model == "builtin":
         return builtin.MODEL_DIR, config.served_name or builtin.MODEL_NAME
     directory = Path(config.model).expanduser()

@@ -11,13 +11,14 @@ from typing import Protocol, cast
 import anyio
 import structlog
 
+from bus.access import process_name
 from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BadConfig, BusUnavailable, EngineDied
 from bus.lifecycle import serve
 from bus.messages.inference import LATENCY_CLASSES
+from bus.permissions import own_lane, shared_lane
 from bus.protocol import Bus, ConsumerSpec
-from bus.registry import new_id
 from bus.scrape import answer_scrapes
 from bus.subjects import ANY_WORKER, Subjects, slug
 from components.engines import Engine
@@ -65,7 +66,7 @@ async def run_worker(config: Config) -> None:
         num_blocks=engine.spec.num_blocks,
         duration_s=round(time.monotonic() - started_at, 3),
     )
-    worker = new_id("w")
+    worker = process_name(config.bus, "w")
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
         with answer_scrapes(bus, worker):
@@ -171,10 +172,10 @@ class Worker:
     def _lanes(self) -> Iterator[ConsumerSpec]:
         model = slug(self._model.name)
         for role in self._config.roles:
-            name, filter_subject = f"own-{self._worker}-{role}", self._bus.subjects.work(model, role, self._worker, "*")
+            name, filter_subject = own_lane(self._worker, role), self._bus.subjects.work(model, role, self._worker, "*")
             yield _lane(name, filter_subject, inactive_s=FORGET_LANE_S)
         for role, latency_class in product(self._config.roles, LATENCY_CLASSES):
-            name = f"any-{model}-{role}-{latency_class}"
+            name = shared_lane(model, role, latency_class)
             yield _lane(name, self._bus.subjects.work(model, role, ANY_WORKER, latency_class))
 
     async def _run_engine(self) -> None:

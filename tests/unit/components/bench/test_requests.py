@@ -57,7 +57,7 @@ def test_urls_are_read_with_and_without_v1(url: str, expected: tuple[str, int, s
     assert (target.host, target.port, target.path) == expected
 
 
-@pytest.mark.parametrize("url", ["https://host", "host:80", "http://", "http://host:99999", ""])
+@pytest.mark.parametrize("url", ["ftp://host", "host:80", "http://", "http://host:99999", ""])
 def test_urls_that_cannot_be_used_are_refused(url: str) -> None:
     with pytest.raises(BadConfig):
         parse_target(msgspec.structs.replace(OPTIONS, url=url))
