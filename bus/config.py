@@ -194,6 +194,12 @@ class UpConfig(_Section, frozen=True, kw_only=True):
     """Port of the embedded server; the next free one is taken when it is busy."""
     with_nats: bool = True
     """False: use the broker at `bus.url`."""
+    nats_host: str = "127.0.0.1"
+    """Address that the embedded server listens on; another one than this only with `secure`."""
+    secure: bool = False
+    """Each process has credentials of its own, the bus and HTTP speak TLS; all that needs is made in `state_dir`."""
+    names: tuple[str, ...] = ()
+    """Host names and addresses by which others reach this machine, for its certificate."""
 
 
 class LogConfig(_Section, frozen=True, kw_only=True):
@@ -232,12 +238,6 @@ def load_config(
 
     `toml` is the text of the file, `source` its name for messages; `environment` holds variables
     such as `BUSWAY__WORKER__SLOTS=8`; `settings` are `worker.slots=8`.
-    nats_host: str = "127.0.0.1"
-    """Address that the embedded server listens on; another one than this only with `secure`."""
-    secure: bool = False
-    """Each process has credentials of its own, the bus and HTTP speak TLS; all that needs is made in `state_dir`."""
-    names: tuple[str, ...] = ()
-    """Host names and addresses by which others reach this machine, for its certificate."""
     """
     try:
         tree: dict[str, Any] = tomllib.loads(toml)
