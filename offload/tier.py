@@ -11,6 +11,9 @@ Medium = Literal["host", "disk", "remote"]
 """As KV events name it (`bus.messages.kv.Tier` without the device)."""
 
 
+PAGE_BYTES = 4096
+
+
 class Presence(Enum):
     """What `lookup` says of a block."""
 
@@ -21,12 +24,15 @@ class Presence(Enum):
 
 
 class Frame(NamedTuple):
-    """A block in host memory: `view` is `frame_bytes(block_bytes)` long (see `offload.key`) and starts at 4 KiB."""
+    """A block in host memory: `view` is `frame_bytes(block_bytes)` long (see `offload.key`)."""
 
     key: BlockKey
     parent_hash: int
     """Of the block before; 0 at the start of a prompt. Of no meaning to `load`."""
     view: memoryview
+    """`frame_bytes(block_bytes)` long."""
+    pages: memoryview
+    """The view and what is behind it, up to a whole number of aligned `PAGE_BYTES`: what unbuffered I/O moves."""
 
 
 class Retention(NamedTuple):

@@ -1,0 +1,250 @@
+"""I/O. The tier on a local disk: one file of slots, read and written past the page cache, that outlives the worker.
+
+Unbuffered I/O takes no memory from the engine and no second copy; several threads keep the device busy.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from bus.errors import BadConfig
+from bus.messages.kv import KvEvent
+from offload.host import stride_bytes
+from offload.journal import ENTRY_BYTES, Entry, read_entries, write_entry, write_superblock
+from offload.key import BlockKey, Space, space_of
+from offload.slots import Slots
+from offload.tier import Frame, Medium, Presence, Retention
+
+NUM_THREADS = 4
+MAX_RUN = 32
+"""Neighbouring frames that one call moves: long enough for the device, short enough to share it."""
+MAX_FILES = 64
+"""Workers that can share a directory."""
+
+log = structlog.get_logger()
+
+
+class DiskTier:
+    """Frames in a file, by slot. Made by `open_disk`."""
+
+    name = "disk"
+    medium: Medium = "disk"
+
+    def __init__(self, slots: Slots, files: "_Files", *, next_order: int) -> None:
+        self._slots = slots
+        self._files = files
+        self._order = count(next_order)
+        self._limiter = CapacityLimiter(NUM_THREADS)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are here or being written."""
+        return len(self._slots)
+
+    @property
+    def num_evicted(self) -> int:
+        return self._slots.num_evicted
+
+    def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
+        """See `Tier.lookup`."""
+        return self._slots.lookup(keys)
+
+    def take_events(self) -> list[KvEvent]:
+        """See `Tier.take_events`; what was found at the start is told first."""
+        return self._slots.take_events()
+
+    async def remove(self, keys: Sequence[BlockKey]) -> None:
+        """See `Tier.remove`."""
+        self._slots.remove(keys)
+
+    async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
+        """See `Tier.store`; a disk that hangs is waited for."""
+        now = time.time()
+        self._slots.retain([frame.key for frame in frames], retention, now)
+        taken = [self._slots.prepare_store(frame.key, frame.parent_hash, retention, now) for frame in frames]
+        places = [(slot, frame) for slot, frame in zip(taken, frames, strict=True) if slot is not None]
+        written: set[int] = set()
+        try:
+            with anyio.CancelScope(shield=True):  # the threads read the frames
+                written = await self._move(places, self._files.write)
+                entries = [(slot, self._entry(slot, frame, retention)) for slot, frame in places if slot in written]
+                await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
+        finally:
+            self._slots.complete_store([slot for slot, _ in places if slot in written])
+            self._slots.abort_store([slot for slot, _ in places if slot not in written])
+        return [presence is Presence.HIT for presence in self._slots.lookup([frame.key for frame in frames])]
+
+    async def load(self, frames: Sequence[Frame]) -> list[bool]:
+        """See `Tier.load`; a disk that hangs is waited for."""
+        pins = [self._slots.prepare_load([frame.key]) for frame in frames]
+        places = [(pin[0], frame) for pin, frame in zip(pins, frames, strict=True) if pin]
+        try:
+            with anyio.CancelScope(shield=True):  # the threads write into the frames
+                read = await self._move(places, self._files.read)
+        finally:
+            self._slots.complete_load([slot for slot, _ in places])
+        return [bool(pin) and pin[0] in read for pin in pins]
+
+    async def _move(self, places: list[tuple[int, Frame]], move: Callable[[int, list[memoryview]], bool]) -> set[int]:
+        """Read or write runs of neighbouring slots, some at a time; return the slots for which that worked."""
+        moved: set[int] = set()
+
+        async def run(start: int, run: list[memoryview]) -> None:
+            if await to_thread.run_sync(move, start, run, limiter=self._limiter):
+                moved.update(range(start, start + len(run)))
+
+        async with anyio.create_task_group() as tasks:
+            for start, pages in _runs(places):
+                tasks.start_soon(run, start, pages)
+        return moved
+
+    def _entry(self, slot: int, frame: Frame, retention: Retention) -> bytes:
+        return write_entry(Entry(frame.key, frame.parent_hash, retention, next(self._order)))
+
+
+class _Files(NamedTuple):
+    """Open descriptors: frames, and the journal."""
+
+    frames: int
+    journal: int
+    stride: int
+
+    def write(self, first: int, pages: list[memoryview]) -> bool:
+        """Write frames from a slot on; False if that failed: the disk is full or broken."""
+        try:
+            return os.pwritev(self.frames, pages, first * self.stride) == len(pages) * self.stride
+        except OSError as error:
+            log.warning("disk.write_failed", reason=error.strerror)
+            return False
+
+    def read(self, first: int, pages: list[memoryview]) -> bool:
+        """Read frames from a slot on; False if that failed."""
+        try:
+            return os.preadv(self.frames, pages, first * self.stride) == len(pages) * self.stride
+        except OSError as error:
+            log.warning("disk.read_failed", reason=error.strerror)
+            return False
+
+    def note(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Write down what is in slots. A failure costs what a restarted worker would have found."""
+        try:
+            for slot, data in entries:
+                os.pwrite(self.journal, data, (slot + 1) * ENTRY_BYTES)
+        except OSError as error:
+            log.warning("disk.journal_failed", reason=error.strerror)
+
+
+@asynccontextmanager
+async def open_disk(
+    directory: Path, num_bytes: int, block_bytes: int, fingerprint: str, *, policy: str = "lru"
+) -> AsyncIterator[DiskTier]:
+    """Take a file of `num_bytes` in a directory, with what an earlier worker of this fingerprint left in it.
+
+    Workers on one machine take one file each. Raises `BadConfig` when the directory cannot be used or the disk has no
+    room for the file.
+    """
+    space, stride = space_of(fingerprint), stride_bytes(block_bytes)
+    num_slots = num_bytes // stride
+    if num_slots < 1:
+        raise BadConfig(
+            f"offload.disk_bytes = {num_bytes} holds no block of {stride} bytes: set more, or 0 for no disk"
+        )
+    with _open_files(directory, space, num_slots, stride) as files:
+        journal = await to_thread.run_sync(_read_journal, files, write_superblock(space, num_slots, stride), num_slots)
+        slots = Slots(num_slots, policy=policy, medium="disk", is_selective=True)
+        next_order = await to_thread.run_sync(_restore, slots, journal)
+        log.info("disk.opened", directory=str(directory), num_slots=num_slots, num_found=len(slots))
+        yield DiskTier(slots, files, next_order=next_order)
+
+
+def _restore(slots: Slots, journal: bytes) -> int:
+    """Put what a journal tells into the books; return the order of the next entry."""
+    entries = sorted(read_entries(journal), key=lambda found: found[1].order)
+    for slot, entry in entries:
+        slots.restore(slot, entry.key, entry.parent_hash, entry.retention)
+    slots.end_restore()
+    return entries[-1][1].order + 1 if entries else 0
+
+
+def _read_journal(files: _Files, superblock: bytes, num_slots: int) -> bytes:
+    """Return the journal of a file of this shape; one of another shape is begun anew."""
+    size = (num_slots + 1) * ENTRY_BYTES
+    journal = os.pread(files.journal, size, 0)
+    while 0 < len(journal) < size and (more := os.pread(files.journal, size - len(journal), len(journal))):
+        journal += more
+    if journal[:ENTRY_BYTES] == superblock:
+        return journal
+    os.ftruncate(files.journal, 0)
+    os.ftruncate(files.journal, size)
+    os.pwrite(files.journal, superblock, 0)
+    return b""
+
+
+@contextmanager
+def _open_files(directory: Path, space: Space, num_slots: int, stride: int) -> Iterator[_Files]:
+    name = space.hex()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in range(MAX_FILES):
+            path = directory / f"{name}-{number}"
+            journal = os.open(path.with_suffix(".journal"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(journal)
+                continue
+            break
+        else:
+            raise BadConfig(f"{MAX_FILES} workers use {directory} already: give this one another offload.disk_path")
+    except OSError as error:
+        raise BadConfig(f"offload.disk_path = {str(directory)!r} cannot be used: {error.strerror}") from error
+    try:
+        frames = _open_frames(path.with_suffix(".frames"), num_slots * stride)
+        try:
+            yield _Files(frames, journal, stride)
+        finally:
+            os.close(frames)
+    finally:
+        os.close(journal)
+
+
+def _open_frames(path: Path, size: int) -> int:
+    """Open a file for unbuffered I/O, where its file system can do that, and have the disk keep room for all of it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        frames = os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError:
+        frames = os.open(path, flags, 0o600)
+        log.warning("disk.buffered", path=str(path), note="this file system has no unbuffered I/O")
+    try:
+        os.ftruncate(frames, size)
+        os.posix_fallocate(frames, 0, size)
+    except OSError as error:
+        os.close(frames)
+        raise BadConfig(
+            f"no room for offload.disk_bytes = {size} in {path.parent}: {error.strerror}; set less, or free some"
+        ) from error
+    return frames
+
+
+def _runs(places: list[tuple[int, Frame]]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Join places whose slots follow each other; yield first slot and pages of each run."""
+    start, run = 0, list[memoryview]()
+    for slot, frame in sorted(places, key=lambda place: place[0]):
+        if run and (slot != start + len(run) or len(run) == MAX_RUN):
+            yield start, run
+            run = []
+        if not run:
+            start = slot
+        run.append(frame.pages)
+    if run:
+        yield start, run

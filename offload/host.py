@@ -1,0 +1,75 @@
+"""I/O (memory). The tier in host RAM: one arena of frames, in which the engine's bytes and those of all tiers meet."""
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+
+from bus.errors import BadConfig
+from offload.key import HEADER_BYTES, frame_bytes, seal
+from offload.slots import Slots
+from offload.tier import PAGE_BYTES, Frame
+
+MIN_SLOTS = 16
+
+
+class HostArena:
+    """Memory for whole frames, page-aligned, and the books over it. Pages are taken from the system when first used."""
+
+    def __init__(self, num_bytes: int, block_bytes: int, *, policy: str = "lru") -> None:
+        """Raise `BadConfig` when there is no room for `MIN_SLOTS` blocks, or the system has not so much memory."""
+        self.block_bytes = block_bytes
+        self._stride = stride_bytes(block_bytes)
+        num_slots = num_bytes // self._stride
+        if num_slots < MIN_SLOTS:
+            raise BadConfig(
+                f"offload.host_bytes = {num_bytes} holds {num_slots} blocks of {self._stride} bytes: "
+                f"give at least {MIN_SLOTS * self._stride}"
+            )
+        self.slots = Slots(num_slots, policy=policy, medium="host")
+        try:
+            self._memory = mmap.mmap(-1, num_slots * self._stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError) as error:
+            raise BadConfig(f"no memory for offload.host_bytes = {num_bytes}: {error}; set less") from error
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._view = memoryview(self._memory)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._is_sealed = bytearray(num_slots)
+
+    def frame(self, slot: int) -> Frame:
+        """Return the frame in a slot that is filled or being filled."""
+        start = slot * self._stride
+        view = self._view[start : start + frame_bytes(self.block_bytes)]
+        pages = self._view[start : start + self._stride]
+        return Frame(self.slots.key_at(slot), self.slots.parent_at(slot), view, pages)
+
+    def read_in(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
+        """Copy blocks at these addresses into slots; other threads run meanwhile."""
+        payload = self._address + HEADER_BYTES
+        for slot, address in zip(slots, addresses, strict=True):
+            self._is_sealed[slot] = False
+            ctypes.memmove(payload + slot * self._stride, address, self.block_bytes)
+
+    def write_out(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
+        """Copy the blocks in slots to these addresses; other threads run meanwhile."""
+        payload = self._address + HEADER_BYTES
+        for slot, address in zip(slots, addresses, strict=True):
+            ctypes.memmove(address, payload + slot * self._stride, self.block_bytes)
+
+    def seal(self, slots: Sequence[int]) -> list[Frame]:
+        """Return the frames in pinned slots, with headers: what goes to other tiers. Takes a pass over new ones."""
+        frames = [self.frame(slot) for slot in slots]
+        for slot, frame in zip(slots, frames, strict=True):
+            if not self._is_sealed[slot]:
+                seal(frame.view, frame.key, frame.parent_hash)
+                self._is_sealed[slot] = True
+        return frames
+
+    def note_sealed(self, slots: Sequence[int]) -> None:
+        """Note that what came into these slots came with headers."""
+        for slot in slots:
+            self._is_sealed[slot] = True
+
+
+def stride_bytes(block_bytes: int) -> int:
+    """Return the size of a frame in whole pages."""
+    return -(-frame_bytes(block_bytes) // PAGE_BYTES) * PAGE_BYTES
