@@ -120,6 +120,30 @@ WORKER_FREE_BLOCKS = Gauge("busway_worker_free_blocks", "KV blocks that the engi
 
 KV_ANSWERS = Counter("busway_kv_answers", "Answers of this worker to readers that missed KV events.", registry=REGISTRY)
 
+# Transfer of KV blocks between workers
+
+TRANSFER_READS = Counter(
+    "busway_transfer_reads",
+    "Reads of KV blocks that a peer offered, by what became of them.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `read`, `failed` (peer gone), `stale` (the lease had ended), `timeout`, `cancelled`."""
+
+TRANSFER_BLOCKS = Counter("busway_transfer_blocks", "KV blocks read from peers and used.", registry=REGISTRY)
+
+TRANSFER_BYTES = Counter("busway_transfer_bytes", "Bytes of these blocks.", registry=REGISTRY)
+
+TRANSFER_LEASES = Counter(
+    "busway_transfer_leases",
+    "Leases of KV blocks that ended, by how.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `released` (by a reader), `expired`, `withdrawn`."""
+
+TRANSFER_OPEN_LEASES = Gauge("busway_transfer_open_leases", "Leases of KV blocks that are out.", registry=REGISTRY)
+
 # Readers of KV events
 
 KV_EVENTS = Counter("busway_kv_events", "KV events that went into the index.", registry=REGISTRY)
@@ -163,7 +187,8 @@ FRONTEND_RETRIES = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-"""`reason`: `gap`, `failed`, `worker_lost`, `silent`, `broker_lost`, `router_lost`, `aborted`."""
+"""`reason`: `gap`, `failed`, `worker_lost`, `untaken` (its worker never accepted), `silent`, `draining`,
+`broker_lost`, `bus_unavailable`, `router_lost`, `aborted`."""
 
 FRONTEND_DROPPED_TOKENS = Counter(
     "busway_frontend_dropped_tokens",
@@ -210,6 +235,9 @@ class DoublingHistogram(Collector):
         buckets.append(("+Inf", float(sum(self.counts))))
         yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self.sum)
 
+
+TRANSFER_WAIT = DoublingHistogram("busway_transfer_wait_seconds", "Time that a read of KV blocks waited for its turn.")
+TRANSFER_SECONDS = DoublingHistogram("busway_transfer_seconds", "Time from its turn to the end of a read that was used.")
 
 FRONTEND_TTFT = DoublingHistogram(
     "busway_frontend_time_to_first_token_seconds", "Time from a request to its first token."

@@ -20,6 +20,8 @@ class AgentAddress(Fact, frozen=True, kw_only=True, tag="agent_address"):
     """`cpu` or `cuda:N`."""
     endpoint: bytes
     """For `nixl` the agent's metadata, for `loopback` the path of a socket."""
+    endpoint_digest: int
+    """xxh3_64 of `endpoint`."""
     pool_address: int = 0
     """For `nixl`: where block 0 begins."""
     seals_address: int = 0

@@ -1,5 +1,6 @@
-"""Pure. KV blocks from one worker's memory into another's: the contract; `open_transfer` gives a worker its side."""
+"""I/O. KV blocks from one worker's memory into another's: `open_transfer` gives a worker its side of it."""
 
-from components.transfer.contract import BlockMemory, Ending, OnEnd, Source, Transfer
+from components.transfer.contract import Ending, OnEnd, Source, Transfer
+from components.transfer.open import Transport, open_transfer
 
-__all__ = ["BlockMemory", "Ending", "OnEnd", "Source", "Transfer"]
+__all__ = ["Ending", "OnEnd", "Source", "Transfer", "Transport", "open_transfer"]

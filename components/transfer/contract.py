@@ -11,28 +11,6 @@ OnEnd = Callable[[Ending], None]
 """Told once, in the event loop, why a lease ended; from then on its blocks may be used for something else."""
 
 
-class BlockMemory(Protocol):
-    """The KV blocks of an engine: `num_blocks` rows of `block_bytes`, one after the other."""
-
-    @property
-    def address(self) -> int: ...
-    @property
-    def block_bytes(self) -> int: ...
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def device(self) -> str:
-        """`cpu` or `cuda:N`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Model, dtype, layout, block size, tensor-parallel degree: equal where the bytes mean the same."""
-
-    @property
-    def view(self) -> memoryview | None:
-        """All bytes, writable, of format "B"; None on a GPU."""
-
-
 class Source(Protocol):
     """An offer that is being used: its lease is renewed until it is left."""
 

@@ -1,0 +1,76 @@
+"""I/O. A worker's side of the transfer, made over NIXL where that is installed and over loopback elsewhere."""
+
+import ctypes
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal
+
+import anyio
+import structlog
+
+from bus.errors import BadConfig
+from components.engines.exchange import BlockMemory
+from components.transfer.agent import TransferAgent, take_note
+from components.transfer.contract import Transfer
+from components.transfer.leases import NUM_SLOTS, Leases
+from components.transfer.loopback import open_loopback
+from components.transfer.nixl import NixlAgent, Region, find_nixl
+from components.transfer.nixl_wire import open_nixl
+from components.transfer.wire import OnNote, Wire
+
+LEASE_S = 10.0
+"""How long blocks are kept for a reader of whom nothing is heard."""
+
+Transport = Literal["auto", "nixl", "loopback"]
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_transfer(
+    memory: BlockMemory, worker: str, *, transport: Transport = "auto", lease_s: float = LEASE_S
+) -> AsyncIterator[Transfer]:
+    """Offer and read blocks of an engine's memory while the context is open; at its end all leases do.
+
+    `auto` is NIXL where it is installed, else loopback, which reaches other processes of this host and user. With NIXL
+    it takes a second or two to open. Raises `BadConfig` when the transport cannot be had.
+    """
+    seals = (ctypes.c_uint64 * NUM_SLOTS)()
+    leases = Leases(seals, lease_s=lease_s, draw=lambda: secrets.randbits(64))
+    async with _open_wire(memory, worker, transport, seals, partial(take_note, leases)) as wire:
+        agent = TransferAgent(wire, leases, lease_s=lease_s)
+        log.info("transfer.opened", transport=wire.address.transport, agent=wire.address.agent)
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(agent.run)
+            try:
+                yield agent
+            except Exception as error:
+                # Kept, not raised: a task group would wrap it, and callers look for its class.
+                failure = error
+            finally:
+                agent.close()
+                tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _open_wire(
+    memory: BlockMemory, worker: str, transport: Transport, seals: "ctypes.Array[ctypes.c_uint64]", on_note: OnNote
+) -> AsyncIterator[Wire]:
+    wheel = find_nixl(memory.device) if transport != "loopback" else None
+    if wheel is not None:
+
+        def make_agent(name: str, scratch: Region) -> NixlAgent:
+            return NixlAgent(name, wheel, memory, ctypes.addressof(seals), scratch)
+
+        async with open_nixl(make_agent, worker, on_note) as nixl:
+            yield nixl
+    elif transport == "nixl":
+        raise BadConfig("NIXL is not installed: pip install 'busway[nixl]', or set the transport to loopback")
+    else:
+        async with open_loopback(memory, f"{worker}.{secrets.token_hex(8)}", seals, on_note) as loopback:
+            yield loopback
