@@ -14,6 +14,7 @@ from bus.messages.inference import Role
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=0)]
 ParserName = Literal[
     "auto",
     "none",
@@ -125,6 +126,43 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     """Time to finish what runs after SIGTERM."""
 
 
+class RedisTierConfig(_Section, frozen=True, kw_only=True):
+    """KV blocks in a Redis (or Valkey) server that all workers share."""
+
+    url: str = ""
+    """redis://[user:password@]host:6379/0, rediss://..., or unix:///path?db=0 for a local one. Empty: none."""
+    keep_s: Positive = 86_400.0
+    """Age at which blocks leave; pinned ones stay longer."""
+    timeout_s: Positive = 1.0
+    """Bound on each call; one that takes longer is a miss."""
+    max_bytes: Bytes = 0
+    """What the fleet may store within `keep_s`; 0: no bound but the server's own `maxmemory`."""
+    max_salt_bytes: Bytes = 0
+    """The same for the blocks under each cache salt: a tenant's, where tenants have salts. 0: no bound."""
+
+
+class S3TierConfig(_Section, frozen=True, kw_only=True):
+    """KV blocks in an object store that all workers share; credentials come from the environment."""
+
+    url: str = ""
+    """s3://bucket/prefix, az://container/prefix or gs://bucket/prefix. Empty: none."""
+    keep_s: Positive = 7 * 86_400.0
+    """Age at which `busway cache gc` removes blocks; pinned ones stay longer."""
+    timeout_s: Positive = 5.0
+    """Bound on each call; one that takes longer is a miss."""
+    max_bytes: Bytes = 0
+    """What the fleet may store within `keep_s`; 0: no bound."""
+    max_salt_bytes: Bytes = 0
+    """The same for the blocks under each cache salt: a tenant's, where tenants have salts. 0: no bound."""
+
+
+class OffloadConfig(_Section, frozen=True, kw_only=True):
+    """Where KV blocks live on that leave the device."""
+
+    redis: RedisTierConfig = RedisTierConfig()
+    s3: S3TierConfig = S3TierConfig()
+
+
 class MockConfig(_Section, frozen=True, kw_only=True):
     """The mock engine's step-time model, in seconds.
 
@@ -219,6 +257,7 @@ class Config(_Section, frozen=True, kw_only=True):
     bus: BusConfig = BusConfig()
     frontend: FrontendConfig = FrontendConfig()
     worker: WorkerConfig = WorkerConfig()
+    offload: OffloadConfig = OffloadConfig()
     mock: MockConfig = MockConfig()
     router: RouterConfig = RouterConfig()
     up: UpConfig = UpConfig()

@@ -42,6 +42,10 @@ class SharedBlocks:
         """Know nothing any more."""
         self._young, self._old = RunIndex(), RunIndex()
 
+    def has(self, block: int) -> bool:
+        """Whether a block is known to be there."""
+        return block in self._young.run_of or block in self._old.run_of
+
     def spans(self, hashes: Sequence[int]) -> list[Span]:
         """Return which parts of a chain are there, in order and apart from each other."""
         if not hashes:

@@ -68,6 +68,10 @@ class TierBatch(Hot, frozen=True):
     """Who tells: it stored these blocks, or found them there, or did not."""
     events: list[msgspec.Raw]
     """Encoded `KvEvent`s."""
+    space: bytes = b""
+    """Under which names the worker stored these blocks: a digest of model, layout and cache salt."""
+    num_bytes: int = 0
+    """That it stored with them: what quotas are counted by."""
 
 
 class KvQuery(Fact, frozen=True, kw_only=True, tag="kv_query"):

@@ -1,0 +1,208 @@
+"""I/O. Blocks in an object store: S3 and what speaks like it, Azure, Google Cloud, an object each.
+
+Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+`AZURE_STORAGE_ACCOUNT_KEY`, `GOOGLE_SERVICE_ACCOUNT`, ...), never from configuration. Such a store drops nothing by
+itself: `busway cache gc` removes what is older than its time, unless a marker `pins/<unix seconds>/<name>` says that it
+is to stay longer.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import obstore
+import obstore.exceptions
+from obstore.store import from_url
+
+from bus.errors import BadConfig
+from offload.key import BlockKey, Space, object_name, parse_object_name
+from offload.store import Blob, Listed, StoreName, TierUnavailable
+
+if TYPE_CHECKING:  # they exist for type checkers only
+    from obstore.store import ClientConfig, RetryConfig
+
+PINS = "pins"
+NUM_CONCURRENT = 32
+"""Requests in flight of one call."""
+MAX_RETRIES = 2
+LIST_CHUNK = 1000
+ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+"""Variables that name a server; one without TLS is for tests and for networks that are trusted."""
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
+
+S = TypeVar("S")
+
+
+class ObjectStore:
+    """One bucket, or a prefix in it."""
+
+    name: StoreName = "s3"
+
+    def __init__(self, url: str, *, keep_s: float, timeout_s: float) -> None:
+        """`keep_s` is the time after which `gc` may remove an object; `timeout_s` bounds each call.
+
+        Raises `BadConfig` for a URL of another kind, and for what the environment has wrong.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in SCHEMES or not parts.netloc or "@" in parts.netloc or parts.query:
+            raise BadConfig("offload.s3.url is an address like s3://bucket/prefix, az://... or gs://..., no more")
+        limit = timedelta(seconds=timeout_s)
+        client: ClientConfig = {
+            "timeout": limit,
+            "connect_timeout": min(limit, timedelta(seconds=1)),
+            "allow_http": any(os.environ.get(name, "").startswith("http://") for name in ENDPOINTS),
+        }
+        retry: RetryConfig = {
+            "max_retries": MAX_RETRIES,
+            "retry_timeout": limit,
+            "backoff": {"init_backoff": timedelta(milliseconds=20), "max_backoff": limit, "base": 3},
+        }
+        try:
+            self._store = from_url(url, client_options=client, retry_config=retry)
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            raise BadConfig(f"offload.s3.url = {url}: {error}") from error
+        self.location = url.rstrip("/")
+        self._keep_s = keep_s
+        self._timeout_s = timeout_s
+
+    async def put(self, blobs: Sequence[Blob], keep_s: float) -> list[bool]:
+        async def put(blob: Blob) -> bool:
+            # A copy: the library's own threads may read on after a cancel.
+            await obstore.put_async(self._store, object_name(blob.key), bytes(blob.view), use_multipart=False)
+            return True
+
+        done = await self._for_all(blobs, put)
+        if keep_s > self._keep_s:
+            await self._mark([blob.key for blob, is_there in zip(blobs, done, strict=True) if is_there], keep_s)
+        return done
+
+    async def get(self, blobs: Sequence[Blob]) -> list[bool]:
+        async def get(blob: Blob) -> bool:
+            length = len(blob.view)
+            data = await obstore.get_range_async(self._store, object_name(blob.key), start=0, length=length)
+            if len(data) != length:
+                return False
+            blob.view[:] = memoryview(data).cast("B")
+            return True
+
+        return await self._for_all(blobs, get)
+
+    async def has(self, keys: Sequence[BlockKey]) -> list[bool]:
+        async def has(key: BlockKey) -> bool:
+            await obstore.head_async(self._store, object_name(key))
+            return True
+
+        return await self._for_all(keys, has)
+
+    async def keep(self, keys: Sequence[BlockKey], keep_s: float) -> list[bool]:
+        there = await self.has(keys)
+        await self._mark([key for key, is_there in zip(keys, there, strict=True) if is_there], keep_s)
+        return there
+
+    async def delete(self, keys: Sequence[BlockKey]) -> int:
+        names = [object_name(key) for key in keys]
+        for first in range(0, len(names), LIST_CHUNK):
+            part = names[first : first + LIST_CHUNK]
+            await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
+        return len(names)
+
+    async def listing(self, space: Space | None = None) -> AsyncIterator[list[Listed]]:
+        pinned = await self._pins()
+        stream = obstore.list(self._store, space.hex() if space is not None else None, chunk_size=LIST_CHUNK)
+        while True:
+            part = await self._bounded(lambda: anext(stream, None))
+            if part is None:
+                return
+            listed = []
+            for meta in part:
+                key = parse_object_name(meta["path"])
+                if key is not None:
+                    expires_at = meta["last_modified"].timestamp() + self._keep_s
+                    listed.append(Listed(key, meta["size"], max(expires_at, pinned.get(key, 0.0))))
+            yield listed
+
+    async def forget_pins(self, now: float) -> int:
+        """Remove the markers of pins that have passed; return how many."""
+        stale = [f"{PINS}/{until}/{name}" for until, name in await self._markers() if until <= now]
+        for first in range(0, len(stale), LIST_CHUNK):
+            part = stale[first : first + LIST_CHUNK]
+            await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
+        return len(stale)
+
+    async def aclose(self) -> None:
+        """There is nothing to close: connections are dropped with the store."""
+
+    async def _pins(self) -> dict[BlockKey, float]:
+        pinned: dict[BlockKey, float] = {}
+        for until, name in await self._markers():
+            key = parse_object_name(name)
+            if key is not None:
+                pinned[key] = max(until, pinned.get(key, 0.0))
+        return pinned
+
+    async def _markers(self) -> list[tuple[int, str]]:
+        stream = obstore.list(self._store, PINS, chunk_size=LIST_CHUNK)
+        found: list[tuple[int, str]] = []
+        while (part := await self._bounded(lambda: anext(stream, None))) is not None:
+            for meta in part:
+                until, _, name = meta["path"].removeprefix(f"{PINS}/").partition("/")
+                if until.isdecimal():
+                    found.append((int(until), name))
+        return found
+
+    async def _mark(self, keys: Sequence[BlockKey], keep_s: float) -> None:
+        until = int(time.time() + keep_s) + 1
+
+        async def mark(key: BlockKey) -> bool:
+            await obstore.put_async(self._store, f"{PINS}/{until}/{object_name(key)}", b"", use_multipart=False)
+            return True
+
+        await self._for_all(keys, mark)
+
+    async def _bounded(self, call: Callable[[], Awaitable[S]]) -> S:
+        try:
+            with anyio.fail_after(self._timeout_s):
+                return await call()
+        except TimeoutError:
+            raise TierUnavailable(f"{self.location} took longer than {self._timeout_s:g} s") from None
+        except (obstore.exceptions.BaseError, OSError) as error:
+            raise TierUnavailable(f"{self.location}: {_first_line(error)}") from error
+
+    async def _for_all(self, items: Sequence[S], do: Callable[[S], Awaitable[bool]]) -> list[bool]:
+        """Do something for all items, some at a time, and say for which it succeeded.
+
+        What is not found is False; the first other failure ends it, and raises if nothing at all succeeded.
+        """
+        done = [False] * len(items)
+        failures: list[str] = []
+        places = iter(range(len(items)))
+
+        async def work() -> None:
+            for place in places:
+                try:
+                    done[place] = await do(items[place])
+                except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
+                    if "NoSuchBucket" in str(error):
+                        failures.append(_first_line(error))
+                except (obstore.exceptions.BaseError, OSError) as error:
+                    failures.append(_first_line(error))
+                if failures:
+                    tasks.cancel_scope.cancel()
+
+        with anyio.move_on_after(self._timeout_s) as scope:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(NUM_CONCURRENT, len(items))):
+                    tasks.start_soon(work)
+        if scope.cancelled_caught:
+            failures.append(f"took longer than {self._timeout_s:g} s")
+        if failures and not any(done):
+            raise TierUnavailable(f"{self.location}: {failures[0]}")
+        return done
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
