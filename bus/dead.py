@@ -10,13 +10,13 @@ MAX_PAYLOAD_BYTES = 64 * 1024
 RETRY_S = 1.0
 
 
-def dead_letter(delivery: Delivery, code: str, reason: str, *, died_at: float) -> bytes:
+def dead_letter(subject: str, payload: bytes, code: str, reason: str, *, died_at: float) -> bytes:
     """Return the encoded letter for a message that is given up; `died_at` is in unix seconds."""
     letter = DeadLetter(
-        subject=delivery.subject,
+        subject=subject,
         code=code,
         reason=reason,
-        payload=delivery.payload[:MAX_PAYLOAD_BYTES],
+        payload=payload[:MAX_PAYLOAD_BYTES],
         died_at=died_at,
     )
     return encode(letter)
@@ -24,8 +24,9 @@ def dead_letter(delivery: Delivery, code: str, reason: str, *, died_at: float) -
 
 def bury(bus: Bus, stream: str, delivery: Delivery, error: BuswayError, *, died_at: float) -> None:
     """End a message of `stream` (lower case) and send its letter, without waiting; a full bus brings it back later."""
+    letter = dead_letter(delivery.subject, delivery.payload, error.code, str(error)[:500], died_at=died_at)
     try:
-        bus.publish(bus.subjects.dead(stream), dead_letter(delivery, error.code, str(error)[:500], died_at=died_at))
+        bus.publish(bus.subjects.dead(stream), letter)
     except BusUnavailable:
         delivery.nak(RETRY_S)
         return

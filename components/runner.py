@@ -189,7 +189,9 @@ class ComponentRunner:
         code = error.code if isinstance(error, BuswayError) else "failed"
         await self._bus.append(
             self._bus.subjects.dead(self._stream.lower()),
-            dead_letter(delivery, code, f"{self._spec.name}: {error}"[:1000], died_at=time.time()),
+            dead_letter(
+                delivery.subject, delivery.payload, code, f"{self._spec.name}: {error}"[:1000], died_at=time.time()
+            ),
             msg_id=f"{self._spec.durable}-{self._stream}-{delivery.stream_seq}",
         )
 

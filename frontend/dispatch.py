@@ -10,10 +10,11 @@ from anyio.abc import TaskGroup
 from bus import metrics
 from bus.codec import encode
 from bus.config import FrontendConfig
-from bus.errors import BusUnavailable, BuswayError, InvalidRequest, Malformed, NoWorker, Retryable
+from bus.dead import dead_letter
+from bus.errors import BusUnavailable, BuswayError, EngineDied, InvalidRequest, Malformed, NoWorker, Retryable
 from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
-from bus.messages.inference import FinishReason, StepBatch
+from bus.messages.inference import Failed, FinishReason, StepBatch
 from bus.protocol import Bus, Incoming
 from bus.registry import watch_cards
 from bus.subjects import ANY_WORKER, slug
@@ -22,9 +23,11 @@ from frontend.books import Books
 from frontend.cancels import Cancels
 from frontend.errors import GenerationFailed, ShuttingDown
 from frontend.fleet import Fleet
+from frontend.missing import MissingTokens
 from frontend.request import Request
 from frontend.requests import Requests
 from frontend.routers import Routers
+from frontend.suspects import MAX_DEATHS, Suspects
 
 TICK_S = 0.25
 STALL_S = 1.0
@@ -35,6 +38,11 @@ APPEND_TIMEOUT_S = 3.0
 """A broker under a wave of requests, or just restarted, takes that long at most; then the client is told."""
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 1.0
+STALE_JOB_S = 1.5
+"""What nobody accepted for so long waits in the queue; what is younger may lie with a worker that died or stalled."""
+
+_BLAMELESS = frozenset({"untaken", "draining", "bus_unavailable", "broker_lost", "router_lost", "gap"})
+"""Reasons for another attempt that say nothing against the request."""
 
 log = structlog.get_logger()
 
@@ -54,6 +62,8 @@ class Dispatcher:
         self._tasks = tasks
         self._routers = Routers()
         self._cancels = Cancels(bus, frontend)
+        self._missing = MissingTokens(bus, frontend, lambda request: self._retry(request, "gap", time.monotonic()))
+        self._suspects = Suspects()
         self._num_shown = (0, 0)
         self._late: dict[Request, None] = {}
         self._late_timer: asyncio.TimerHandle | None = None
@@ -104,7 +114,10 @@ class Dispatcher:
         """The client wants no more: free the worker's slot. Cancelling what has ended does nothing."""
         if request.is_live:
             now = time.monotonic()
-            self._cancels.tell(request.worker, (request.ticket,), now)
+            if request.worker:
+                self._cancels.tell(request.worker, (request.ticket,), now)
+            else:
+                self._cancels.tell_all((request.ticket,))
             self.requests.close(request)
             self._books.cancelled(request, now)
 
@@ -119,7 +132,7 @@ class Dispatcher:
         if request.is_routed:
             subject = subjects.req(model, latency_class, slug(generation.tenant))
         else:
-            subject = subjects.work(model, "both", ANY_WORKER, latency_class)
+            subject = subjects.work(model, "both", self._fleet.detour(model) or ANY_WORKER, latency_class)
         await self._bus.append(
             subject,
             payload,
@@ -157,15 +170,28 @@ class Dispatcher:
         if self._late and self._late_timer is None:
             wait_s = self._config.write_gap_s + SLACK_S
             self._late_timer = asyncio.get_running_loop().call_later(wait_s, self._flush_late)
+        if outcome.missing_seq is not None:
+            self._missing.ask(worker, outcome.missing_seq, now)
         for request in outcome.gaps.values():
-            self._retry(request, "gap", now)
-        for request, failed in outcome.failed:
-            if failed.is_retryable:
-                self._retry(request, "failed", now, delay_s=FIRST_RETRY_S * 2**request.attempt)
-            else:
-                self._fail(request, GenerationFailed(failed.message, code=failed.code, delay_s=failed.retry_after_s))
+            self._missing.wait(request)
+        if outcome.failed:
+            self._take_failures(outcome.failed, now)
         if outcome.unknown:
             self._cancels.tell(worker, outcome.unknown, now)
+        if self._suspects:
+            self._try_suspect()
+
+    def _take_failures(self, failures: list[tuple[Request, Failed]], now: float) -> None:
+        died = [request for request, failed in failures if failed.code == EngineDied.code]
+        self._lose(died, now)
+        for request, failed in failures:
+            if not failed.is_retryable:
+                self._fail(request, GenerationFailed(failed.message, code=failed.code, delay_s=failed.retry_after_s))
+            elif failed.code in _BLAMELESS:
+                self._retry(request, failed.code, now)
+            elif failed.code != EngineDied.code:
+                delay_s = min(MAX_RETRY_S, FIRST_RETRY_S * 2 ** min(request.num_faults, 10))
+                self._retry(request, "failed", now, delay_s=delay_s)
 
     def _flush(self, request: Request, now: float) -> None:
         request.flush_at = now + self._config.write_gap_s
@@ -194,13 +220,44 @@ class Dispatcher:
     def _on_gone(self, name: str) -> None:
         """A process lost its connection: what a worker ran goes on elsewhere at once, without waiting for silence."""
         now = time.monotonic()
-        self._fleet.doubt(name)
+        was_serving = self._fleet.doubt(name)
         lost = self.requests.running_on([name])
         if lost:
             log.warning("worker.disconnected", worker=name, num_requests=len(lost))
-        for request in lost:
-            self._retry(request, "worker_lost", now)
+        self._lose(lost, now)
+        if was_serving:
+            self._send_untaken_again(now)
         self._lose_router(name, now)
+
+    def _lose(self, lost: list[Request], now: float) -> None:
+        """A worker died with these in it: they go on elsewhere, but for what kills whoever takes it."""
+        guilty = self._suspects.blame(lost)
+        for request in lost:
+            if request is guilty:
+                self._bury(request)
+            else:
+                self._retry(request, "worker_lost", now)
+
+    def _bury(self, request: Request) -> None:
+        """Give up a request that kills workers; a dead letter keeps its job for whoever looks into it."""
+        message = (
+            f"{MAX_DEATHS} workers died while they computed the next token of this request: it goes to no third one. "
+            f"Look for request {request.request_id} in {self._bus.subjects.dead('work')}."
+        )
+        job = request.job(self._frontend, time.time())
+        subject = self._bus.subjects.work(request.generation.model_slug, "both", ANY_WORKER, job.latency_class)
+        letter = dead_letter(subject, encode(job), "request_quarantined", message, died_at=time.time())
+        try:
+            self._bus.publish(self._bus.subjects.dead("work"), letter)
+        except BusUnavailable:
+            pass
+        log.error("request.quarantined", request_id=request.request_id, num_tokens=request.num_tokens)
+        self._fail(request, GenerationFailed(message, code="request_quarantined"))
+
+    def _try_suspect(self) -> None:
+        request = self._suspects.next_trial()
+        if request is not None:
+            self._tasks.start_soon(self._dispatch_again, request, request.ticket, 0.0)
 
     def _on_router(self, router: str, card: RouterCard | None) -> None:
         if card is not None:
@@ -213,7 +270,7 @@ class Dispatcher:
         if not self._routers.leave(router):
             return
         for request in self.requests.unaccepted():
-            if request.is_routed and not self._routers.take(request.generation.model):
+            if request.is_routed and not request.is_held and not self._routers.take(request.generation.model):
                 self._retry(request, "router_lost", now)
 
     async def _on_reconnect(self) -> None:
@@ -221,8 +278,11 @@ class Dispatcher:
         now = time.monotonic()
         self._fleet.excuse_silence(now)
         self.requests.suspect(now)
+        for worker, seq in self.requests.next_seqs().items():
+            self._missing.ask(worker, seq, now)
         for request in self.requests.unaccepted():
-            self._retry(request, "broker_lost", now)
+            if not request.is_held:
+                self._retry(request, "broker_lost", now)
 
     async def _tick_forever(self) -> None:
         ticked_at = time.monotonic()
@@ -235,30 +295,51 @@ class Dispatcher:
             self._tick(now)
 
     def _tick(self, now: float) -> None:
+        for worker in self._fleet.find_stalled(now):
+            self._leave_stalled(worker, now)
         dead = self._fleet.bury_silent(now)
         if dead:
             lost = self.requests.running_on(dead)
             log.warning("worker.lost", workers=dead, num_requests=len(lost))
-            for request in lost:
-                self._retry(request, "worker_lost", now)
+            self._lose(lost, now)
+        if self._suspects:
+            self._try_suspect()
         for request in self.requests.overdue(now, self._config.worker_timeout_s):
             self._retry(request, "silent", now)
         for request in self.requests.unaccepted(before=now - self._config.accept_timeout_s):
             self._fail(request, NoWorker(f"No worker took the request within {self._config.accept_timeout_s:g} s."))
         self._show_drops()
 
+    def _leave_stalled(self, worker: str, now: float) -> None:
+        """A worker fell silent: nothing that it has, or may have got and not accepted, waits for it."""
+        lost = self.requests.running_on([worker])
+        if lost:
+            log.warning("worker.stalled", worker=worker, num_requests=len(lost))
+        self._lose(lost, now)
+        self._send_untaken_again(now)
+
+    def _send_untaken_again(self, now: float) -> None:
+        """Jobs may lie with a worker that cannot take them; sooner than the broker, this sends them to others."""
+        untaken = [request for request in self.requests.unaccepted(after=now - STALE_JOB_S) if not request.is_held]
+        if untaken:
+            self._cancels.tell_all([request.ticket for request in untaken])
+        for request in untaken:
+            self._retry(request, "untaken", now)
+
     def _retry(self, request: Request, reason: str, now: float, *, delay_s: float = 0.0) -> None:
         """Make another attempt from the tokens that are there, unless they are all there will be."""
         if not request.is_live:
             return
-        self._cancels.tell(request.worker, (request.ticket,), now)
+        if request.worker:
+            self._cancels.tell(request.worker, (request.ticket,), now)
         ending = request.ending()
         if ending is not None:
             self._finish(request, ending)
-        elif self.requests.retry(request, now):
+        elif self.requests.retry(request, now, is_fault=reason not in _BLAMELESS):
             metrics.FRONTEND_RETRIES.labels(reason=reason).inc()
             log.info("request.retried", request_id=request.request_id, attempt=request.attempt, reason=reason)
-            self._tasks.start_soon(self._dispatch_again, request, request.ticket, delay_s)
+            if not request.is_held:
+                self._tasks.start_soon(self._dispatch_again, request, request.ticket, delay_s)
         else:
             message = f"The request failed {request.attempt + 1} times, the last time because of: {reason}."
             self._fail(request, GenerationFailed(message, code="attempts_exhausted"))

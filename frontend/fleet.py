@@ -7,14 +7,22 @@ LEFT_PATIENCE_S = 0.75
 """Silence after which a worker without a card is gone: three heartbeats. One that drains keeps talking."""
 
 
+STALLED_S = 0.9
+"""Silence after which a worker's requests go elsewhere: three and a half heartbeats. It may come back."""
+AVOIDED_S = 10.0
+"""How long a stalled worker is sent nothing, at most: by then the broker has dropped what it had asked for."""
+
+
 class _Worker:
-    __slots__ = ("block_size", "has_card", "heard_at", "model_slug")
+    __slots__ = ("block_size", "has_card", "heard_at", "is_common", "model_slug")
 
     def __init__(self, heard_at: float) -> None:
         self.has_card = False
         self.heard_at = heard_at
         self.model_slug = ""
         self.block_size = 0
+        self.is_common = False
+        """It takes whole requests, prefill and decode."""
 
 
 class Fleet:
@@ -23,6 +31,9 @@ class Fleet:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._workers: dict[str, _Worker] = {}
+        self._stalled: dict[str, tuple[str, float]] = {}
+        """Model and moment of workers that fell silent: the broker may hold requests of theirs for more jobs."""
+        self._turn = 0
 
     def arrive(self, worker: str, card: WorkerCard, now: float) -> None:
         """A card is there, new or again."""
@@ -32,6 +43,7 @@ class Fleet:
         state.has_card = True
         state.model_slug = slug(card.model)
         state.block_size = card.block_size
+        state.is_common = "both" in card.roles
 
     def leave(self, worker: str) -> None:
         """A card is gone: the worker drains, or is dead."""
@@ -46,18 +58,52 @@ class Fleet:
             # A worker that drains has no card any more, but is alive as long as it talks.
             state = self._workers[worker] = _Worker(now)
         state.heard_at = now
+        if self._stalled:
+            self._stalled.pop(worker, None)
 
-    def doubt(self, worker: str) -> None:
-        """The worker lost its connection: it counts as silent until it is heard again."""
+    def doubt(self, worker: str) -> bool:
+        """The worker lost its connection: it counts as silent until it is heard again, and no job can reach it.
+
+        Say whether it took jobs until then: one that leaves in order has given up its card before.
+        """
+        self._stalled.pop(worker, None)
         state = self._workers.get(worker)
-        if state is not None:
-            state.heard_at = float("-inf")
+        if state is None:
+            return False
+        state.heard_at = float("-inf")
+        return state.has_card
 
     def excuse_silence(self, now: float) -> None:
         """This process could not hear for a while: every worker gets its patience anew."""
         for state in self._workers.values():
             if state.heard_at != float("-inf"):
                 state.heard_at = now
+
+    def find_stalled(self, now: float) -> list[str]:
+        """Return the workers that fell silent since the last call, each once in its silence."""
+        self._stalled = {name: entry for name, entry in self._stalled.items() if now - entry[1] < AVOIDED_S}
+        found = [
+            (worker, state.model_slug)
+            for worker, state in self._workers.items()
+            if STALLED_S < now - state.heard_at < float("inf") and worker not in self._stalled
+        ]
+        self._stalled |= {worker: (model_slug, now) for worker, model_slug in found}
+        return [worker for worker, _ in found]
+
+    def detour(self, model_slug: str) -> str:
+        """Return a worker to send a job to by name, in turns, while another one of the model is stalled; else "".
+
+        What is sent to all could reach the stalled one, which has asked for jobs and cannot take them.
+        """
+        if not self._stalled or all(slug != model_slug for slug, _ in self._stalled.values()):
+            return ""
+        heard = [
+            worker
+            for worker, state in self._workers.items()
+            if state.has_card and state.is_common and state.model_slug == model_slug and worker not in self._stalled
+        ]
+        self._turn += 1
+        return heard[self._turn % len(heard)] if heard else ""
 
     def bury_silent(self, now: float) -> list[str]:
         """Return the workers that have been silent for too long, and forget them."""

@@ -97,9 +97,12 @@ class Request:
         "first_token_at",
         "flush_at",
         "generation",
+        "is_held",
         "is_live",
         "is_routed",
         "last_token_at",
+        "num_deaths",
+        "num_faults",
         "num_tokens",
         "opened_at",
         "output",
@@ -121,6 +124,12 @@ class Request:
         """Of an embedding: packed float32, once it is there."""
         self.attempt = 0
         self.ticket = 0
+        self.num_faults = 0
+        """Attempts that ended through somebody's fault, which may be its own."""
+        self.num_deaths = 0
+        """Workers that died while they computed its first token of an attempt."""
+        self.is_held = False
+        """It waits to be tried again alone (`frontend.suspects`)."""
         self.worker = ""
         """Empty until a worker accepts the present attempt."""
         self.is_live = False
@@ -130,6 +139,11 @@ class Request:
         self.cached_tokens = 0
         self.flush_at = 0.0
         """When its output may be flushed again."""
+
+    @property
+    def has_token_of_attempt(self) -> bool:
+        """Whether the present attempt brought a token."""
+        return self.last_token_at > self.dispatched_at
 
     def job(self, frontend: str, submitted_at: float) -> GenerateJob:
         """Return the message for the present attempt; `submitted_at` is in unix seconds."""

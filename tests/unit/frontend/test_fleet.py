@@ -1,5 +1,7 @@
 """A worker is alive as long as it is heard; one without a card gets less patience."""
 
+from msgspec import structs
+
 from bus.messages.fleet import WorkerCard
 from bus.subjects import slug
 from frontend.fleet import Fleet
@@ -60,3 +62,43 @@ def test_a_buried_worker_that_talks_again_waits_for_its_card_to_serve() -> None:
     assert not fleet.serves(SLUG)
     fleet.arrive("w-1", CARD, 11.0)
     assert fleet.serves(SLUG)
+
+
+OTHER = structs.replace(CARD, worker="w-2")
+
+
+def test_a_worker_stalls_once_in_its_silence_and_long_before_it_is_dead() -> None:
+    fleet = make_fleet()
+    assert fleet.find_stalled(0.9) == []
+    assert fleet.find_stalled(1.0) == ["w-1"]
+    assert fleet.find_stalled(1.25) == []
+    fleet.hear("w-1", 2.0)
+    assert fleet.find_stalled(3.0) == ["w-1"]
+
+
+def test_while_one_is_stalled_jobs_take_a_detour_to_those_that_are_heard() -> None:
+    fleet = make_fleet()
+    fleet.arrive("w-2", OTHER, 0.9)
+    fleet.arrive("w-3", structs.replace(CARD, worker="w-3", roles=["prefill"]), 0.9)
+    assert fleet.detour(SLUG) == ""
+    fleet.find_stalled(1.0)
+    assert [fleet.detour(SLUG) for _ in range(3)] == ["w-2"] * 3
+    assert fleet.detour("another") == ""
+    assert fleet.bury_silent(3.5) == ["w-1"]
+    assert fleet.detour(SLUG) == "w-2", "what it asked for still stands at the broker"
+    fleet.doubt("w-1")
+    assert fleet.detour(SLUG) == ""
+
+
+def test_when_all_are_stalled_jobs_wait_for_whoever_comes_first() -> None:
+    fleet = make_fleet()
+    fleet.find_stalled(1.0)
+    assert fleet.detour(SLUG) == ""
+
+
+def test_only_a_worker_that_took_jobs_can_have_left_some_untaken() -> None:
+    fleet = make_fleet()
+    assert fleet.doubt("w-1")
+    assert not fleet.doubt("r-1")
+    fleet.leave("w-1")
+    assert not fleet.doubt("w-1")

@@ -21,7 +21,7 @@ from bus.messages.inference import (
 from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 from frontend.request import Generation, Request, Usage
-from frontend.requests import Requests
+from frontend.requests import MAX_ALL_ATTEMPTS, Requests
 
 
 class Recorder:
@@ -272,3 +272,47 @@ def test_whatever_is_lost_doubled_or_late_the_client_gets_every_token_once(seed:
         for gap in outcome.gaps.values():
             assert table.retry(gap, 0.0)
     assert recorder.tokens == text
+
+
+def test_batches_that_come_again_fill_a_gap() -> None:
+    table = make_table()
+    request, recorder = make_request()
+    table.open(request, 0.0)
+    batches = [batch([(request.ticket, number, 10 + number)], seq=number) for number in range(5)]
+    assert table.take(batches[0], 1.0).missing_seq is None
+    outcome = table.take(batches[3], 2.0)
+    assert outcome.missing_seq == 1
+    assert list(outcome.gaps.values()) == [request]
+    assert table.next_seqs() == {"w-1": 4}
+    for again in (*batches[1:4], *batches[2:4]):
+        assert table.take(again, 2.1).missing_seq is None
+    assert table.take(batches[4], 2.2).missing_seq is None
+    assert recorder.tokens == [10, 11, 12, 13, 14]
+    assert table.overdue(9.0, 1.0) == []
+
+
+def test_a_worker_that_numbers_its_batches_anew_is_followed_from_there() -> None:
+    table = make_table()
+    request, _ = make_request()
+    table.open(request, 0.0)
+    for number in range(4):
+        table.take(batch([(request.ticket, number, 1)], seq=number), 1.0)
+    assert table.take(batch([], seq=0), 2.0).missing_seq is None
+    assert table.take(batch([], seq=1), 2.0).missing_seq is None
+    assert table.take(batch([], seq=3), 2.0).missing_seq == 2
+
+
+def test_attempts_without_a_fault_are_bounded_apart() -> None:
+    table = make_table(max_attempts=2)
+    request, _ = make_request()
+    table.open(request, 0.0)
+    assert all(table.retry(request, 0.0, is_fault=False) for _ in range(MAX_ALL_ATTEMPTS - 1))
+    assert not table.retry(request, 0.0, is_fault=False)
+    other, _ = make_request()
+    table.open(other, 0.0)
+    assert [table.retry(other, 0.0, is_fault=fault) for fault in (False, True, False, True)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
