@@ -143,7 +143,7 @@ async def ask(stage: Stage, rng: Random, question: Question, history: list[Event
     """Ask any frontend that listens, and wait for the end of the answer."""
     reader = _Reader(question, history, stage)
     client = Client(reader.on_body, reader.on_end)
-    while not await _send(stage, rng, client, question):
+    while not await _send(stage, rng, client, question):  # noqa: ASYNC110 (a client that tries again)
         await anyio.sleep(RETRY_S)
     decode = tokenizer().decode
     expected = expect(question.prompt, question.num_tokens, model().vocab_size, lambda tokens: decode(list(tokens)))

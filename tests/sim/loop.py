@@ -1,4 +1,4 @@
-"""I/O (none that waits). Processes in one event loop of virtual time: each can be frozen, and each has its own doors."""
+"""I/O (none that waits). Processes in one event loop of virtual time: each can be frozen, and has its own door."""
 
 import asyncio
 import heapq
@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from itertools import count
-from typing import Any
+from typing import Any, TypeVarTuple, cast
 
 from components.replay.clock import Stalled, VirtualLoop
+
+Args = TypeVarTuple("Args")
 
 PROCESS: ContextVar[str] = ContextVar("process", default="")
 """Name of the process that runs; empty for the broker, the clients, and who breaks things."""
@@ -41,10 +43,10 @@ class SimLoop(VirtualLoop):
         super().__init__()
         self.servers: dict[str, MemoryServer] = {}
         """Doors, by process; also those that are closed."""
-        self._frozen: dict[str, list[events.Handle]] = {}
+        self._frozen: dict[str, list[Any]] = {}
         self._timers: list[tuple[float, int, events.TimerHandle]] = []
         self._num_timers = 0
-        self.set_task_factory(_number_task)
+        self.set_task_factory(cast(Any, _number_task))
         self.set_exception_handler(_raise_bugs)
 
     def freeze(self, process: str) -> None:
@@ -61,7 +63,7 @@ class SimLoop(VirtualLoop):
         return server
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Call at a time; timers of the same time run as they were set, which asyncio's own heap does not promise."""
         timer = events.TimerHandle(when, callback, args, self, context)
@@ -90,7 +92,7 @@ class SimLoop(VirtualLoop):
             handle._run()
 
     # What asyncio.base_events keeps, and typeshed does not show.
-    _ready: deque[events.Handle]
+    _ready: deque[Any]
     _stopping: bool
 
 

@@ -1,14 +1,15 @@
 """I/O (in memory). Who breaks things: draws faults from a seed, one every few seconds, and mends what it broke."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from bus.testing.connection import MemoryBus
 from tests.sim.stage import Process, Stage
-from tests.sim.weather import Climate
+from tests.sim.weather import INTRUDER, Climate
 
 EVERY_S = 1.5
 """Mean time between two faults."""
@@ -24,7 +25,7 @@ class Nemesis:
         self._rng = rng
         self._tasks = tasks
         self._intruder: MemoryBus | None = None
-        self._faults: tuple[Callable[[], Awaitable[None]], ...] = (
+        self._faults: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
             self._kill,
             self._kill,
             self._burn_fuse,
@@ -43,7 +44,7 @@ class Nemesis:
 
     async def run(self, duration_s: float) -> None:
         """Break things for so long."""
-        async with self._stage.broker.connect("intruder") as self._intruder:
+        async with self._stage.broker.connect(INTRUDER) as self._intruder:
             with anyio.move_on_after(duration_s):
                 while True:
                     await anyio.sleep(self._rng.expovariate(1 / EVERY_S))

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
+from bus.metrics import REGISTRY
 from bus.testing import MemoryBroker
 from tests.history import Asked, Ended, Event, check_history, check_idle
 from tests.sim.clients import ask, draw_question
@@ -25,13 +26,30 @@ FAULTS_S = 60.0
 ARRIVALS_PER_S = 3.0
 CALM_S = 15.0
 """After the last fault, until everything must be as if nothing had happened."""
-PATIENCE_S = 90.0
-"""When every request must have ended."""
+PATIENCE_S = 30.0
+"""When every request must have ended, after the calm."""
 NUM_LAST = 12
 """Requests after the calm: none of them may fail."""
 
-REFUSALS = frozenset({"no_worker", "bus_unavailable", "queue_full", "too_many_requests", "shutting_down", "no_responder"})
+REFUSALS = frozenset(
+    {
+        "no_worker",
+        "bus_unavailable",
+        "queue_full",
+        "too_many_requests",
+        "shutting_down",
+        "no_responder",
+        "attempts_exhausted",
+        "request_quarantined",
+    }
+)
 """What a client may be told while things are broken."""
+
+
+def _dropped(reason: str) -> float:
+    """Return how many tokens this process dropped since it began."""
+    found = REGISTRY.get_sample_value("busway_frontend_dropped_tokens_total", {"reason": reason})
+    return found or 0.0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -85,7 +103,7 @@ class _Run:
         self._trace = trace
         self._wall = wall
         self._faults_s = faults_s
-        self._num_asked = 0
+        self._names: list[str] = []
 
     def _rng(self, purpose: str) -> Random:
         return Random(f"{purpose} {self._seed}")
@@ -94,15 +112,17 @@ class _Run:
         weather = Weather(self._rng("weather"), self._trace, loop_time)
         broker = MemoryBroker("sim", weather)
         stage = Stage(self._rng("stage"), broker, weather, self._wall, self._trace)
+        dropped = {reason: _dropped(reason) for reason in ("duplicate", "stale")}
         with anyio.move_on_after(SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + 2 * DRAIN_S) as limit:
-            async with anyio.create_task_group() as tasks:
-                async with stage.run(num_workers=3, num_routers=2, num_frontends=2):
-                    await anyio.sleep(SETTLE_S)
-                    await self._break_things(stage, tasks)
-                    await self._check_calm(stage, tasks)
+            async with anyio.create_task_group() as tasks, stage.run(3, 2, 2):
+                await anyio.sleep(SETTLE_S)
+                await self._break_things(stage, tasks)
+                await self._check_calm(stage, tasks)
         if limit.cancelled_caught:
             self.wrong.append("processes that were told to stop did not")
         self.wrong += stage.crashes
+        for reason, path in (("duplicate", "path.doubled_token"), ("stale", "path.stale_token")):
+            self._trace.counts[path] += int(_dropped(reason) - dropped[reason])
         self.simulated_s = loop_time()
 
     async def _break_things(self, stage: Stage, tasks: TaskGroup) -> None:
@@ -119,28 +139,32 @@ class _Run:
         await anyio.sleep(CALM_S)
         stage.weather.climate = Climate()
         stage.weather.fuses.clear()
-        num_before = self._num_asked
+        num_before = len(self._names)
         await self._wait_ended("after the faults")
         rng = self._rng("last")
         for _ in range(NUM_LAST):
             self._ask(stage, rng, tasks, may_leave=False)
             await anyio.sleep(0.2)
         await self._wait_ended("in the calm")
-        last = {f"q{number}" for number in range(num_before, self._num_asked)}
+        last = set(self._names[num_before:])
         self.wrong += check_history((event for event in self.history if event.request not in last), may_fail=REFUSALS)
         self.wrong += check_history(event for event in self.history if event.request in last)
         await anyio.sleep(3.0)
         self.wrong += check_idle(stage.idle_workers())
 
     def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, may_leave: bool) -> None:
-        question = draw_question(rng, f"q{self._num_asked}", may_leave=may_leave)
-        self._num_asked += 1
+        question = draw_question(rng, f"q{len(self._names)}", may_leave=may_leave)
+        self._names.append(question.name)
         tasks.start_soon(partial(ask, stage, rng, question, self.history))
 
     async def _wait_ended(self, when: str) -> None:
-        """Wait until all requests ended; those that did not are told by the checker of histories."""
+        """Wait until all requests ended."""
         with anyio.move_on_after(PATIENCE_S):
-            while len({event.request for event in self.history if isinstance(event, Ended)}) < self._num_asked:
+            while self._open_requests():  # noqa: ASYNC110 (nobody signals it)
                 await anyio.sleep(0.25)
-            return
-        self._trace.note("patience.over", when)
+        if left := self._open_requests():
+            self.wrong.append(f"{PATIENCE_S:g} s {when} these had not ended: {', '.join(left)}")
+
+    def _open_requests(self) -> list[str]:
+        ended = {event.request for event in self.history if isinstance(event, Ended)}
+        return [name for name in self._names if name not in ended]

@@ -187,5 +187,10 @@ class Stage:
 def _idle(name: str, worker: Worker) -> Idle:
     load = worker._engine.load()
     return Idle(
-        name, len(worker._sequences.ledger), load.running, load.waiting, load.free_blocks, worker._engine.spec.num_blocks
+        name,
+        len(worker._sequences.ledger),
+        load.running,
+        load.waiting,
+        load.free_blocks,
+        worker._engine.spec.num_blocks,
     )

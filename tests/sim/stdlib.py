@@ -5,6 +5,7 @@ Components take time, randomness and threads from the standard library; here the
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import socket
@@ -54,6 +55,11 @@ def deterministic(seed: int, wall: WallClock) -> Iterator[None]:
     anyio keeps its scopes in sets, which are walked in the order of hashes, which are addresses: here, of insertion.
     """
     entropy = random.Random(f"entropy {seed}")
+    seed_with = random.Random.seed
+
+    def seed_from_entropy(rng: random.Random, a: Any = None, version: int = 2) -> None:
+        seed_with(rng, entropy.getrandbits(64) if a is None else a, version)
+
     state, collects = random.getstate(), gc.isenabled()
     # When garbage is collected depends on what ran before, and finalizers are called then.
     gc.disable()
@@ -67,6 +73,7 @@ def deterministic(seed: int, wall: WallClock) -> Iterator[None]:
             (time, "perf_counter_ns", lambda: int(loop_time() * 1e9)),
             (os, "urandom", entropy.randbytes),
             (random, "_urandom", entropy.randbytes),
+            (random.Random, "seed", seed_from_entropy),
             (os, "getpid", lambda: 1),
             (socket, "gethostname", lambda: "sim"),
             (anyio.to_thread, "run_sync", _run_here),
@@ -76,14 +83,16 @@ def deterministic(seed: int, wall: WallClock) -> Iterator[None]:
             (backend.CancelScope, "__hash__", lambda _scope: 0),
         ):
             patches.enter_context(patch.object(target, name, replacement))
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
+            logging.disable(logging.NOTSET)
             random.setstate(state)
             if collects:
                 gc.enable()
 
 
-async def _run_here(function: Callable[[Unpack[Args]], T], *args: Unpack[Args], **_options: Any) -> T:
+async def _run_here(function: Callable[[Unpack[Args]], T], *args: *Args, **_options: Any) -> T:
     await anyio.lowlevel.checkpoint()
     return function(*args)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import structlog
 from xxhash import xxh3_64_hexdigest
 
-KEPT_LINES = 4000
+KEPT_LINES = 200_000
 
 
 class Trace:

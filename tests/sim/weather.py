@@ -6,12 +6,18 @@ from random import Random
 
 import msgspec
 
+from bus.codec import codec
+from bus.messages.route import RouteBatch
 from bus.testing.faults import Action, Fate
 from tests.sim.trace import Trace
 
 NEXT_S = 1e-6
 """The least time between two messages to the same receiver, which come in order."""
 KEPT_SAMPLES = 32
+INTRUDER = "intruder"
+"""Who sends garbage."""
+
+_routes = codec(RouteBatch)
 
 
 class Climate(msgspec.Struct):
@@ -35,7 +41,9 @@ class Weather:
         """By connection: after how many more things that it does its process dies, and who sees to that."""
         self.samples: list[tuple[str, bytes]] = []
         """Messages that were sent lately, by subject: what garbage is made of."""
-        self.deliveries: Counter[str] = Counter()
+        self.deliveries: Counter[tuple[str, bytes]] = Counter()
+        """How often each job was handed out."""
+        self._leader = ""
         self._rng = rng
         self._trace = trace
         self._clock = clock
@@ -55,8 +63,7 @@ class Weather:
             self._trace.note("fault.ack_lost", f"{connection} {subject}")
             return False
         self._trace.note_event(action, connection, subject, payload)
-        if action == "append" and ".any." in subject:
-            self._trace.counts["path.any"] += 1
+        self._note_path(action, connection, subject, payload)
         if payload:
             self.samples.append((subject, payload))
             if len(self.samples) > KEPT_SAMPLES:
@@ -66,6 +73,10 @@ class Weather:
     def arrives(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
         """Note what a connection is handed."""
         self._trace.note_event(action, connection, subject, payload)
+        if action == "deliver":
+            self.deliveries[subject, payload] += 1
+            if self.deliveries[subject, payload] > 1:
+                self._trace.counts["path.redelivered"] += 1
 
     def delays(self, receiver: str, subject: str) -> Sequence[float]:
         """Draw how long each copy of a message takes; without `reorder` they keep their order to one receiver."""
@@ -96,6 +107,19 @@ class Weather:
             self._trace.note("fault.append_unanswered", f"{connection} {subject}")
             return "unanswered"
         return "kept"
+
+    def _note_path(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
+        """Count what says that a path was taken."""
+        family = subject.split(".", 2)[1] if "." in subject else ""
+        if family == "work" and ".any." in subject:
+            self._trace.counts["path.any"] += 1
+        elif family == "ctl":
+            self._trace.counts["path.cancelled"] += 1
+        elif family == "dead":
+            self._trace.counts["path.buried"] += 1
+        elif family == "route" and connection not in (INTRUDER, self._leader) and _routes.decode(payload).is_leading:
+            self._trace.note("path.takeover" if self._leader else "path.lead", connection)
+            self._leader = connection
 
     def _happens(self, share: float) -> bool:
         return share > 0 and self._rng.random() < share
