@@ -144,6 +144,35 @@ TRANSFER_LEASES = Counter(
 
 TRANSFER_OPEN_LEASES = Gauge("busway_transfer_open_leases", "Leases of KV blocks that are out.", registry=REGISTRY)
 
+# KV offload
+
+OFFLOAD_BLOCKS = Counter(
+    "busway_offload_blocks",
+    "KV blocks that a tier was asked for or given, by what became of them.",
+    ["tier", "outcome"],
+    registry=REGISTRY,
+)
+"""`tier`: `host`, `disk`, `redis`, `s3`, `peer`. `outcome`: `loaded`, `missed` (not there, though believed), `broken` (of
+a wrong checksum), `stored`, `dropped` (no room, not admitted, or too many waited), `evicted`."""
+
+OFFLOAD_BYTES = Counter("busway_offload_bytes", "Bytes of blocks.", ["tier", "direction"], registry=REGISTRY)
+"""`direction`: `load`, `store`."""
+
+OFFLOAD_SECONDS = Counter("busway_offload_seconds", "Time of moves.", ["tier", "direction"], registry=REGISTRY)
+
+OFFLOAD_LATE = Counter(
+    "busway_offload_late",
+    "Loads that were not waited for to the end: the rest was computed.",
+    ["tier"],
+    registry=REGISTRY,
+)
+
+OFFLOAD_SAVED_TOKENS = Counter(
+    "busway_offload_saved_tokens", "Prompt tokens loaded instead of computed.", ["tier"], registry=REGISTRY
+)
+
+OFFLOAD_HELD_BLOCKS = Gauge("busway_offload_held_blocks", "KV blocks in a tier.", ["tier"], registry=REGISTRY)
+
 # Readers of KV events
 
 KV_EVENTS = Counter("busway_kv_events", "KV events that went into the index.", registry=REGISTRY)
@@ -237,7 +266,9 @@ class DoublingHistogram(Collector):
 
 
 TRANSFER_WAIT = DoublingHistogram("busway_transfer_wait_seconds", "Time that a read of KV blocks waited for its turn.")
-TRANSFER_SECONDS = DoublingHistogram("busway_transfer_seconds", "Time from its turn to the end of a read that was used.")
+TRANSFER_SECONDS = DoublingHistogram(
+    "busway_transfer_seconds", "Time from its turn to the end of a read that was used."
+)
 
 FRONTEND_TTFT = DoublingHistogram(
     "busway_frontend_time_to_first_token_seconds", "Time from a request to its first token."

@@ -18,6 +18,7 @@ from anyio import CapacityLimiter, to_thread
 
 from bus.errors import BadConfig
 from bus.messages.kv import KvEvent
+from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_HELD_BLOCKS
 from offload.host import stride_bytes
 from offload.journal import ENTRY_BYTES, Entry, read_entries, write_entry, write_superblock
 from offload.key import BlockKey, Space, space_of
@@ -45,21 +46,14 @@ class DiskTier:
         self._order = count(next_order)
         self._limiter = CapacityLimiter(NUM_THREADS)
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that are here or being written."""
-        return len(self._slots)
-
-    @property
-    def num_evicted(self) -> int:
-        return self._slots.num_evicted
-
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         """See `Tier.lookup`."""
         return self._slots.lookup(keys)
 
     def take_events(self) -> list[KvEvent]:
         """See `Tier.take_events`; what was found at the start is told first."""
+        OFFLOAD_HELD_BLOCKS.labels(self.name).set(len(self._slots))
+        OFFLOAD_BLOCKS.labels(self.name, "evicted").inc(self._slots.take_num_evicted())
         return self._slots.take_events()
 
     async def remove(self, keys: Sequence[BlockKey]) -> None:

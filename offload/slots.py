@@ -28,7 +28,7 @@ class Slots:
     def __init__(self, num_slots: int, *, policy: str = "lru", medium: Medium, is_selective: bool = False) -> None:
         """`policy` is one of `POLICIES`; `is_selective` guards what is here against what is seen less often."""
         self.num_slots = num_slots
-        self.num_evicted = 0
+        self._num_evicted = 0
         self._medium = medium
         self._index = BlockIndex(num_slots)
         self._levels = Levels(num_slots, lambda: POLICIES[policy](num_slots, self._index.hashes))
@@ -172,6 +172,11 @@ class Slots:
         """Return how long the block in a slot is to be kept."""
         return Retention(self._priorities[slot], self._kept.get(slot, 0.0))
 
+    def take_num_evicted(self) -> int:
+        """Return how many blocks had to leave since the last call."""
+        count, self._num_evicted = self._num_evicted, 0
+        return count
+
     def take_events(self) -> list[KvEvent]:
         """Return what came and went since the last call, in order, neighbours of a chain together."""
         events: list[KvEvent] = []
@@ -209,7 +214,7 @@ class Slots:
         if self._frequencies is not None and not self._frequencies.admits(block_hash, self._index.hashes[slot]):
             return None
         self._forget(slot)
-        self.num_evicted += 1
+        self._num_evicted += 1
         return slot
 
     def _forget(self, slot: int) -> None:

@@ -1,0 +1,76 @@
+"""I/O. Writes on into a tier, in the background, what came into host memory: nobody ever waits for a store."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import anyio
+from anyio import to_thread
+
+from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_SECONDS
+from offload.host import HostArena
+from offload.key import BlockKey
+from offload.tier import ORDINARY, Presence, Retention, Tier
+
+BATCH = 64
+"""Blocks of one store: pinned in host memory while it lasts."""
+MAX_QUEUED = 65_536
+"""Blocks that wait to be written on; when there are more, the oldest are left out (host memory still has them)."""
+
+
+class WriteBehind:
+    """What is to go from host memory into one tier, in order."""
+
+    def __init__(self, tier: Tier, host: HostArena) -> None:
+        self._tier = tier
+        self._host = host
+        self._queue: deque[tuple[Sequence[BlockKey], Retention]] = deque()
+        self._num_queued = 0
+        self._has_work = anyio.Event()
+        self._became_idle = anyio.Event()
+        self._became_idle.set()
+
+    def offer(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        """Have a chain written on while it is in host memory; with a retention, also if the tier has it already."""
+        for start in range(0, len(keys), BATCH):
+            self._queue.append((keys[start : start + BATCH], retention))
+        self._num_queued += len(keys)
+        while self._num_queued > MAX_QUEUED:
+            dropped, _ = self._queue.popleft()
+            self._num_queued -= len(dropped)
+            OFFLOAD_BLOCKS.labels(self._tier.name, "dropped").inc(len(dropped))
+        self._became_idle = anyio.Event()
+        self._has_work.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until all that was offered is written or was given up."""
+        await self._became_idle.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._has_work.wait()
+            self._has_work = anyio.Event()
+            while self._queue:
+                keys, retention = self._queue.popleft()
+                self._num_queued -= len(keys)
+                await self._store(keys, retention)
+            self._became_idle.set()
+
+    async def _store(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        if retention == ORDINARY:
+            found = self._tier.lookup(keys)
+            keys = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS]
+        slots = [slot for key in keys for slot in self._host.slots.prepare_load([key])]
+        if not slots:
+            return
+        started_at = anyio.current_time()
+        try:
+            frames = await to_thread.run_sync(self._host.seal, slots)
+            stored = sum(await self._tier.store(frames, retention))
+        finally:
+            self._host.slots.complete_load(slots)
+        name = self._tier.name
+        OFFLOAD_BLOCKS.labels(name, "stored").inc(stored)
+        OFFLOAD_BLOCKS.labels(name, "dropped").inc(len(slots) - stored)
+        OFFLOAD_BYTES.labels(name, "store").inc(stored * self._host.block_bytes)
+        OFFLOAD_SECONDS.labels(name, "store").inc(anyio.current_time() - started_at)

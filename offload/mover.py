@@ -1,0 +1,192 @@
+"""I/O. Moves blocks between an engine's memory, host memory and the tiers below.
+
+Host memory is the one place where the engine's bytes and those of the tiers meet: a tier that is late writes into a
+frame that nobody waits for any more, never into a block of the engine.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.abc import TaskGroup
+
+from bus.messages.kv import KvEvent
+from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_HELD_BLOCKS, OFFLOAD_LATE, OFFLOAD_SAVED_TOKENS
+from offload.behind import WriteBehind
+from offload.gate import NOTHING, Gate, LoadPlan
+from offload.host import HostArena
+from offload.promote import Link, Promoter
+from offload.tier import Presence, Retention, Tier
+
+INLINE_BYTES = 256 * 2**10
+"""Copies up to this size are made in the event loop: a thread would take longer to begin."""
+NUM_COPIERS = 2
+FLUSH_S = 5.0
+"""Bound on writing on what is in host memory when the mover is closed."""
+
+
+class Mover:
+    """Made by `open_mover`. All calls are made in the event loop."""
+
+    def __init__(self, host: HostArena, tiers: Sequence[Tier], gate: Gate, tasks: TaskGroup, block_size: int) -> None:
+        self._host = host
+        self._tiers = {tier.name: tier for tier in tiers}
+        self._gate = gate
+        self._block_size = block_size
+        self._promoter = Promoter(host, self._tiers, gate, tasks)
+        self._behind = [WriteBehind(tier, host) for tier in tiers]
+        self._copiers = CapacityLimiter(NUM_COPIERS)
+        for behind in self._behind:
+            tasks.start_soon(behind.run)
+
+    def plan(self, links: Sequence[Link]) -> LoadPlan:
+        """Decide how many of these blocks, which the device does not have, to load.
+
+        Tiers that nobody may wait for yet are measured meanwhile, with blocks of this very chain.
+        """
+        if not links:
+            return NOTHING
+        keys = [link.key for link in links]
+        in_host = self._host.slots.lookup(keys)
+        found = {name: tier.lookup(keys) for name, tier in self._tiers.items()}
+        holders: list[list[str] | None] = []
+        for position, presence in enumerate(in_host):
+            if presence is Presence.HIT:
+                holders.append(None)
+            elif presence is Presence.MISS:
+                holders.append([name for name in found if found[name][position] is Presence.HIT])
+            else:
+                arrival = self._promoter.arrival_of(keys[position])
+                holders.append([] if arrival is None else [arrival.tier])
+        for name, presences in found.items():
+            self._promoter.probe(
+                name,
+                [
+                    link
+                    for link, here, there in zip(links, in_host, presences, strict=True)
+                    if here is Presence.MISS and there is Presence.HIT
+                ],
+            )
+        return self._gate.plan(holders)
+
+    def prefetch(self, links: Sequence[Link], plan: LoadPlan) -> None:
+        """Begin to bring what is planned into host memory."""
+        for part in plan.parts:
+            self._promoter.start(part.tier, [links[position] for position in part.positions])
+
+    async def fill(self, links: Sequence[Link], addresses: Sequence[int], plan: LoadPlan) -> int:
+        """Load what is planned to these addresses; return how many of the first blocks are there.
+
+        Returns soon after `plan.deadline_s` at the latest; a tier that was not done by then is not trusted for a while.
+        Nobody writes to the addresses after this ended, by a cancel either.
+        """
+        links = links[: plan.num_blocks]
+        keys = [link.key for link in links]
+        slots = self._host.slots
+        held = [slot for key in keys for slot in slots.prepare_load([key])]
+        try:
+            self.prefetch(links, plan)
+            arrivals = {arrival for key in keys if (arrival := self._promoter.arrival_of(key)) is not None}
+            with anyio.move_on_after(plan.deadline_s):
+                for arrival in arrivals:
+                    await arrival.done.wait()
+            for late in {arrival.tier for arrival in arrivals if not arrival.done.is_set()}:
+                self._gate.note_failure(late, anyio.current_time())
+                OFFLOAD_LATE.labels(late).inc()
+            ready = slots.prepare_load(keys)
+        finally:
+            slots.complete_load(held)
+        try:
+            await self._copy(ready, addresses[: len(ready)])
+        finally:
+            slots.complete_load(ready)
+        self._count_loaded(len(ready), plan)
+        return len(ready)
+
+    async def store(self, links: Sequence[Link], addresses: Sequence[int], retention: Retention) -> None:
+        """Copy blocks at these addresses, unchanged meanwhile, to host memory, and have them written on."""
+        slots, now = self._host.slots, time.time()
+        keys = [link.key for link in links]
+        taken: list[tuple[int, int]] = []
+        for link, address in zip(links, addresses, strict=True):
+            slot = slots.prepare_store(link.key, link.parent_hash, retention, now)
+            if slot is not None:
+                taken.append((slot, address))
+        places = [slot for slot, _ in taken]
+        try:
+            started_at = anyio.current_time()
+            if len(taken) * self._host.block_bytes <= INLINE_BYTES:
+                self._host.read_in(places, [address for _, address in taken])
+            else:
+                await to_thread.run_sync(
+                    self._host.read_in, places, [address for _, address in taken], limiter=self._copiers
+                )
+        except BaseException:
+            slots.abort_store(places)
+            raise
+        slots.complete_store(places)
+        if taken:
+            self._gate.note_copy(len(taken), anyio.current_time() - started_at)
+        OFFLOAD_BLOCKS.labels("host", "stored").inc(len(taken))
+        OFFLOAD_BYTES.labels("host", "store").inc(len(taken) * self._host.block_bytes)
+        for behind in self._behind:
+            behind.offer(keys, retention)
+
+    def missing(self, links: Sequence[Link]) -> list[Link]:
+        """Return those that host memory neither has nor is about to have."""
+        found = self._host.slots.lookup([link.key for link in links])
+        return [link for link, presence in zip(links, found, strict=True) if presence is Presence.MISS]
+
+    def retain(self, links: Sequence[Link], retention: Retention) -> None:
+        """Keep blocks for longer, in host memory and in the tiers below."""
+        keys = [link.key for link in links]
+        self._host.slots.retain(keys, retention, time.time())
+        for behind in self._behind:
+            behind.offer(keys, retention)
+
+    def take_events(self) -> list[KvEvent]:
+        """Return what came into the tiers of this worker and left them, since the last call."""
+        events = self._host.slots.take_events()
+        for tier in self._tiers.values():
+            events += tier.take_events()
+        OFFLOAD_HELD_BLOCKS.labels("host").set(len(self._host.slots))
+        OFFLOAD_BLOCKS.labels("host", "evicted").inc(self._host.slots.take_num_evicted())
+        return events
+
+    async def flush(self) -> None:
+        """Wait until what is in host memory is written on, for `FLUSH_S` at most."""
+        with anyio.move_on_after(FLUSH_S):
+            for behind in self._behind:
+                await behind.wait_idle()
+
+    async def _copy(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
+        """Copy blocks from host memory to the engine, to the end even when cancelled."""
+        if not slots:
+            return
+        started_at = anyio.current_time()
+        if len(slots) * self._host.block_bytes <= INLINE_BYTES:
+            self._host.write_out(slots, addresses)
+        else:
+            await to_thread.run_sync(self._host.write_out, slots, addresses, limiter=self._copiers)
+        self._gate.note_copy(len(slots), anyio.current_time() - started_at)
+
+    def _count_loaded(self, num_blocks: int, plan: LoadPlan) -> None:
+        from_tier = {part.tier: sum(position < num_blocks for position in part.positions) for part in plan.parts}
+        OFFLOAD_BLOCKS.labels("host", "loaded").inc(num_blocks)
+        OFFLOAD_BYTES.labels("host", "load").inc(num_blocks * self._host.block_bytes)
+        for tier, count in {"host": num_blocks - sum(from_tier.values()), **from_tier}.items():
+            OFFLOAD_SAVED_TOKENS.labels(tier).inc(count * self._block_size)
+
+
+@asynccontextmanager
+async def open_mover(host: HostArena, tiers: Sequence[Tier], gate: Gate, *, block_size: int) -> AsyncIterator[Mover]:
+    """Run a mover; on leaving, what is in host memory is written on for a while, then all that moves ends."""
+    async with anyio.create_task_group() as tasks:
+        mover = Mover(host, tiers, gate, tasks, block_size)
+        try:
+            yield mover
+            await mover.flush()
+        finally:
+            tasks.cancel_scope.cancel()

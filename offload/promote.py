@@ -1,0 +1,131 @@
+"""I/O. Brings blocks from the tiers into host memory, each once at a time, whether anybody waits for it or not."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+
+from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_SECONDS
+from offload.gate import Gate
+from offload.host import HostArena
+from offload.key import BlockKey, is_sound
+from offload.tier import ORDINARY, Frame, Tier
+
+MAX_ARRIVALS = 32
+"""Loads under way; one more is not begun."""
+PROBE_SIZES = (1, 7, 24)
+"""Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth."""
+
+
+class Arrival:
+    """One load from one tier: `done` is set when its blocks are in host memory, or will not be."""
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.done = anyio.Event()
+
+
+class Link:
+    """A block in a chain: its key and the hash of the block before."""
+
+    __slots__ = ("key", "parent_hash")
+
+    def __init__(self, key: BlockKey, parent_hash: int) -> None:
+        self.key = key
+        self.parent_hash = parent_hash
+
+
+class Promoter:
+    """Loads run in `tasks` to their end, also when nobody waits any more: the blocks serve whoever comes next."""
+
+    def __init__(self, host: HostArena, tiers: Mapping[str, Tier], gate: Gate, tasks: TaskGroup) -> None:
+        self._host = host
+        self._tiers = tiers
+        self._gate = gate
+        self._tasks = tasks
+        self._arriving: dict[BlockKey, Arrival] = {}
+        self._num_arrivals = 0
+        self._probing: set[str] = set()
+
+    def arrival_of(self, key: BlockKey) -> Arrival | None:
+        """Return the load that brings a block, if there is one."""
+        return self._arriving.get(key)
+
+    def start(self, tier: str, links: Sequence[Link]) -> Arrival | None:
+        """Begin to load blocks; those that are here, on their way or without room are left out. None: no load began."""
+        slots: list[int] = []
+        now = time.time()
+        if self._num_arrivals < MAX_ARRIVALS:
+            for link in links:
+                slot = self._host.slots.prepare_store(link.key, link.parent_hash, ORDINARY, now)
+                if slot is not None:
+                    slots.append(slot)
+        if not slots:
+            return None
+        self._num_arrivals += 1
+        arrival = Arrival(tier)
+        frames = [self._host.frame(slot) for slot in slots]
+        for frame in frames:
+            self._arriving[frame.key] = arrival
+        self._tasks.start_soon(self._load, arrival, slots, frames)
+        return arrival
+
+    def probe(self, tier: str, links: Sequence[Link]) -> None:
+        """Measure a tier by loading these blocks, if that is due; nobody waits, and they are in host memory then."""
+        if tier not in self._probing and links and self._gate.is_probe_due(tier, anyio.current_time()):
+            self._probing.add(tier)
+            self._tasks.start_soon(self._probe, tier, list(links))
+
+    async def _probe(self, tier: str, links: list[Link]) -> None:
+        try:
+            for size in PROBE_SIZES:
+                part, links = links[:size], links[size:]
+                arrival = self.start(tier, part)
+                if arrival is None:
+                    return
+                await arrival.done.wait()
+                if not self._gate.is_probe_due(tier, anyio.current_time()):
+                    return  # it failed, or is proven
+        finally:
+            self._probing.discard(tier)
+
+    async def _load(self, arrival: Arrival, slots: list[int], frames: list[Frame]) -> None:
+        """Load, check, and make loadable what is sound; nothing else ever is, however this ends."""
+        sound: list[bool] = [False] * len(frames)
+        try:
+            sound = await self._load_checked(arrival.tier, frames)
+        finally:
+            good = [slot for slot, is_good in zip(slots, sound, strict=True) if is_good]
+            self._host.note_sealed(good)
+            self._host.slots.complete_store(good)
+            self._host.slots.abort_store([slot for slot, is_good in zip(slots, sound, strict=True) if not is_good])
+            for frame in frames:
+                del self._arriving[frame.key]
+            self._num_arrivals -= 1
+            arrival.done.set()
+
+    async def _load_checked(self, name: str, frames: list[Frame]) -> list[bool]:
+        tier = self._tiers[name]
+        started_at = anyio.current_time()
+        came = await tier.load(frames)
+        sound = await to_thread.run_sync(_check, frames, came)
+        now = anyio.current_time()
+        num_came, num_sound = sum(came), sum(sound)
+        if num_sound:
+            self._gate.note_load(name, len(frames), now - started_at, now)
+        else:
+            self._gate.note_failure(name, now)
+        if num_sound < num_came:
+            await tier.remove([frame.key for frame, a, b in zip(frames, came, sound, strict=True) if a and not b])
+        outcomes = {"loaded": num_sound, "broken": num_came - num_sound, "missed": len(frames) - num_came}
+        for outcome, count in outcomes.items():
+            OFFLOAD_BLOCKS.labels(name, outcome).inc(count)
+        OFFLOAD_BYTES.labels(name, "load").inc(sum([len(frame.view) for frame in frames[:num_came]]))
+        OFFLOAD_SECONDS.labels(name, "load").inc(now - started_at)
+        return sound
+
+
+def _check(frames: list[Frame], came: list[bool]) -> list[bool]:
+    return [is_here and is_sound(frame.view, frame.key) for frame, is_here in zip(frames, came, strict=True)]
