@@ -152,8 +152,8 @@ OFFLOAD_BLOCKS = Counter(
     ["tier", "outcome"],
     registry=REGISTRY,
 )
-"""`tier`: `host`, `disk`, `redis`, `s3`, `peer`. `outcome`: `loaded`, `missed` (not there, though believed), `broken` (of
-a wrong checksum), `stored`, `dropped` (no room, not admitted, or too many waited), `evicted`."""
+"""`tier`: `host`, `disk`, `redis`, `s3`, `peer`. `outcome`: `loaded`, `missed` (not there, though believed), `broken`
+(of a wrong checksum), `stored`, `dropped` (no room, not admitted, or too many waited), `evicted`."""
 
 OFFLOAD_BYTES = Counter("busway_offload_bytes", "Bytes of blocks.", ["tier", "direction"], registry=REGISTRY)
 """`direction`: `load`, `store`."""
