@@ -47,7 +47,7 @@ class TransferAgent:
 
     def offer(self, blocks: Sequence[int], on_end: OnEnd) -> BlockOffer:
         """Lease blocks to whoever gets the offer; raise `EngineBusy` when too many leases are out."""
-        lease = self._leases.grant(blocks, self._counted(on_end), time.monotonic())
+        lease = self._leases.grant(self._counted(on_end), time.monotonic())
         if lease is None:
             raise EngineBusy(f"{len(self._leases)} leases of KV blocks are out, which is as many as there may be")
         TRANSFER_OPEN_LEASES.set(len(self._leases))

@@ -1,6 +1,6 @@
 """Pure. Blocks that are offered to others: who may still read them, and until when."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,11 +22,10 @@ class Seals(Protocol):
 
 @dataclass(slots=True)
 class Lease:
-    """Blocks that are left as they are while `seals[slot] == id`."""
+    """Somebody's blocks are left as they are while `seals[slot] == id`."""
 
     id: int
     slot: int
-    blocks: Sequence[int]
     on_end: OnEnd
     expires_at: float
     limit_at: float
@@ -56,7 +55,7 @@ class Leases:
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._leases))
 
-    def grant(self, blocks: Sequence[int], on_end: OnEnd, now: float) -> Lease | None:
+    def grant(self, on_end: OnEnd, now: float) -> Lease | None:
         """Start a lease and seal it; None when all slots are taken."""
         if not self._free:
             return None
@@ -64,7 +63,7 @@ class Leases:
         while number == 0 or number in self._leases:
             number = self._draw()
         slot = self._free.pop()
-        lease = Lease(number, slot, tuple(blocks), on_end, now + self._lease_s, now + LEASE_LIMIT_S)
+        lease = Lease(number, slot, on_end, now + self._lease_s, now + LEASE_LIMIT_S)
         self._leases[number] = lease
         self._seals[slot] = number
         return lease

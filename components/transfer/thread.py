@@ -47,10 +47,10 @@ class JobThread:
 
     async def run(self, make_steps: Callable[[Job[T]], Steps[T]]) -> T:
         """Run a job and return its result. A cancel stops the job, and is over when the job is."""
-        if self._failure is not None:
-            raise self._failure
         job = Job(make_steps)
         self._inbox.put(job)
+        if self._failure is not None:  # looked at last: a thread that dies now finds the job in its inbox
+            raise self._failure
         try:
             await job.over.wait()
         except anyio.get_cancelled_exc_class():

@@ -37,6 +37,7 @@ from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
+from bus.messages.transfer import AgentAddress, BlockOffer, LeaseNote
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
@@ -312,6 +313,28 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
     ),
     (Resume(frontend="f-1", seq=7), "83a474797065a6726573756d65a866726f6e74656e64a3662d31a373657107"),
     (Drain(grace_s=2.5), "82a474797065a5647261696ea767726163655f73cb4004000000000000"),
+    (
+        BlockOffer(
+            source=AgentAddress(
+                agent="w-1.ab",
+                transport="loopback",
+                fingerprint="m",
+                block_bytes=64,
+                num_blocks=8,
+                endpoint=b"/s",
+                endpoint_digest=7,
+            ),
+            lease=9,
+            slot=1,
+            blocks=pack_u32([2, 3]),
+            lease_s=10.0,
+        ),
+        "86a474797065ab626c6f636b5f6f66666572a6736f7572636588a474797065ad6167656e745f61646472657373a56167656e"
+        "74a6772d312e6162a97472616e73706f7274a86c6f6f706261636bab66696e6765727072696e74a16dab626c6f636b5f6279"
+        "74657340aa6e756d5f626c6f636b7308a8656e64706f696e74c4022f73af656e64706f696e745f64696765737407a56c6561"
+        "736509a4736c6f7401a6626c6f636b73c4080200000003000000a76c656173655f73cb4024000000000000",
+    ),
+    (LeaseNote(9, "release"), "93aa6c656173655f6e6f746509a772656c65617365"),
 ]
 
 """Messages and their bytes in hex."""
