@@ -50,9 +50,13 @@ class Intake:
         """Return a body and the names in it that are unknown here; raise `InvalidRequest` for those, if so configured,
         and what `BodyDecoder.decode` raises."""
         body, unknown = await off_loop(len(data), decoder.decode, data)
+        self.check_known(unknown)
+        return body, unknown
+
+    def check_known(self, unknown: Sequence[str]) -> None:
+        """Raise `InvalidRequest` for what a body asks for that is not known here, if so configured."""
         if unknown and self.config.strict_params:
             raise InvalidRequest(f"Unrecognized request argument supplied: {unknown[0][:200]}", param=unknown[0][:200])
-        return body, unknown
 
     def find_model(self, name: str) -> ServedModel:
         """Return the model of that name; raise `InvalidRequest` for none, else as `Models.find`."""

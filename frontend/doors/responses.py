@@ -26,6 +26,7 @@ from frontend.responses.events import ResponseEvent, ResponsesDialect
 from frontend.responses.listing import ItemList, read_page, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.responses.tape import Tape, ending, is_ending
+from frontend.responses.tools import Offered, read_tools
 from frontend.responses.works import Works
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
@@ -80,7 +81,10 @@ class Responses:
         body = _with_store(body, asked)
         plan = await self._prepare(call, body, asked)
         shown = _new_response(body, response_id(call.request_id, self._works.frontend), plan)
-        dialect = _dialect(shown, plan)
+        offered = read_tools(body.tools or ())
+        self._intake.check_known(offered.left_out)
+        ignored += offered.left_out
+        dialect = _dialect(shown, plan, offered)
         stored = StoredResponse(
             tenant=tenant,
             frontend=self._works.frontend,
@@ -248,11 +252,12 @@ def _new_response(body: ResponsesBody, response: str, plan: Plan) -> ResponseSho
     )
 
 
-def _dialect(shown: ResponseShown, plan: Plan) -> ResponsesDialect:
+def _dialect(shown: ResponseShown, plan: Plan, offered: Offered) -> ResponsesDialect:
     tokenizer = plan.model.tokenizer
     return ResponsesDialect(
         shown,
         clock=time.time,
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)) // 4,
         logprobs_of=None if plan.generations[0].sampling.top_logprobs is None else plan.model.vocabulary,
+        names=offered.names,
     )

@@ -1,7 +1,7 @@
 """Pure. Responses and their items in the shapes of OpenAI's API."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -11,6 +11,7 @@ from frontend.deltas import Choice, ChoiceEnd
 from frontend.errors import ErrorBody
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
+from frontend.responses.tools import Name
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -58,6 +59,7 @@ class FunctionCallShown(msgspec.Struct, frozen=True, tag="function_call", kw_onl
     call_id: str
     name: str
     arguments: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
 ItemShown = MessageShown | ReasoningShown | FunctionCallShown
@@ -272,7 +274,9 @@ class WholeResponse:
         count_tokens: Callable[[str], int],
         render_logprobs: Callable[[Choice], bytes],
         on_made: Callable[[Made], None],
+        names: Mapping[str, Name],
     ) -> None:
+        self._names = names
         self._shown = shown
         self._clock = clock
         self._count_tokens = count_tokens
@@ -282,7 +286,7 @@ class WholeResponse:
     def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render the one choice."""
         choice = choices[0]
-        items = _items(self._shown.id, choice, self._render_logprobs(choice))
+        items = _items(self._shown.id, choice, self._render_logprobs(choice), self._names)
         thoughts = self._count_tokens(choice.reasoning) if choice.reasoning else 0
         shown = ended(self._shown, items, choice.end, usage_shown(usage, thoughts), int(self._clock()))
         body = _json(shown)
@@ -290,7 +294,13 @@ class WholeResponse:
         return body
 
 
-def _items(response: str, choice: Choice, logprobs: bytes) -> list[ItemShown]:
+def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCallShown:
+    """Return a call under the name that the client knows, instead of the one that the model was shown."""
+    known = names.get(call.name)
+    return call if known is None else msgspec.structs.replace(call, name=known.name, namespace=known.namespace)
+
+
+def _items(response: str, choice: Choice, logprobs: bytes, names: Mapping[str, Name]) -> list[ItemShown]:
     last: ItemStatus = "incomplete" if choice.end.reason == "length" else "completed"
     items: list[ItemShown] = []
     if choice.reasoning:
@@ -302,13 +312,12 @@ def _items(response: str, choice: Choice, logprobs: bytes) -> list[ItemShown]:
         status = "completed" if choice.calls else last
         items.append(MessageShown(id=item_id("msg", response, len(items)), status=status, content=(text,)))
     for call in choice.calls:
-        items.append(
-            FunctionCallShown(
-                id=item_id("fc", response, len(items)),
-                status=last if call is choice.calls[-1] else "completed",
-                call_id=call.call_id,
-                name=call.name,
-                arguments=call.arguments,
-            )
+        shown = FunctionCallShown(
+            id=item_id("fc", response, len(items)),
+            status=last if call is choice.calls[-1] else "completed",
+            call_id=call.call_id,
+            name=call.name,
+            arguments=call.arguments,
         )
+        items.append(as_asked(shown, names))
     return items

@@ -10,32 +10,20 @@ from frontend.openai.body import (
     ChatBody,
     ChatMessage,
     FunctionCall,
-    FunctionSpec,
     JsonSchema,
     NamedFunction,
     NamedTool,
     ResponseFormat,
-    Tool,
     ToolCall,
     ToolChoice,
     invalid,
 )
 from frontend.responses.body import PromptBody, ResponsesBody, TextFormat
 from frontend.responses.items import FunctionCallItem, FunctionOutputItem, Item, MessageItem, ReasoningItem, text_of
+from frontend.responses.tools import model_name, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
 """What `include` says for log-probabilities."""
-
-
-class _ToolHead(msgspec.Struct, frozen=True):
-    type: str
-
-
-class _FunctionTool(msgspec.Struct, frozen=True):
-    name: str
-    description: str | None = None
-    parameters: msgspec.Raw = msgspec.Raw(b"")
-    strict: bool | None = None
 
 
 class _Named(msgspec.Struct, frozen=True, tag="function"):
@@ -52,8 +40,6 @@ class _Allowed(msgspec.Struct, frozen=True, tag="allowed_tools"):
     mode: Literal["auto", "required"] = "auto"
 
 
-_tool_head = msgspec.json.Decoder(_ToolHead)
-_function_tool = msgspec.json.Decoder(_FunctionTool)
 _choice: msgspec.json.Decoder[Literal["none", "auto", "required"] | _Named | _Allowed | None] = msgspec.json.Decoder(
     Literal["none", "auto", "required"] | _Named | _Allowed | None
 )
@@ -90,7 +76,7 @@ def prompt_turn(body: PromptBody, items: Sequence[Item]) -> ChatBody:
         messages.insert(0, ChatMessage(role="system", content=body.instructions))
     if not messages:
         raise InvalidRequest("There is nothing to answer: send 'input'.", param="input")
-    tools = [_tool(raw, number) for number, raw in enumerate(body.tools or ())]
+    tools = read_tools(body.tools or ()).tools
     choice = _tool_choice(body.tool_choice)
     if isinstance(choice, _Allowed):
         names = {each.name for each in choice.tools}
@@ -114,7 +100,8 @@ def to_messages(items: Iterable[Item]) -> list[ChatMessage]:
         if isinstance(item, MessageItem) and item.role == "assistant":
             turn.texts.append(text_of(item.content))
         elif isinstance(item, FunctionCallItem):
-            turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(item.name, item.arguments)))
+            name = model_name(item.name, item.namespace)
+            turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(name, item.arguments)))
         elif isinstance(item, ReasoningItem):
             # Thoughts begin a turn; those that follow calls begin the next one.
             if turn.texts or turn.calls:
@@ -162,26 +149,6 @@ class _AssistantTurn:
                 tool_calls=calls or None,
             )
         ]
-
-
-def _tool(raw: msgspec.Raw, number: int) -> Tool:
-    within = f"tools[{number}]"
-    try:
-        kind = _tool_head.decode(raw).type
-        if kind != "function":
-            raise InvalidRequest(
-                f"Invalid value for '{within}.type': tools of type {kind[:60]!r} are not served; only functions, which "
-                "the client runs, are.",
-                param=f"{within}.type",
-            )
-        given = _function_tool.decode(raw)
-    except msgspec.ValidationError as error:
-        raise invalid(error, within) from error
-    return Tool(
-        function=FunctionSpec(
-            name=given.name, description=given.description, parameters=given.parameters, strict=given.strict
-        )
-    )
 
 
 def _tool_choice(raw: msgspec.Raw) -> ToolChoice | _Allowed | None:

@@ -4,7 +4,7 @@ created  in_progress  (output_item.added  content_part.added  *.delta*  *.done  
 output_item.done)*  completed | incomplete | failed
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -24,14 +24,17 @@ from frontend.responses.answers import (
     ReasoningText,
     ResponseShown,
     WholeResponse,
+    as_asked,
     ended,
     failed,
     item_id,
     usage_shown,
 )
+from frontend.responses.tools import Name
 from frontend.vocabulary import Vocabulary, escape
 
 _json = msgspec.json.encode
+_NO_NAMES: Mapping[str, Name] = {}
 
 
 class ResponseEvent(msgspec.Struct, frozen=True):
@@ -51,9 +54,10 @@ class ResponseEvent(msgspec.Struct, frozen=True):
 class _OpenItem:
     """The item that is being written: what came of it so far, and the bytes around its deltas."""
 
-    __slots__ = ("delta", "family", "id", "index", "logprobs", "name", "parts", "start")
+    __slots__ = ("_names", "delta", "family", "id", "index", "logprobs", "name", "parts", "start")
 
-    def __init__(self, family: str, id: str, index: int, start: CallStart | None = None) -> None:
+    def __init__(self, family: str, id: str, index: int, start: CallStart | None, names: Mapping[str, Name]) -> None:
+        self._names = names
         self.family = family
         """`output_text`, `reasoning_text` or `function_call_arguments`, as events name it."""
         self.id = id
@@ -87,9 +91,10 @@ class _OpenItem:
         """Return the item as it is now."""
         text = self.text
         if self.start:
-            return FunctionCallShown(
+            call = FunctionCallShown(
                 id=self.id, status=status, call_id=self.start.call_id, name=self.start.name, arguments=text
             )
+            return as_asked(call, self._names)
         part = self.part(text)
         if isinstance(part, ReasoningText):
             return ReasoningShown(id=self.id, status=status, content=(part,))
@@ -108,8 +113,13 @@ class ResponseChunks:
         count_tokens: Callable[[str], int],
         logprobs_of: Vocabulary | None,
         on_made: Callable[[Made], None],
+        names: Mapping[str, Name],
     ) -> None:
-        """`logprobs_of` None leaves log-probabilities out; `on_made` gets the response when it has ended."""
+        """`logprobs_of` None leaves log-probabilities out; `on_made` gets the response when it has ended.
+
+        `names`: as `Offered.names`.
+        """
+        self._names = names
         self._shown = shown
         self._clock = clock
         self._count_tokens = count_tokens
@@ -176,7 +186,7 @@ class ResponseChunks:
 
     def _begin(self, prefix: str, family: str, start: CallStart | None = None) -> bytes:
         index = len(self._items)
-        item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start)
+        item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start, self._names)
         shown = item.shown("in_progress")
         if not isinstance(shown, FunctionCallShown):
             shown = msgspec.structs.replace(shown, content=())
@@ -228,8 +238,10 @@ class ResponsesDialect:
         clock: Callable[[], float],
         count_tokens: Callable[[str], int],
         logprobs_of: Vocabulary | None,
+        names: Mapping[str, Name] = _NO_NAMES,
     ) -> None:
-        """`clock` gives unix seconds, `count_tokens` the tokens of a text."""
+        """`clock` gives unix seconds, `count_tokens` the tokens of a text; `names`: as `Offered.names`."""
+        self._names = names
         self._shown = shown
         self._clock = clock
         self._count_tokens = count_tokens
@@ -244,6 +256,7 @@ class ResponsesDialect:
             count_tokens=self._count_tokens,
             logprobs_of=self._logprobs_of,
             on_made=self._keep,
+            names=self._names,
         )
 
     def text_chunks(self, facts: AnswerFacts, number: int) -> None:
@@ -262,6 +275,7 @@ class ResponsesDialect:
             count_tokens=self._count_tokens,
             render_logprobs=self._logprobs,
             on_made=self._keep,
+            names=self._names,
         )
 
     def _logprobs(self, choice: Choice) -> bytes:

@@ -30,6 +30,7 @@ class FunctionCallItem(msgspec.Struct, frozen=True):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
 
 
 class FunctionOutputItem(msgspec.Struct, frozen=True):

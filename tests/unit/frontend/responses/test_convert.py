@@ -15,6 +15,7 @@ from frontend.responses.body import responses_body
 from frontend.responses.convert import shorten, to_chat, to_messages
 from frontend.responses.items import Item, ItemReference, MessageItem, decode_item
 from frontend.responses.listing import Page, read_page, render_page
+from frontend.responses.tools import read_tools
 
 TOOL = {"type": "function", "name": "sky", "parameters": {"type": "object"}, "strict": True}
 
@@ -96,7 +97,14 @@ def test_allowed_tools_are_the_only_ones() -> None:
     [
         ({}, "input"),
         ({"input": []}, "input"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "web_search"}, {"type": "file_search"}]}, "tools[1].type"),
+        ({"input": "x", "tools": [{"type": "custom", "name": "patch"}]}, "tools[0].type"),
+        (
+            {"input": "x", "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]},
+            "tools[0].tools[0]",
+        ),
+        ({"input": "x", "tools": [{"type": "namespace", "name": "n", "tools": [TOOL] * 257}]}, "tools[0].tools"),
+        ({"input": "x", "tools": [{"type": "namespace", "tools": []}]}, "tools[0].name"),
         ({"input": "x", "tools": ["web_search"]}, "tools[0]"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
@@ -175,3 +183,15 @@ def test_pages_of_items() -> None:
 def test_pages_that_cannot_be(query: bytes) -> None:
     with pytest.raises(InvalidRequest):
         read_page(query)
+
+
+def test_functions_of_a_namespace_are_shown_under_its_name_and_extras_are_left_out() -> None:
+    space = {"type": "namespace", "name": "agents", "description": "d", "tools": [TOOL]}
+    called = {"type": "function_call", "call_id": "c", "name": "sky", "arguments": "{}", "namespace": "agents"}
+    asked = chat_of(input=[{"role": "user", "content": "x"}, called], tools=[TOOL, space, {"type": "web_search_2026"}])
+    assert [tool.function.name for tool in asked.tools or ()] == ["sky", "agents__sky"]
+    assert [call.function.name for call in asked.messages[-1].tool_calls or ()] == ["agents__sky"]
+    raws = [msgspec.Raw(json.dumps(each).encode()) for each in (TOOL, space, {"type": "web_search"})]
+    offered = read_tools(raws)
+    assert offered.names == {"agents__sky": ("sky", "agents")}
+    assert offered.left_out == ("tools[2].web_search",)

@@ -15,6 +15,7 @@ from frontend.request import Usage
 from frontend.responses.answers import ResponseShown, new_response
 from frontend.responses.body import responses_body
 from frontend.responses.events import ResponsesDialect
+from frontend.responses.tools import Name
 
 FACTS = AnswerFacts("ab12", 100, "m", 7)
 USAGE = Usage(7, 50, 3)
@@ -127,3 +128,14 @@ def test_a_broken_stream_ends_with_a_response_that_failed(error: ErrorBody, code
 )
 def test_the_form_of_the_text_is_echoed(text: Any, shown: dict[str, Any]) -> None:
     assert msgspec.json.decode(msgspec.json.encode(begun(text=text)))["text"] == shown
+
+
+def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
+    names = {"agents__sky": Name("sky", "agents")}
+    spoken = ResponsesDialect(begun(), clock=lambda: 101.5, count_tokens=len, logprobs_of=None, names=names)
+    chunks = spoken.chunks(FACTS, 0)
+    body = chunks.opening() + chunks.deltas([CallStart(0, "c", "agents__sky"), CallArguments(0, "{}")], [])
+    items = [event["item"] for event in read(body + chunks.closing(ChoiceEnd("tool_calls"), USAGE)) if "item" in event]
+    assert [(item["name"], item["namespace"]) for item in items] == [("sky", "agents")] * 2
+    assert spoken.made is not None
+    assert msgspec.json.decode(spoken.made.body)["output"][0] == items[-1]
