@@ -13,7 +13,7 @@ import anyio
 
 from offload.key import BlockKey, Space, object_name, parse_object_name
 from offload.resp import Address, Connection, Reply, parse_url
-from offload.store import Blob, Listed, StoreName, TierUnavailable
+from offload.store import Blob, Got, Listed, StoreName, TierUnavailable
 
 PREFIX = b"busway:"
 NUM_CONNECTIONS = 2
@@ -51,9 +51,10 @@ class RedisStore:
 
         return await self._in_parts(blobs, _chunk_size(blobs), put)
 
-    async def get(self, blobs: Sequence[Blob]) -> list[bool]:
-        def get(connection: Connection, part: Sequence[Blob]) -> list[bool]:
-            return connection.get_all([_name(blob.key) for blob in part], [blob.view for blob in part])
+    async def get(self, blobs: Sequence[Blob]) -> list[Got]:
+        def get(connection: Connection, part: Sequence[Blob]) -> list[Got]:
+            done = connection.get_all([_name(blob.key) for blob in part], [blob.view for blob in part])
+            return [Got.ALL if is_there else Got.ABSENT for is_there in done]
 
         return await self._in_parts(blobs, _chunk_size(blobs), get)
 

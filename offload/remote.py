@@ -23,7 +23,7 @@ from bus.protocol import Bus, Incoming
 from kv_events.shared import SharedBlocks
 from offload.key import BlockKey, space_of
 from offload.quota import Quota
-from offload.store import Blob, Store, StoreName, TierUnavailable, owner_of
+from offload.store import Blob, Got, Store, StoreName, TierUnavailable, owner_of
 from offload.tier import Frame, Medium, Presence, Retention
 
 MAX_KNOWN_BLOCKS = 2_000_000
@@ -116,15 +116,13 @@ class RemoteTier:
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         try:
-            done = await self._store.get([Blob(frame.key, frame.view) for frame in frames])
+            got = await self._store.get([Blob(frame.key, frame.view) for frame in frames])
         except TierUnavailable as error:
             self._note_failure(error)
             return [False] * len(frames)
         self._note_success()
-        missed = [frame.key.block_hash for frame, is_there in zip(frames, done, strict=True) if not is_there]
-        if missed:
-            self._forget(missed)
-        return done
+        self._forget([frame.key.block_hash for frame, each in zip(frames, got, strict=True) if each is Got.ABSENT])
+        return [each is Got.ALL for each in got]
 
     async def remove(self, keys: Sequence[BlockKey]) -> None:
         """Delete blocks for all workers."""

@@ -20,7 +20,7 @@ from obstore.store import from_url
 
 from bus.errors import BadConfig
 from offload.key import BlockKey, Space, object_name, parse_object_name
-from offload.store import Blob, Listed, StoreName, TierUnavailable
+from offload.store import Blob, Got, Listed, StoreName, TierUnavailable
 
 if TYPE_CHECKING:  # they exist for type checkers only
     from obstore.store import ClientConfig, RetryConfig
@@ -80,7 +80,7 @@ class ObjectStore:
             await self._mark([blob.key for blob, is_there in zip(blobs, done, strict=True) if is_there], keep_s)
         return done
 
-    async def get(self, blobs: Sequence[Blob]) -> list[bool]:
+    async def get(self, blobs: Sequence[Blob]) -> list[Got]:
         async def get(blob: Blob) -> bool:
             length = len(blob.view)
             data = await obstore.get_range_async(self._store, object_name(blob.key), start=0, length=length)
@@ -89,7 +89,7 @@ class ObjectStore:
             blob.view[:] = memoryview(data).cast("B")
             return True
 
-        return await self._for_all(blobs, get)
+        return await self._try_all(blobs, get)
 
     async def has(self, keys: Sequence[BlockKey]) -> list[bool]:
         async def has(key: BlockKey) -> bool:
@@ -173,20 +173,22 @@ class ObjectStore:
             raise TierUnavailable(f"{self.location}: {_first_line(error)}") from error
 
     async def _for_all(self, items: Sequence[S], do: Callable[[S], Awaitable[bool]]) -> list[bool]:
-        """Do something for all items, some at a time, and say for which it succeeded.
+        return [got is Got.ALL for got in await self._try_all(items, do)]
 
-        What is not found is False; the first other failure ends it, and raises if nothing at all succeeded.
-        """
-        done = [False] * len(items)
+    async def _try_all(self, items: Sequence[S], do: Callable[[S], Awaitable[bool]]) -> list[Got]:
+        """Do something for all items, some at a time, until one fails; raise if nothing at all was answered."""
+        got = [Got.FAILED] * len(items)
         failures: list[str] = []
         places = iter(range(len(items)))
 
         async def work() -> None:
             for place in places:
                 try:
-                    done[place] = await do(items[place])
+                    got[place] = Got.ALL if await do(items[place]) else Got.ABSENT
                 except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
+                    got[place] = Got.ABSENT
                     if "NoSuchBucket" in str(error):
+                        got[place] = Got.FAILED
                         failures.append(_first_line(error))
                 except (obstore.exceptions.BaseError, OSError) as error:
                     failures.append(_first_line(error))
@@ -199,9 +201,9 @@ class ObjectStore:
                     tasks.start_soon(work)
         if scope.cancelled_caught:
             failures.append(f"took longer than {self._timeout_s:g} s")
-        if failures and not any(done):
+        if failures and all(each is Got.FAILED for each in got):
             raise TierUnavailable(f"{self.location}: {failures[0]}")
-        return done
+        return got
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Sequence
+from enum import Enum
 from typing import Literal, NamedTuple, Protocol
 
 from bus.errors import Retryable
@@ -21,6 +22,17 @@ class Blob(NamedTuple):
 
     key: BlockKey
     view: memoryview
+
+
+class Got(Enum):
+    """What became of one block that was asked for."""
+
+    ALL = 0
+    """Its bytes are in the view."""
+    ABSENT = 1
+    """It is not there, or of another length."""
+    FAILED = 2
+    """Nothing is known: the store failed before it came to this one."""
 
 
 class Listed(NamedTuple):
@@ -48,8 +60,8 @@ class Store(Protocol):
     async def put(self, blobs: Sequence[Blob], keep_s: float) -> list[bool]:
         """Keep each for `keep_s`; False: there is no room."""
 
-    async def get(self, blobs: Sequence[Blob]) -> list[bool]:
-        """Fill the views; False: not there, or of another length."""
+    async def get(self, blobs: Sequence[Blob]) -> list[Got]:
+        """Fill the views."""
 
     async def has(self, keys: Sequence[BlockKey]) -> list[bool]: ...
 

@@ -11,11 +11,13 @@ from bus.errors import BadConfig
 from offload.key import BlockKey, is_sound, space_of
 from offload.redis import RedisStore
 from offload.s3 import ObjectStore
-from offload.store import Blob, TierUnavailable
+from offload.store import Blob, Got, TierUnavailable
 
 from .conftest import FINGERPRINT, blobs, empty, make_frames
 
 pytestmark = pytest.mark.anyio
+
+ALL, ABSENT = Got.ALL, Got.ABSENT
 
 
 @pytest.fixture(params=["redis-unix", "redis-tcp", "s3-moto", "s3-stub"])
@@ -43,11 +45,11 @@ async def test_the_contract(store):
     assert await store.put(blobs(salted), 60.0) == [True] * 3
     wanted, absent = empty(stored), BlockKey(stored[0].key.space, 7)
     wanted_blobs = [*blobs(wanted[:9]), Blob(absent, memoryview(bytearray(1064))), *blobs(wanted[9:])]
-    assert await store.get(wanted_blobs) == [True] * 9 + [False] + [True] * 11
+    assert await store.get(wanted_blobs) == [ALL] * 9 + [ABSENT] + [ALL] * 11
     assert [bytes(frame.view) for frame in wanted] == [bytes(frame.view) for frame in stored]
     assert all(is_sound(frame.view, frame.key) for frame in wanted)
     short = Blob(stored[1].key, memoryview(bytearray(2000)))
-    assert await store.get([short, *blobs(wanted)]) == [False] + [True] * 20, "of another length"
+    assert await store.get([short, *blobs(wanted)]) == [ABSENT] + [ALL] * 20, "of another length"
     assert await store.has([absent, stored[3].key]) == [False, True]
     assert salted[0].key.block_hash == stored[0].key.block_hash
     assert set(await listed(store, salted[0].key.space)) == {frame.key for frame in salted}, "tenants lie apart"
@@ -80,7 +82,7 @@ async def test_redis_is_killed_and_comes_back(redis_server):
         await store.get(blobs(empty(frames)))
     assert time.monotonic() - started_at < 0.5
     redis_server.start()
-    assert await store.get(blobs(empty(frames))) == [False] * 3
+    assert await store.get(blobs(empty(frames))) == [ABSENT] * 3
     assert all(await store.put(blobs(frames), 60.0))
     await store.aclose()
 
@@ -102,7 +104,7 @@ async def test_a_redis_that_hangs_is_left_in_time_and_touches_nothing_afterwards
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
     before = [bytes(frame.view) for frame in wanted]
-    assert await store.get(blobs(frames[:40])) == [True] * 40, "a new connection, in step"
+    assert await store.get(blobs(frames[:40])) == [ALL] * 40, "a new connection, in step"
     assert [bytes(frame.view) for frame in wanted] == before
     await store.aclose()
 
@@ -117,8 +119,8 @@ async def test_a_full_redis_says_no(redis_server):
     assert not done[-1]
     wanted = empty(frames)
     got = await store.get(blobs(wanted))
-    assert got == done
-    assert all(is_sound(frame.view, frame.key) for frame, is_there in zip(wanted, got, strict=True) if is_there)
+    assert [each is ALL for each in got] == done
+    assert all(is_sound(frame.view, frame.key) for frame, is_there in zip(wanted, done, strict=True) if is_there)
     await store.aclose()
 
 
@@ -157,7 +159,7 @@ async def test_an_s3_that_fails_or_hangs_is_left_in_time(s3_stub, fault):
     with anyio.fail_after(3.0):
         while not await _answers(store):
             pass
-    assert await store.get(blobs(empty(frames))) == [True] * 3
+    assert await store.get(blobs(empty(frames))) == [ALL] * 3
 
 
 async def _answers(store):
@@ -173,7 +175,7 @@ async def test_truncated_and_corrupt_objects_are_never_taken_for_blocks(s3_stub)
     store = ObjectStore("s3://kv-blocks", keep_s=60.0, timeout_s=2.0)
     frames = make_frames(2)
     assert all(await store.put(blobs(frames), 60.0))
-    for fault, answers in (('{"truncate": 1}', [False] * 2), ('{"truncate": 2000}', [False] * 2)):
+    for fault, answers in (('{"truncate": 1}', [ABSENT] * 2), ('{"truncate": 2000}', [ABSENT] * 2)):
         s3_stub.set_fault(fault)
         await _until(store, frames, lambda got, wanted, answers=answers: got == answers)
     s3_stub.set_fault('{"corrupt": true}')
