@@ -63,8 +63,8 @@ class FrontendConfig(_Section, frozen=True, kw_only=True):
     max_header_bytes: Count = 32 * 2**10
     max_requests: Count = 4096
     """Requests in flight; one more is answered 429."""
-    default_max_tokens: Count = 2048
-    """Output bound of a request that names none (and never more than the context leaves)."""
+    default_max_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Output bound of a request that names none; 0: what the context leaves, as OpenAI does and agents expect."""
     parser: ParserName = "auto"
     """How tool calls and reasoning are read: auto goes by the model's chat template; a family's name; none."""
     parsers: dict[str, ParserName] = {}

@@ -24,6 +24,9 @@ from frontend.request import Output, Request
 IN_THREAD_FROM_BYTES = 12 * 2**10
 """What is larger (about 2,000 words) is decoded and tokenized in a thread: the loop belongs to the tokens of others."""
 
+MAX_CHARGED = 4096
+"""Output tokens that a caller with limits is charged before a request runs, at most: few use what they may."""
+
 T = TypeVar("T")
 A = TypeVar("A")
 B = TypeVar("B", bound=msgspec.Struct)
@@ -109,7 +112,9 @@ class Intake:
         if account is None:
             await self._serve(requests, sink)
             return
-        bound = sum([each.generation.num_prompt_tokens + each.generation.stopping.max_tokens for each in requests])
+        bound = 0
+        for each in requests:
+            bound += each.generation.num_prompt_tokens + min(MAX_CHARGED, each.generation.stopping.max_tokens)
         charge = account.open(len(requests), bound, time.monotonic())
         try:
             await self._serve(requests, sink)

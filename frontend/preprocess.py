@@ -28,7 +28,7 @@ class Defaults(msgspec.Struct, frozen=True):
     """What holds where the body says nothing."""
 
     max_tokens: int
-    """Bound of the output, where the context leaves as much."""
+    """Bound of the output, where the context leaves as much; 0: what it leaves."""
     seed: int
     tenant: str
     lowers_bound: bool = False
@@ -190,7 +190,7 @@ def _output_bound(num_prompt: int, wanted: int | None, context: int, default: in
             param=field,
         )
     if wanted is None:
-        return min(default, context - num_prompt)
+        return min(default or context, context - num_prompt)
     if num_prompt + wanted > context:
         raise PromptTooLong(
             f"This model's maximum context length is {context} tokens. However, you requested {num_prompt + wanted} "

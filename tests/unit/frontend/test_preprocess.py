@@ -116,6 +116,11 @@ def test_max_tokens_is_what_the_context_leaves(model: ServedModel) -> None:
     assert complete(model, prompt=[5] * 250, max_tokens=6).stopping.max_tokens == 6
 
 
+def test_without_any_bound_the_output_has_what_the_context_leaves(model: ServedModel) -> None:
+    defaults = msgspec.structs.replace(DEFAULTS, max_tokens=0)
+    assert complete(model, defaults, prompt=[5] * 100).stopping.max_tokens == 156
+
+
 @pytest.mark.parametrize(("length", "wanted"), [(256, None), (300, 1), (250, 7), (10, 10**9)])
 def test_too_long_is_said_in_openais_words(model: ServedModel, length: int, wanted: int | None) -> None:
     with pytest.raises(PromptTooLong, match=r"This model's maximum context length is 256 tokens. However, you"):
