@@ -124,6 +124,10 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     """Steps that follow each other faster than that share a message (first tokens: 4 ms at most). 0: one each."""
     grace_s: Positive = 30.0
     """Time to finish what runs after SIGTERM."""
+    canary_s: Annotated[float, Meta(ge=0)] = 10.0
+    """An engine that is idle for so long generates a few tokens, to prove itself. 0: never."""
+    stall_s: Positive = 60.0
+    """An engine that takes so long for one step is stuck: the worker gives its requests back and ends."""
 
 
 class RedisTierConfig(_Section, frozen=True, kw_only=True):

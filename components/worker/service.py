@@ -21,7 +21,8 @@ from bus.permissions import own_lane, shared_lane
 from bus.protocol import Bus, ConsumerSpec
 from bus.scrape import answer_scrapes
 from bus.subjects import ANY_WORKER, Subjects, slug
-from components.engines import Engine
+from components.engines import Engine, Step
+from components.worker.canary import Canary
 from components.worker.events import EventPublisher
 from components.worker.intake import MAX_DELIVER, Intake
 from components.worker.jobs import Served
@@ -31,6 +32,7 @@ from components.worker.model import Model, read_model
 from components.worker.owners import OwnerWatch
 from components.worker.publish import Publisher
 from components.worker.sequences import Sequences
+from components.worker.watchdog import watchdog
 from kv_events.log import KvLog
 
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
@@ -70,7 +72,9 @@ async def run_worker(config: Config) -> None:
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
         with answer_scrapes(bus, worker):
-            await serve(Worker(config, bus, engine, model, worker))
+            process = Worker(config, bus, engine, model, worker)
+            with watchdog(lambda: process.has_failed):
+                await serve(process)
 
 
 def load_engine(config: Config, model: Model) -> Engine:
@@ -118,8 +122,16 @@ class Worker:
         bus.on_reconnect(self._sequences.publisher.repeat_last)
         self._reporter = LoadReporter(bus, engine, self._sequences, kv_log, model.name)
         self._owners = OwnerWatch(bus, self._sequences)
+        self._canary = Canary(
+            spec, idle_s=config.worker.canary_s, stall_s=config.worker.stall_s, now=anyio.current_time()
+        )
         self._stopping = anyio.Event()
         self._failure: Exception | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is about to end because it cannot go on."""
+        return self._failure is not None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -130,7 +142,7 @@ class Worker:
         Raises `EngineDied` when the engine stopped by itself, after every owner was told.
         """
         async with anyio.create_task_group() as tasks:
-            for work in (self._run_engine, self._reporter.run, self._events.run, self._owners.run):
+            for work in (self._run_engine, self._watch_engine, self._reporter.run, self._events.run, self._owners.run):
                 tasks.start_soon(self._guard, work, tasks.cancel_scope)
             await self._guard(self._serve, tasks.cancel_scope)
             tasks.cancel_scope.cancel()
@@ -179,14 +191,31 @@ class Worker:
             yield _lane(name, self._bus.subjects.work(model, role, ANY_WORKER, latency_class))
 
     async def _run_engine(self) -> None:
+        def on_step(step: Step) -> None:
+            self._sequences.on_step(self._canary.take(step, anyio.current_time()))
+
         try:
-            await self._engine.run(self._sequences.on_step)
+            await self._engine.run(on_step)
         except Exception as error:
-            log.error("engine.died", reason=str(error), exc_info=not isinstance(error, EngineDied))
-            self._intake.close()
-            self._sequences.hand_back(EngineDied.code, "the engine of the worker stopped")
-            await self._say_goodbye()
-            raise EngineDied(f"the engine stopped: {error}") from error
+            await self._give_up(error)
+
+    async def _watch_engine(self) -> None:
+        """Ask the idle engine for a few tokens now and then; end when it is stuck or wrong."""
+        while True:
+            await anyio.sleep(self._canary.period_s)
+            try:
+                if self._canary.look(anyio.current_time(), len(self._sequences.ledger)):
+                    self._engine.submit(self._canary.ask(self._sequences.next_key()))
+            except EngineDied as error:
+                await self._give_up(error)
+
+    async def _give_up(self, error: Exception) -> None:
+        """Give everything back to its owners and raise `EngineDied`."""
+        log.error("engine.died", reason=str(error), exc_info=not isinstance(error, EngineDied))
+        self._intake.close()
+        self._sequences.hand_back(EngineDied.code, "the engine of the worker stopped")
+        await self._say_goodbye()
+        raise EngineDied(f"the engine stopped: {error}") from error
 
     async def _say_goodbye(self) -> None:
         """Wait until the broker has all that owners are to be told, for `FAREWELL_S` at most."""

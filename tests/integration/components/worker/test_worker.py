@@ -8,12 +8,13 @@ import msgspec
 import pytest
 
 from bus.codec import codec, encode
+from bus.config import MockConfig
 from bus.errors import EngineDied
 from bus.messages.base import pack_u32, unpack_u32, unpack_u64
 from bus.messages.fleet import DeadLetter, ModelCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Cancel, Drain, Resume, StepBatch, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored, KvBatch
-from components.engines import Step
+from components.engines import EngineRequest, Step
 from components.engines.mock.engine import MockEngine
 from components.worker import owners, presence
 
@@ -345,3 +346,46 @@ async def test_a_cancel_to_all_reaches_a_job_before_any_worker_has_it(stage: Any
     assert 2 not in stage.owner.accepted
     assert not stage.owner.texts[2]
     assert stage.owner.accepted[3] == worker.name
+
+
+class SickEngine(MockEngine):
+    """Is stuck from its first prompt with token 13 on, and says something else from the second canary on."""
+
+    def __init__(self, mock: MockConfig) -> None:
+        super().__init__(mock, model="tiny", vocab_size=2048)
+        self.is_stuck = False
+        self.num_asked = 0
+
+    def submit(self, request: EngineRequest) -> None:
+        self.is_stuck |= 13 in request.prompt
+        self.num_asked += 1
+        super().submit(msgspec.structs.replace(request, prompt=[*request.prompt, min(2, self.num_asked)]))
+
+    async def run(self, on_step: Callable[[Step], None], *more: Any) -> None:
+        def unless_stuck(step: Step) -> None:
+            if not self.is_stuck:
+                on_step(step)
+
+        await super().run(unless_stuck, *more)
+
+
+async def test_a_stuck_engine_gives_its_requests_back_and_ends(stage: Any) -> None:
+    worker = await stage.add_worker(make_engine=SickEngine, stall_s=0.4)
+    await stage.owner.send(1, [13], max_tokens=500)
+    await stage.owner.wait_ended(1)
+    assert stage.owner.failed[1].code == EngineDied.code
+    assert stage.owner.failed[1].is_retryable
+    await ended_of(worker, "no step for")
+
+
+async def test_an_idle_engine_that_goes_wrong_is_found_by_its_canary(stage: Any) -> None:
+    worker = await stage.add_worker(make_engine=SickEngine, canary_s=0.05, stall_s=0.4)
+    await ended_of(worker, "something else than before")
+    assert f"worker.{worker.name}" not in await stage.registered()
+
+
+async def ended_of(worker: Any, reason: str) -> None:
+    with anyio.fail_after(10):
+        await worker.ended.wait()
+    assert isinstance(worker.failure, EngineDied)
+    assert reason in str(worker.failure)
