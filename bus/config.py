@@ -106,6 +106,9 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     """Name that clients use; empty: the directory's name, or `busway-tiny`."""
     engine: Literal["torch", "mock"] = "torch"
     roles: tuple[Role, ...] = ("both",)
+    """prefill and decode: one hands its prompts' KV blocks over to the other; both: all of a request."""
+    transfer: Literal["auto", "nixl", "loopback"] = "auto"
+    """How KV blocks come from other workers; auto: over NIXL where it is installed, else within this host."""
     slots: Count = 256
     """Requests accepted at a time, running and waiting."""
     max_running: Count = 64
@@ -161,8 +164,16 @@ class S3TierConfig(_Section, frozen=True, kw_only=True):
 
 
 class OffloadConfig(_Section, frozen=True, kw_only=True):
-    """Where KV blocks live on that leave the device."""
+    """Where KV blocks live on that leave the device. A tier is used only while it is measured to beat computing."""
 
+    host_bytes: Bytes = 0
+    """Host memory for blocks, of each worker; every other tier needs some. 0: no tiers."""
+    policy: Literal["lru", "s3fifo"] = "lru"
+    """Which blocks leave host memory and disk first; s3fifo lets what was used once go sooner."""
+    disk_path: str = ".busway/offload"
+    """Directory for the disk tier: a local disk, shared by the workers of this machine."""
+    disk_bytes: Bytes = 0
+    """Size of each worker's file there. It survives the worker. 0: no disk."""
     redis: RedisTierConfig = RedisTierConfig()
     s3: S3TierConfig = S3TierConfig()
 

@@ -39,6 +39,7 @@ class DiskTier:
 
     name = "disk"
     medium: Medium = "disk"
+    owner = ""
 
     def __init__(self, slots: Slots, files: "_Files", *, next_order: int) -> None:
         self._slots = slots

@@ -12,6 +12,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 from anyio.abc import TaskGroup
 
+from bus.messages.fleet import TierRate
 from bus.messages.kv import KvEvent
 from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_HELD_BLOCKS, OFFLOAD_LATE, OFFLOAD_SAVED_TOKENS
 from offload.behind import WriteBehind
@@ -23,7 +24,7 @@ from offload.tier import Presence, Retention, Tier
 INLINE_BYTES = 256 * 2**10
 """Copies up to this size are made in the event loop: a thread would take longer to begin."""
 NUM_COPIERS = 2
-FLUSH_S = 5.0
+FLUSH_S = 2.0
 """Bound on writing on what is in host memory when the mover is closed."""
 
 
@@ -139,6 +140,18 @@ class Mover:
         found = self._host.slots.lookup([link.key for link in links])
         return [link for link, presence in zip(links, found, strict=True) if presence is Presence.MISS]
 
+    def touch(self, links: Sequence[Link]) -> None:
+        """Count blocks as used, though they were found on the device."""
+        slots = self._host.slots
+        slots.complete_load([slot for link in links for slot in slots.prepare_load([link.key])])
+
+    def rates(self) -> list[TierRate]:
+        """Return what loading costs, from host memory and each tier that may be waited for."""
+        names = [name for name in self._tiers if self._gate.is_open(name)]
+        below = [(self._tiers[name], self._per_token(name)) for name in names]
+        rates = [TierRate(tier.medium, tier.owner, *rate) for tier, rate in below]
+        return [TierRate("host", "", *self._per_token(None)), *rates]
+
     def retain(self, links: Sequence[Link], retention: Retention) -> None:
         """Keep blocks for longer, in host memory and in the tiers below."""
         keys = [link.key for link in links]
@@ -172,6 +185,10 @@ class Mover:
             await to_thread.run_sync(self._host.write_out, slots, addresses, limiter=self._copiers)
         self._gate.note_copy(len(slots), anyio.current_time() - started_at)
 
+    def _per_token(self, tier: str | None) -> tuple[float, float]:
+        latency_s, block_s = self._gate.rate(tier)
+        return latency_s, block_s / self._block_size
+
     def _count_loaded(self, num_blocks: int, plan: LoadPlan) -> None:
         from_tier = {part.tier: sum(position < num_blocks for position in part.positions) for part in plan.parts}
         OFFLOAD_BLOCKS.labels("host", "loaded").inc(num_blocks)
@@ -187,6 +204,7 @@ async def open_mover(host: HostArena, tiers: Sequence[Tier], gate: Gate, *, bloc
         mover = Mover(host, tiers, gate, tasks, block_size)
         try:
             yield mover
-            await mover.flush()
         finally:
+            with anyio.CancelScope(shield=True):
+                await mover.flush()
             tasks.cancel_scope.cancel()

@@ -132,7 +132,7 @@ class Connection:
     def _read_into(self, view: memoryview, deadline: float) -> bool:
         self._check_time(deadline)
         expected = b"$%d\r\n" % len(view)
-        head = bytearray(len(_MISSING))
+        head = bytearray(min(len(_MISSING), len(expected)))
         self._fill(head)
         if head == _MISSING:
             return False

@@ -64,6 +64,10 @@ class Tier(Protocol):
     @property
     def medium(self) -> Medium: ...
 
+    @property
+    def owner(self) -> str:
+        """Name under which workers tell of a tier that they share; empty: it is this worker's own."""
+
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         """Say what is here as far as is known without waiting; a HIT may still fail to load."""
 

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import msgspec
 
-from bus.messages.inference import FinishReason, Sampling, Stopping, Task
+from bus.messages.fleet import TierRate
+from bus.messages.inference import FinishReason, Hints, Sampling, Stopping, Task
 from bus.messages.kv import KvEvent
 from components.engines.exchange import BlockMemory, Note, ignore_note
 
@@ -31,6 +32,8 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
     None are where every token of the prompt is to be computed, nor after the sequence was preempted.
     """
+    hints: Hints = Hints()
+    """How long its blocks are worth keeping, for engines with tiers."""
     hold: bool = False
     """Keep its full blocks (`Held`) until `Engine.release`, which is then due in any case, after an abort as well."""
 
@@ -132,6 +135,8 @@ class EngineLoad(msgspec.Struct, frozen=True, gc=False):
     """Prompt tokens accepted and not computed yet."""
     waiting_tokens: int = 0
     """The part of them whose sequences did not start yet."""
+    tiers: list[TierRate] = []
+    """What loading blocks costs from where they live on that left the device."""
 
 
 class Engine(Protocol):

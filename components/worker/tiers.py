@@ -1,0 +1,91 @@
+"""I/O. Opens the tiers that the configuration names, below an engine."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import structlog
+
+from bus.config import OffloadConfig
+from bus.errors import BadConfig
+from bus.protocol import Bus
+from bus.subjects import slug
+from components.engines import Engine
+from components.engines.exchange import BlockMemory
+from components.worker.offload import TieredEngine
+from offload.disk import open_disk
+from offload.gate import Gate
+from offload.host import HostArena
+from offload.mover import open_mover
+from offload.quota import Quota
+from offload.remote import RemoteTier
+from offload.stores import make_stores
+from offload.tier import Tier
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_tiers(
+    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str
+) -> AsyncIterator[Engine]:
+    """Return an engine with the tiers that the configuration names; without any, the engine itself.
+
+    On leaving, what is in host memory is written on for a while. Raises `BadConfig` for tiers that cannot be, or not
+    below this engine.
+    """
+    if not config.host_bytes:
+        if config.disk_bytes or config.redis.url or config.s3.url:
+            raise BadConfig(
+                "tiers need host memory, where their blocks come in: set offload.host_bytes, as in 1073741824"
+            )
+        yield engine
+        return
+    memory = engine.memory
+    if memory is None or memory.device != "cpu":
+        where = "nowhere that is known" if memory is None else f"on {memory.device}"
+        raise BadConfig(
+            f"offload copies blocks from CPU memory, and this engine has them {where}: offload.host_bytes=0"
+        )
+    host = HostArena(config.host_bytes, memory.block_bytes, policy=config.policy)
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        tiers: list[Tier] = []
+        if config.disk_bytes:
+            disk = open_disk(
+                Path(config.disk_path), config.disk_bytes, memory.block_bytes, memory.fingerprint, policy=config.policy
+            )
+            tiers.append(await stack.enter_async_context(disk))
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        stack.callback(tasks.cancel_scope.cancel)
+        for remote in _remote_tiers(config, bus, memory, model=model, worker=worker):
+            tasks.start_soon(remote.run)
+            tiers.append(remote)
+        names = [tier.name for tier in tiers]
+        gate = Gate(names, block_size=engine.spec.block_size)
+        mover = await stack.enter_async_context(open_mover(host, tiers, gate, block_size=engine.spec.block_size))
+        log.info("offload.opened", host_blocks=host.slots.num_slots, tiers=names)
+        try:
+            yield TieredEngine(engine, memory, mover, gate, tasks, model=model)
+        except Exception as error:  # raised below: task groups would wrap it
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _remote_tiers(config: OffloadConfig, bus: Bus, memory: BlockMemory, *, model: str, worker: str) -> list[RemoteTier]:
+    tiers = []
+    for store in make_stores(config):
+        setting = config.redis if store.name == "redis" else config.s3
+        tier = RemoteTier(
+            store,
+            bus,
+            model=slug(model),
+            worker=worker,
+            fingerprint=memory.fingerprint,
+            quota=Quota(setting.max_bytes, setting.max_salt_bytes, setting.keep_s),
+            keep_s=setting.keep_s,
+        )
+        tiers.append(tier)
+    return tiers
