@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 
 import anyio
 import structlog
@@ -30,6 +31,8 @@ from frontend.routers import Routers
 from frontend.suspects import MAX_DEATHS, Suspects
 
 TICK_S = 0.25
+QUIET_S = 1.0
+"""A request without a token for so long waits in a queue, or for a message that is lost."""
 STALL_S = 1.0
 """A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
 SLACK_S = 0.01
@@ -67,6 +70,7 @@ class Dispatcher:
         self._num_shown = (0, 0)
         self._late: dict[Request, None] = {}
         self._late_timer: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
         self.requests = Requests(
             max_requests=config.max_requests, max_attempts=config.max_attempts, gaps=metrics.FRONTEND_ITL
         )
@@ -278,8 +282,7 @@ class Dispatcher:
         now = time.monotonic()
         self._fleet.excuse_silence(now)
         self.requests.suspect(now)
-        for worker, seq in self.requests.next_seqs().items():
-            self._missing.ask(worker, seq, now)
+        self._ask_again(self.requests.workers(), now)
         for request in self.requests.unaccepted():
             if not request.is_held:
                 self._retry(request, "broker_lost", now)
@@ -304,11 +307,26 @@ class Dispatcher:
             self._lose(lost, now)
         if self._suspects:
             self._try_suspect()
+        if now - self._looked_at >= QUIET_S:
+            self._looked_at = now
+            self._look_for_quiet(now)
         for request in self.requests.overdue(now, self._config.worker_timeout_s):
             self._retry(request, "silent", now)
         for request in self.requests.unaccepted(before=now - self._config.accept_timeout_s):
             self._fail(request, NoWorker(f"No worker took the request within {self._config.accept_timeout_s:g} s."))
         self._show_drops()
+
+    def _look_for_quiet(self, now: float) -> None:
+        """What a worker sent last may be lost, and no later message tells: who is quiet for long is asked."""
+        quiet = self.requests.quiet(now - QUIET_S)
+        workers = {request.worker for request in quiet if request.worker}
+        for model in {request.generation.model_slug for request in quiet if not request.worker}:
+            workers.update(self._fleet.workers_of(model))
+        self._ask_again(workers, now)
+
+    def _ask_again(self, workers: Iterable[str], now: float) -> None:
+        for worker, seq in self.requests.next_seqs(sorted(workers)).items():
+            self._missing.ask(worker, seq, now)
 
     def _leave_stalled(self, worker: str, now: float) -> None:
         """A worker fell silent: nothing that it has, or may have got and not accepted, waits for it."""

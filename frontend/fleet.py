@@ -120,6 +120,10 @@ class Fleet:
         """Whether a worker that takes jobs for the model is there."""
         return any(state.has_card and state.model_slug == model_slug for state in self._workers.values())
 
+    def workers_of(self, model_slug: str) -> list[str]:
+        """Return the workers that take jobs for the model."""
+        return [name for name, state in self._workers.items() if state.has_card and state.model_slug == model_slug]
+
     def block_sizes(self, model_slug: str) -> list[int]:
         """Return the sizes of KV blocks that the model's workers have, in tokens."""
         workers = self._workers.values()

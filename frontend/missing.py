@@ -31,12 +31,12 @@ class MissingTokens:
         self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, worker: str, seq: int, now: float) -> None:
-        """Ask a worker for its batches from number `seq` on, once in a while."""
+        """Ask a worker for its batches from number `seq` on, once in a while; one that sent none later says nothing."""
         self._asked_at = {name: at for name, at in self._asked_at.items() if now - at < PATIENCE_S}
         if worker in self._asked_at:
             return
         self._asked_at[worker] = now
-        log.info("tokens.asked_again", worker=worker, seq=seq)
+        log.debug("tokens.asked_again", worker=worker, seq=seq)
         try:
             self._bus.publish(self._bus.subjects.ctl(worker), encode(Resume(frontend=self._frontend, seq=seq)))
         except BusUnavailable:

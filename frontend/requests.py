@@ -188,10 +188,17 @@ class Requests:
         self._next_seq[worker] = seq + 1
         return expected if seq else None
 
-    def next_seqs(self) -> dict[str, int]:
-        """Return the number of the next batch of each worker that has a request."""
-        workers = {request.worker for request in self._by_ticket.values()}
-        return {worker: seq for worker, seq in self._next_seq.items() if worker in workers}
+    def next_seqs(self, workers: Iterable[str]) -> dict[str, int]:
+        """Return the number of the next batch of each of these workers; 0 for one that was not heard yet."""
+        return {worker: self._next_seq.get(worker, 0) for worker in workers}
+
+    def workers(self) -> set[str]:
+        """Return the workers that have a request."""
+        return {request.worker for request in self._by_ticket.values() if request.worker}
+
+    def quiet(self, before: float) -> list[Request]:
+        """Return requests that were dispatched before that time, and had no token since then."""
+        return [r for r in self._by_ticket.values() if r.dispatched_at < before and r.last_token_at < before]
 
     def suspect(self, now: float, worker: str = "") -> None:
         """Messages (of one worker, or of all) may be lost: requests that show no life after `now` are overdue."""

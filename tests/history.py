@@ -74,13 +74,17 @@ def expect(prompt: Sequence[int], num_tokens: int, vocab_size: int, decode: Call
     return Expected(tokens, decode(tokens))
 
 
-def check_history(events: Iterable[Event], *, may_fail: Iterable[str] = ()) -> list[str]:
-    """Return what is wrong, a line each, in the order of requests; `may_fail` are error codes that are no violation.
+def check_history(
+    events: Iterable[Event], *, may_refuse: Iterable[str] = (), may_fail: Iterable[str] = ()
+) -> list[str]:
+    """Return what is wrong, a line each, in the order of requests.
+
+    No violation are errors with a code in `may_refuse` if nothing was shown before, and with one in `may_fail` always.
 
     Events are in the order in which they were seen. A request that left or failed must have shown a part of what was
     expected, from its beginning.
     """
-    allowed = frozenset(may_fail)
+    refusals, failures = frozenset(may_refuse), frozenset(may_fail)
     wrong: list[str] = []
     seen: dict[str, list[Shown | Ended]] = {}
     asked: dict[str, Asked] = {}
@@ -95,6 +99,8 @@ def check_history(events: Iterable[Event], *, may_fail: Iterable[str] = ()) -> l
         else:
             seen[event.request].append(event)
     for request, question in asked.items():
+        is_silent = not any(isinstance(event, Shown) for event in seen[request])
+        allowed = failures | refusals if is_silent else failures
         wrong += [f"{request}: {line}" for line in _check_one(question, seen[request], allowed)]
     return wrong
 

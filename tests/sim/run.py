@@ -33,17 +33,19 @@ NUM_LAST = 12
 
 REFUSALS = frozenset(
     {
-        "no_worker",
         "bus_unavailable",
-        "queue_full",
-        "too_many_requests",
-        "shutting_down",
         "no_responder",
-        "attempts_exhausted",
-        "request_quarantined",
+        "no_worker",
+        "overloaded",
+        "queue_full",
+        "shutting_down",
+        "too_many_requests",
     }
 )
-"""What a client may be told while things are broken."""
+"""What a client may be told at once, or after a wait, while things are broken; never in the middle of an answer."""
+
+FAILURES = frozenset({"attempts_exhausted", "request_quarantined"})
+"""How an answer may end while processes die every few seconds: one request may meet too many of them."""
 
 
 def _dropped(reason: str) -> float:
@@ -147,7 +149,9 @@ class _Run:
             await anyio.sleep(0.2)
         await self._wait_ended("in the calm")
         last = set(self._names[num_before:])
-        self.wrong += check_history((event for event in self.history if event.request not in last), may_fail=REFUSALS)
+        self.wrong += check_history(
+            (event for event in self.history if event.request not in last), may_refuse=REFUSALS, may_fail=FAILURES
+        )
         self.wrong += check_history(event for event in self.history if event.request in last)
         await anyio.sleep(3.0)
         self.wrong += check_idle(stage.idle_workers())

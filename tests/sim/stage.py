@@ -81,7 +81,6 @@ class Stage:
         self.crashes: list[str] = []
         """What processes raised that they should not."""
         self.is_over = False
-        self.may_be_slow = True
         self._rng = rng
 
     @asynccontextmanager
@@ -173,7 +172,7 @@ class Stage:
         if process.kind == "frontend":
             return Frontend(bus, process.name, FrontendConfig(), listener)
         engine = ENGINE
-        if self.may_be_slow and self._rng.random() < 0.2:
+        if process.number == 0 and self._rng.random() < 0.4:
             self.trace.note("fault.slow_engine", process.name)
             engine = msgspec.structs.replace(engine, step_base_s=SLOW * ENGINE.decode_base_s)
         return make_worker(

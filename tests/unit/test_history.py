@@ -20,6 +20,12 @@ def test_a_client_that_left_and_an_allowed_failure_need_a_beginning_only() -> No
     assert check_history([ASKED, part, Ended("r", 2.0, "failed", "no_worker")], may_fail=["no_worker"]) == []
 
 
+def test_a_refusal_is_one_only_before_the_first_token() -> None:
+    refused = Ended("r", 2.0, "failed", "overloaded")
+    assert check_history([ASKED, refused], may_refuse=["overloaded"]) == []
+    assert check_history([ASKED, Shown("r", 1.0, "ab"), refused], may_refuse=["overloaded"])
+
+
 @pytest.mark.parametrize(
     ("events", "said"),
     [

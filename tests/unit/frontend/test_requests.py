@@ -283,12 +283,24 @@ def test_batches_that_come_again_fill_a_gap() -> None:
     outcome = table.take(batches[3], 2.0)
     assert outcome.missing_seq == 1
     assert list(outcome.gaps.values()) == [request]
-    assert table.next_seqs() == {"w-1": 4}
+    assert table.workers() == {"w-1"}
+    assert table.next_seqs(["w-1", "w-2"]) == {"w-1": 4, "w-2": 0}
     for again in (*batches[1:4], *batches[2:4]):
         assert table.take(again, 2.1).missing_seq is None
     assert table.take(batches[4], 2.2).missing_seq is None
     assert recorder.tokens == [10, 11, 12, 13, 14]
     assert table.overdue(9.0, 1.0) == []
+
+
+def test_requests_without_a_token_for_long_are_quiet_whether_accepted_or_not() -> None:
+    table = make_table()
+    fresh, heard, silent, untaken = (make_request()[0] for _ in range(4))
+    for request, now in ((heard, 1.0), (silent, 1.0), (untaken, 1.0), (fresh, 5.0)):
+        table.open(request, now)
+    table.take(batch([(heard.ticket, 0, 7), (silent.ticket, 0, 7)]), 2.0)
+    table.take(batch([(heard.ticket, 1, 8)], seq=1), 5.0)
+    assert table.quiet(4.5) == [silent, untaken]
+    assert table.quiet(1.0) == []
 
 
 def test_a_worker_that_numbers_its_batches_anew_is_followed_from_there() -> None:
