@@ -19,6 +19,7 @@ from offload.behind import WriteBehind
 from offload.gate import NOTHING, Gate, LoadPlan
 from offload.host import HostArena
 from offload.promote import Link, Promoter
+from offload.spawn import Spawner
 from offload.tier import Presence, Retention, Tier
 
 INLINE_BYTES = 256 * 2**10
@@ -36,7 +37,7 @@ class Mover:
         self._tiers = {tier.name: tier for tier in tiers}
         self._gate = gate
         self._block_size = block_size
-        self._promoter = Promoter(host, self._tiers, gate, tasks)
+        self._promoter = Promoter(host, self._tiers, gate, Spawner(tasks))
         self._behind = [WriteBehind(tier, host) for tier in tiers]
         self._copiers = CapacityLimiter(NUM_COPIERS)
         for behind in self._behind:

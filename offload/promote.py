@@ -1,16 +1,18 @@
 """I/O. Brings blocks from the tiers into host memory, each once at a time, whether anybody waits for it or not."""
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
 
 from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_SECONDS
 from offload.gate import Gate
 from offload.host import HostArena
 from offload.key import BlockKey, is_sound
+from offload.spawn import Spawner
 from offload.tier import ORDINARY, Frame, Tier
 
 MAX_ARRIVALS = 32
@@ -38,13 +40,14 @@ class Link:
 
 
 class Promoter:
-    """Loads run in `tasks` to their end, also when nobody waits any more: the blocks serve whoever comes next."""
+    """Loads run to their end, also when nobody waits any more: the blocks serve whoever comes next."""
 
-    def __init__(self, host: HostArena, tiers: Mapping[str, Tier], gate: Gate, tasks: TaskGroup) -> None:
+    def __init__(self, host: HostArena, tiers: Mapping[str, Tier], gate: Gate, spawner: Spawner) -> None:
         self._host = host
         self._tiers = tiers
         self._gate = gate
-        self._tasks = tasks
+        self._spawner = spawner
+        self._now = asyncio.get_running_loop().time
         self._arriving: dict[BlockKey, Arrival] = {}
         self._num_arrivals = 0
         self._probing: set[str] = set()
@@ -69,14 +72,14 @@ class Promoter:
         frames = [self._host.frame(slot) for slot in slots]
         for frame in frames:
             self._arriving[frame.key] = arrival
-        self._tasks.start_soon(self._load, arrival, slots, frames)
+        self._spawner.start(partial(self._load, arrival, slots, frames))
         return arrival
 
     def probe(self, tier: str, links: Sequence[Link]) -> None:
         """Measure a tier by loading these blocks, if that is due; nobody waits, and they are in host memory then."""
-        if tier not in self._probing and links and self._gate.is_probe_due(tier, anyio.current_time()):
+        if tier not in self._probing and links and self._gate.is_probe_due(tier, self._now()):
             self._probing.add(tier)
-            self._tasks.start_soon(self._probe, tier, list(links))
+            self._spawner.start(partial(self._probe, tier, list(links)))
 
     async def _probe(self, tier: str, links: list[Link]) -> None:
         try:
@@ -86,7 +89,7 @@ class Promoter:
                 if arrival is None:
                     return
                 await arrival.done.wait()
-                if not self._gate.is_probe_due(tier, anyio.current_time()):
+                if not self._gate.is_probe_due(tier, self._now()):
                     return  # it failed, or is proven
         finally:
             self._probing.discard(tier)
@@ -108,10 +111,10 @@ class Promoter:
 
     async def _load_checked(self, name: str, frames: list[Frame]) -> list[bool]:
         tier = self._tiers[name]
-        started_at = anyio.current_time()
+        started_at = self._now()
         came = await tier.load(frames)
         sound = await to_thread.run_sync(_check, frames, came)
-        now = anyio.current_time()
+        now = self._now()
         num_came, num_sound = sum(came), sum(sound)
         if num_sound:
             self._gate.note_load(name, len(frames), now - started_at, now)

@@ -7,6 +7,7 @@ blocks that became full are copied out while steps go on.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 
 import anyio
@@ -23,10 +24,12 @@ from offload.gate import Gate
 from offload.key import BlockKey, Space, space_of
 from offload.mover import Mover
 from offload.promote import Link
+from offload.spawn import Spawner
 from offload.tier import ORDINARY, Retention
 
 GATHER_S = 0.02
-"""Blocks that become full within this time are copied out together."""
+GATHER_BLOCKS = 8
+"""Fewer blocks than that, such as those of sequences that generate, wait so long for others to be copied out with."""
 MAX_PINNED = 512
 """Blocks that are kept in the engine at a time because they are being copied out, and an eighth of all at most."""
 MIN_ORIGINS = 65_536
@@ -62,7 +65,7 @@ class TieredEngine:
         self._memory = memory
         self._mover = mover
         self._gate = gate
-        self._tasks = tasks
+        self._spawner = Spawner(tasks)
         self._model = model
         self._block_size = spec.block_size
         self._origins = Origins(max(MIN_ORIGINS, 2 * spec.num_blocks))
@@ -148,11 +151,11 @@ class TieredEngine:
                 pin.blocks = note.blocks
                 pin.answered.set()
             elif isinstance(note, Fill) and (chain := self._to_fill.pop(note.key, None)) is not None:
-                self._tasks.start_soon(self._fill, note, chain)
+                self._spawner.start(partial(self._fill, note, chain))
             else:
                 on_note(note)
 
-        self._tasks.start_soon(self._copy_stored)
+        self._spawner.start(self._copy_stored)
         await self._engine.run(take_step, take_note)
 
     async def _fill(self, fill: Fill, chain: list[Link]) -> None:
@@ -200,7 +203,8 @@ class TieredEngine:
         """Copy out what became full, until cancelled."""
         while True:
             await self._has_stored.wait()
-            await anyio.sleep(GATHER_S)
+            if self._num_stored < GATHER_BLOCKS:
+                await anyio.sleep(GATHER_S)
             self._has_stored = anyio.Event()
             while self._stored:
                 await self._copy_batch(self._take_batch())
