@@ -170,7 +170,7 @@ def publish_headers(
     if msg_id:
         headers["Nats-Msg-Id"] = msg_id
     if ttl_s is not None:
-        headers["Nats-TTL"] = str(max(1, int(ttl_s)))
+        headers[wire.TTL] = str(max(1, int(ttl_s)))
     if last_subject_seq is not None:
         headers["Nats-Expected-Last-Subject-Sequence"] = str(last_subject_seq)
     return headers or None

@@ -156,6 +156,8 @@ class Session(Client):
         """Write what the outbox holds; while the link is clogged that fills up to its bound instead."""
         if self._writer is not None and not self._is_clogged:
             commands = self._outbox.take()
+            if not commands:
+                return
             if sum(map(len, commands)) < wire.LARGE_BYTES:
                 self._writer.write(b"".join(commands))
             else:

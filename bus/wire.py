@@ -16,6 +16,8 @@ DESCRIPTION = "Description"
 """Where the inline status of a header block is found after parsing, as in `Status: 503`."""
 
 NO_RESPONDERS = "503"
+TTL = "Nats-TTL"
+"""Header of a stored message: the stream forgets it after so many seconds."""
 CREATE_CONSUMER = "$JS.API.CONSUMER.CREATE."
 """Before stream, name and filter of a consumer: the one kind of subject that holds wildcards and is published to."""
 

@@ -17,13 +17,17 @@ def xor_of(blocks: "array[int]") -> int:
 
 def common_length(ours: "array[int]", first: int, theirs: "array[int]", at: int) -> int:
     """Return how many elements from `ours[first]` and `theirs[at]` on are equal."""
-    longest = min(len(ours) - first, len(theirs) - at)
-    if ours[first : first + longest] == theirs[at : at + longest]:
-        return longest
-    length = 0
-    while ours[first + length] == theirs[at + length]:
-        length += 1
-    return length
+    low, high = 0, min(len(ours) - first, len(theirs) - at)
+    if ours[first : first + high] == theirs[at : at + high]:
+        return high
+    # The arrays differ in [low, high): slices are compared faster than elements.
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if ours[first + low : first + middle] == theirs[at + low : at + middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def followed_length(blocks: "array[int]", hashes: Sequence[int], start: int) -> int:

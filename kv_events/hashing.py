@@ -23,11 +23,10 @@ def block_hashes(tokens: Sequence[int], block_size: int, root: int) -> list[int]
     return list(iter_block_hashes(pack_u32(tokens), block_size, root))
 
 
-def iter_block_hashes(packed: bytes, block_size: int, root: int) -> Iterator[int]:
+def iter_block_hashes(packed: bytes | memoryview, block_size: int, root: int) -> Iterator[int]:
     """Yield the hashes as `block_hashes` does, from packed token ids and one at a time."""
     step = block_size * 4
-    join = struct.Struct(f"<Q{step}s").pack
     parent = root
     for (block,) in struct.iter_unpack(f"{step}s", memoryview(packed)[: len(packed) // step * step]):
-        parent = xxh3_64_intdigest(join(parent, block))
+        parent = xxh3_64_intdigest(parent.to_bytes(8, "little") + block)
         yield parent

@@ -4,23 +4,24 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 
 from bus.codec import codec, encode
 from bus.dead import bury
 from bus.errors import BusUnavailable, BuswayError, Malformed
-from bus.messages.inference import LATENCY_CLASSES, GenerateJob, LatencyClass
+from bus.messages.inference import LATENCY_CLASSES, LatencyClass
 from bus.messages.route import Placed, RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
-from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
+from bus.protocol import AppendAck, Bus, ConsumerSpec, Delivery, OnAppended, Pull
 from bus.subjects import ANY_WORKER, slug
 from components.router.answers import Answers
 from components.router.lead import Lead
 from components.router.pool import Placement, Pool, Refusal
-from components.router.request import Origin, to_request
+from components.router.queue import Entry
+from components.router.request import Origin, Request, RoutedJob, to_request
 
 ACK_WAIT_S = 0.45
 """The requests that a dead router holds go to another one after this."""
@@ -32,12 +33,13 @@ GRANT_SIZE = 256
 """Most deliveries that one class has open."""
 MAX_NEWS = 256
 """Decisions in one message to other routers; those of one turn of the event loop are told together."""
+APPEND_TIMEOUT_S = 1.0
 RETRY_S = 0.1
 SHORTEST_NAP_S = 0.001
 LONGEST_NAP_S = 0.25
 
 log = structlog.get_logger()
-_jobs = codec(GenerateJob)
+_jobs = codec(RoutedJob)
 _outcomes = {
     name: ROUTER_REQUESTS.labels(name) for name in ("placed", "refused", "expired", "withdrawn", "rescued", "buried")
 }
@@ -46,7 +48,7 @@ _computed_tokens = ROUTER_TOKENS.labels("computed")
 
 
 class Desk:
-    """Ties one pool to the bus. `tasks` carries the appends that are on their way."""
+    """Ties one pool to the bus."""
 
     def __init__(
         self,
@@ -54,7 +56,6 @@ class Desk:
         router: str,
         model: str,
         pool: Pool,
-        tasks: TaskGroup,
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -62,16 +63,16 @@ class Desk:
         self._bus = bus
         self._router = router
         self._model = slug(model)
-        self._tasks = tasks
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._answers = Answers(bus, router)
         self._pulls: dict[LatencyClass, Pull] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
-        self._is_telling = False
         self._told = 0
         self._renewed_at = self._loop.time()
+        self._num_sending = 0
+        self._all_sent = anyio.Event()
         self._is_stopped = False
         self._turned = anyio.Event()
         self.pool = pool
@@ -113,13 +114,13 @@ class Desk:
         self.rest()
         for entry in self.pool.queue.all():
             self.pool.queue.remove(entry)
-            origin = entry.item.origin
-            if origin is None:
-                continue
-            if origin.is_acked:
-                self._tasks.start_soon(self._send_to_any, origin, entry.latency_class)
-            else:
-                origin.delivery.nak()
+            self._give_back(entry)
+
+    async def drain(self) -> None:
+        """Wait until the broker has answered for all that was sent: that takes `APPEND_TIMEOUT_S` at most."""
+        while self._num_sending:
+            self._all_sent = anyio.Event()
+            await self._all_sent.wait()
 
     def rest(self) -> None:
         """Take nothing more, and wake no more."""
@@ -133,10 +134,8 @@ class Desk:
         now = self._loop.time()
         pool = self.pool
         for placement in pool.plan(now):
-            self._tasks.start_soon(self._send, placement)
-        if pool.news and not self._is_telling:
-            self._is_telling = True
-            self._loop.call_soon(self._tell)
+            self._send(placement)
+        self._tell()
         self._grant()
         if len(pool.queue) and self._pulls:
             at = min(pool.fleet.next_room_at(now), now + LONGEST_NAP_S)
@@ -199,19 +198,27 @@ class Desk:
         self._due_at = at
         self._timer = self._loop.call_at(at, self.work)
 
-    async def _send(self, placement: Placement) -> None:
-        """Append a job to the lane of its worker; the broker lost it: it waits again."""
+    def _send(self, placement: Placement) -> None:
+        """Append a job to the lane of its worker."""
+        request = placement.request
+        assert request.origin is not None
+        self._append(request.origin, placement.choice.worker, request.latency_class, partial(self._sent, placement))
+
+    def _sent(self, placement: Placement, answer: AppendAck | BuswayError) -> None:
+        """The job is in the lane, or the broker lost it: then it waits again."""
         request, choice = placement.request, placement.choice
         origin = request.origin
         assert origin is not None
-        subject = self._bus.subjects.work(self._model, "both", choice.worker, request.latency_class)
-        try:
-            await self._bus.append(subject, origin.delivery.payload, msg_id=origin.message_id)
-        except BuswayError as error:
+        self._count_answer()
+        if isinstance(answer, BuswayError):
             _outcomes["withdrawn"].inc()
-            log.warning("request.not_placed", worker=choice.worker, reason=str(error))
+            log.warning("request.not_placed", worker=choice.worker, reason=str(answer))
             self.pool.withdraw(placement, self._loop.time())
-            self._loop.call_later(RETRY_S, self.work)
+            if self._pulls:
+                self._loop.call_later(RETRY_S, self.work)
+            else:
+                self.pool.queue.remove(placement.entry)
+                self._give_back(placement.entry)
             return
         if not origin.is_acked:
             origin.delivery.ack()
@@ -221,12 +228,37 @@ class Desk:
         _cached_tokens.inc(request.num_tokens - choice.uncached_tokens)
         ROUTER_WAIT.observe(placement.waited_s)
 
-    async def _send_to_any(self, origin: Origin, latency_class: LatencyClass) -> None:
-        subject = self._bus.subjects.work(self._model, "both", ANY_WORKER, latency_class)
-        try:
-            await self._bus.append(subject, origin.delivery.payload, msg_id=origin.message_id)
-        except BuswayError as error:
-            log.warning("request.not_returned", reason=str(error))
+    def _give_back(self, entry: Entry[Request]) -> None:
+        """Leave a request to other routers, or, when the queue of requests knows it no more, to any worker."""
+        origin = entry.item.origin
+        if origin is None:
+            return
+        if origin.is_acked:
+            self._append(origin, ANY_WORKER, entry.latency_class, self._returned)
+        else:
+            origin.delivery.nak()
+
+    def _returned(self, answer: AppendAck | BuswayError) -> None:
+        self._count_answer()
+        if isinstance(answer, BuswayError):
+            log.warning("request.not_returned", reason=str(answer))
+
+    def _append(self, origin: Origin, worker: str, latency_class: LatencyClass, on_done: OnAppended) -> None:
+        subject = self._bus.subjects.work(self._model, "both", worker, latency_class)
+        self._num_sending += 1
+        self._bus.append_soon(
+            subject,
+            origin.delivery.payload,
+            on_done,
+            msg_id=origin.message_id,
+            ttl_s=origin.lifetime_s,
+            timeout_s=APPEND_TIMEOUT_S,
+        )
+
+    def _count_answer(self) -> None:
+        self._num_sending -= 1
+        if not self._num_sending:
+            self._all_sent.set()
 
     def _refuse(self, origin: Origin, refusal: Refusal, outcome: str) -> None:
         _outcomes[outcome].inc()
@@ -236,7 +268,6 @@ class Desk:
             origin.delivery.nak(1.0)
 
     def _tell(self) -> None:
-        self._is_telling = False
         news, self.pool.news = self.pool.news, []
         for first in range(0, len(news), MAX_NEWS):
             self._publish(news[first : first + MAX_NEWS])

@@ -68,7 +68,6 @@ class Router:
         self._failure: Exception | None = None
         self._cards: dict[str, WorkerCard] = {}
         self._desks: dict[str, Desk] = {}
-        self._sending: TaskGroup
         self._tasks: TaskGroup
 
     def stop(self) -> None:
@@ -79,8 +78,8 @@ class Router:
 
     async def run(self) -> None:
         """Route until stopped; what raises stops it."""
-        async with anyio.create_task_group() as sending, anyio.create_task_group() as tasks:
-            self._sending, self._tasks = sending, tasks
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             await self._guard(self._serve)
             self.stop()
         if self._failure is not None:
@@ -135,7 +134,7 @@ class Router:
             return None
         index = PrefixIndex()
         pool = Pool(self._config, index, random.Random(f"{self._config.seed}:{self._router}"))
-        desk = self._desks[slug(model)] = Desk(self._bus, self._router, model, pool, self._sending, wall=self._wall)
+        desk = self._desks[slug(model)] = Desk(self._bus, self._router, model, pool, wall=self._wall)
         self._tasks.start_soon(self._guard, lambda: self._keep_desk(model, index, desk))
         return desk
 
@@ -146,7 +145,8 @@ class Router:
                 async with AsyncExitStack() as stack:
                     if self._config.mode == "kv":
                         await stack.enter_async_context(follow(self._bus, slug(model), index))
-                    stack.callback(desk.rest)  # also when it is cancelled: appends have no task group then
+                    stack.push_async_callback(desk.drain)
+                    stack.callback(desk.rest)
                     log.info("model.opened", model=model)
                     while not self._stopping.is_set():
                         await desk.wait_turn(is_leading=True)

@@ -44,6 +44,8 @@ class Result(msgspec.Struct, frozen=True):
     requests: int
     request_us: float
     """CPU per request beyond what the router uses without requests."""
+    broker_us: float
+    """CPU of nats-server for all that this bench does per request: a measure of the machine at that time."""
     background_share: float
     """Part of one CPU that hearing the workers' reports takes."""
     cached_part: float
@@ -119,7 +121,7 @@ class Players:
         self._bus.publish(self._bus.subjects.kv(MODEL, worker), encode(KvBatch(worker, 1, seq, [event])))
 
 
-async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: int) -> Result:
+async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: int, broker_pid: int) -> Result:
     rng = random.Random(1)
     shared = [pack_u32(rng.choices(range(50_000), k=SHARED_TOKENS)) for _ in range(NUM_GROUPS)]
     root = salt_hash(MODEL)
@@ -127,7 +129,7 @@ async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: in
     idle = read_usage(pid).cpu_s
     await anyio.sleep(options.seconds / 2)
     background_share = (read_usage(pid).cpu_s - idle) / (options.seconds / 2)
-    began, used = time.monotonic(), read_usage(pid).cpu_s
+    began, used, broker_used = time.monotonic(), read_usage(pid).cpu_s, read_usage(broker_pid).cpu_s
     due: deque[float] = deque(began + n / options.rate for n in range(int(options.seconds * options.rate)))
     ticket = 0
     while due:
@@ -153,7 +155,8 @@ async def drive(bus: Bus, players: Players, options: argparse.Namespace, pid: in
         while players.taken < ticket:  # noqa: ASYNC110 - deliveries are counted, not awaited
             await anyio.sleep(0.02)
     cpu_s = read_usage(pid).cpu_s - used - background_share * (time.monotonic() - began)
-    return Result(ticket, 1e6 * cpu_s / ticket, background_share, players.hits / ticket)
+    broker_s = read_usage(broker_pid).cpu_s - broker_used
+    return Result(ticket, 1e6 * cpu_s / ticket, 1e6 * broker_s / ticket, background_share, players.hits / ticket)
 
 
 async def forward(url: str) -> None:
@@ -198,7 +201,8 @@ async def run(options: argparse.Namespace, *, is_bare: bool) -> Result:
                     async with bus.pull(spec, players.take) as pull, anyio.create_task_group() as tasks:
                         pull.grant(100_000)
                         tasks.start_soon(players.report)
-                        result = await drive(bus, players, options, router.pid)
+                        assert server.process is not None
+                        result = await drive(bus, players, options, router.pid, server.process.pid)
                         tasks.cancel_scope.cancel()
                         return result
     raise AssertionError("unreachable")
@@ -211,12 +215,15 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=64)
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--only", choices=["router", "forwarder"], help="measure one of the two")
     parser.add_argument("--forward", metavar="URL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.forward:
         anyio.run(forward, options.forward, backend_options={"use_uvloop": True})
         return
     for name, is_bare in (("router", False), ("forwarder", True)):
+        if options.only not in (None, name):
+            continue
         result = anyio.run(lambda bare=is_bare: run(options, is_bare=bare), backend_options={"use_uvloop": True})
         print(name, msgspec.json.encode(result).decode())
 
