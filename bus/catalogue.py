@@ -22,7 +22,7 @@ from bus.messages.fleet import (
     WorkerCard,
     WorkerLoad,
 )
-from bus.messages.inference import Cancel, Drain, GenerateJob, Resume, StepBatch, UsageBatch
+from bus.messages.inference import Cancel, Drain, GenerateJob, Resume, SetRoles, StepBatch, UsageBatch
 from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
@@ -75,7 +75,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         pattern=_relative(_S.req("{model}", "{class}", "{tenant}")),  # type: ignore[arg-type]
         carrier="stream REQ",
-        sender="frontend",
+        sender="frontend, worker",
         receiver="router",
         messages=(GenerateJob,),
         purpose="requests that wait for a router's choice",
@@ -83,7 +83,7 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         pattern=_relative(_S.work("{model}", "{role}", "{worker}", "{class}")),  # type: ignore[arg-type]
         carrier="stream WORK",
-        sender="frontend, router",
+        sender="frontend, router, worker",
         receiver="worker",
         messages=(GenerateJob,),
         purpose="jobs that workers pull: a lane for each worker, and `any` for the pool",
@@ -101,7 +101,7 @@ CHANNELS: tuple[Channel, ...] = (
         carrier=CORE,
         sender="frontend",
         receiver="worker",
-        messages=(Cancel, Resume, Drain),
+        messages=(Cancel, Resume, Drain, SetRoles),
         purpose="commands to one worker",
     ),
     Channel(

@@ -101,7 +101,24 @@ WORKER_SEQUENCES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-"""`outcome`: a finish reason, `cancelled`, `expired` (at its deadline), or `handed_back` (for another worker)."""
+"""`outcome`: a finish reason, `cancelled`, `expired` (at its deadline), or `handed_back` (for another worker),
+or `handed_over` (prefilled, to one that decodes)."""
+
+WORKER_HANDOVERS = Counter(
+    "busway_worker_handovers",
+    "Sequences that were prefilled for another worker, by how the lease of their blocks ended.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `released` (by who read them), `expired`, `withdrawn`, or `failed` (there was none)."""
+
+WORKER_FETCHES = Counter(
+    "busway_worker_fetches",
+    "Sequences that another worker had prefilled, by what became of its blocks.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+"""`outcome`: `read`, `unneeded` (the cache had them, or nobody waits any more), or `failed` (computed again)."""
 
 WORKER_TOKENS = Counter("busway_worker_tokens", "Tokens generated.", registry=REGISTRY)
 

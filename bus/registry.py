@@ -31,15 +31,18 @@ def new_id(prefix: str) -> str:
 
 
 @asynccontextmanager
-async def keep_card(bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: int = TTL_S) -> AsyncIterator[None]:
+async def keep_card(
+    bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: int = TTL_S
+) -> AsyncIterator[Callable[[msgspec.Struct], Awaitable[None]]]:
     """Keep the card of this process in the registry while the context is open, and remove it at the end.
 
     It is refreshed often enough to survive two lost writes and put again at once when the broker lost it. Entering
-    raises what the first write raises; later failures are logged and tried again.
+    raises what the first write raises; later failures are logged and tried again. Yields a function that puts another
+    card in its place, and raises what that write raises: it is tried again.
     """
     try:
-        async with keep_shared_card(bus, key, card, ttl_s=ttl_s):
-            yield
+        async with keep_shared_card(bus, key, card, ttl_s=ttl_s) as replace:
+            yield replace
     finally:
         # After the last refresh: one that came later would put the card back.
         with anyio.CancelScope(shield=True), anyio.move_on_after(LEAVE_TIMEOUT_S):
@@ -47,7 +50,9 @@ async def keep_card(bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: int = TT
 
 
 @asynccontextmanager
-async def keep_shared_card(bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: int = TTL_S) -> AsyncIterator[None]:
+async def keep_shared_card(
+    bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: int = TTL_S
+) -> AsyncIterator[Callable[[msgspec.Struct], Awaitable[None]]]:
     """Keep a card that several processes keep (a model's): the last one lets it expire after `ttl_s`."""
     value = encode(card)
     bucket = bus.bucket(REGISTRY)
@@ -57,13 +62,18 @@ async def keep_shared_card(bus: Bus, key: str, card: msgspec.Struct, *, ttl_s: i
         if is_open:
             await bucket.put(key, value, ttl_s=ttl_s)
 
+    async def replace(card: msgspec.Struct) -> None:
+        nonlocal value
+        value = encode(card)
+        await put_again()
+
     await bucket.put(key, value, ttl_s=ttl_s)
     bus.on_reconnect(put_again)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_refresh, key, put_again, ttl_s / REFRESHES)
         try:
-            yield
+            yield replace
         except Exception as error:
             # Kept, not raised: a task group would wrap it, and callers look for its class.
             failure = error

@@ -1,8 +1,8 @@
 """Pure. The owner's state: which attempt of each request is the live one, and which token comes next.
 
 Acks of the broker are not fenced and workers may come back from the dead, so "each token once" is decided here alone:
-a token counts if its ticket is the live attempt's, its worker the first that spoke of this ticket, and its offset
-exactly the next one. Everything else is dropped, counted, and answered with `Cancel` (unknown tickets) or with another
+a token counts if its ticket is the live attempt's, its worker the first that spoke of this ticket (or the one that took
+it over from there, as its acceptance says), and its offset exactly the next one. Everything else is dropped, counted, and answered with `Cancel` (unknown tickets) or with another
 attempt (gaps).
 """
 
@@ -104,6 +104,9 @@ class Requests:
         by_ticket = self._by_ticket
         for accepted in batch.accepted:
             request = by_ticket.get(accepted.ticket)
+            if request is not None and accepted.source and request.worker == accepted.source:
+                # It was prefilled there and goes on here: nobody but its worker can leave a ticket to another one.
+                request.worker = batch.worker
             if request is None or not _has(batch.worker, request):
                 outcome.unknown.add(accepted.ticket)
             elif accepted.cached_tokens > request.cached_tokens:

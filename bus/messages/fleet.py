@@ -110,6 +110,10 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """Engine steps since the last report, evenly thinned to at most 64."""
     tiers: list[TierRate] = []
     """Those below the device that it can load from at present."""
+    roles: list[Role] = []
+    """As on its card, where they change."""
+    fetch_token_s: float = 0.0
+    """Seconds that the KV of a token took lately to come from a worker that prefilled it; 0: none came."""
 
 
 class MetricsQuery(Fact, frozen=True, kw_only=True, tag="metrics_query"):

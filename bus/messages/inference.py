@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.messages.base import Fact, Hot
+from bus.messages.transfer import Handover
 
 LatencyClass = Literal["interactive", "standard", "batch"]
 Role = Literal["encode", "prefill", "decode", "both"]
@@ -96,6 +97,8 @@ class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     """What the output must match, as a grammar of llguidance (JSON `{"grammars": [...]}`); empty: anything."""
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     """As `Sampling.top_logprobs`, for the tokens of the prompt."""
+    handover: Handover | None = None
+    """The job was prefilled: the last token of `output` is the only one whose keys and values are nowhere."""
 
 
 class Accepted(Hot, frozen=True):
@@ -103,6 +106,8 @@ class Accepted(Hot, frozen=True):
 
     ticket: int
     cached_tokens: int = 0
+    source: str = ""
+    """The worker from which it took the job over, prefilled; from then on the ticket is this worker's."""
 
 
 class Finished(Hot, frozen=True):
@@ -202,7 +207,16 @@ class Drain(Fact, frozen=True, kw_only=True, tag="drain"):
     """None: as long as the worker's configuration says."""
 
 
-Command = Cancel | Resume | Drain
+class SetRoles(Fact, frozen=True, kw_only=True, tag="set_roles"):
+    """Serve these roles from now on: pull from their lanes and no others, and finish what runs.
+
+    Answered with the same message once that is so and the worker's card says it.
+    """
+
+    roles: Annotated[list[Role], Meta(min_length=1, max_length=4)]
+
+
+Command = Cancel | Resume | Drain | SetRoles
 
 
 class RequestUsage(Fact, frozen=True, kw_only=True, tag="request_usage"):

@@ -41,6 +41,17 @@ class BlockOffer(Fact, frozen=True, kw_only=True, tag="block_offer"):
     """How long the lease lasts after the last renewal."""
 
 
+class Handover(Fact, frozen=True, kw_only=True, tag="handover"):
+    """What a worker that only prefills leaves to the one that goes on: the KV blocks of the job's first tokens."""
+
+    worker: str
+    """Who prefilled, and is the job's worker until another one accepts it."""
+    offer: BlockOffer
+    num_blocks: int
+    last_hash: int
+    """Hash of the last of these blocks: a reader whose block there has another one has no use for them."""
+
+
 class LeaseNote(Hot, frozen=True, tag="lease_note"):
     """What a reader tells the source of an offer, beside the bus."""
 

@@ -8,15 +8,13 @@ import structlog
 
 from bus.dead import bury
 from bus.errors import EngineBusy, Malformed, Permanent
-from bus.messages.inference import Cancel, Drain, Finished, GenerateJob
+from bus.messages.inference import Cancel, Drain, Finished, GenerateJob, Role, SetRoles
 from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
 from bus.protocol import Bus, Delivery, Incoming, Pull
+from components.worker.exchange import Exchange
 from components.worker.jobs import Served, make_request, read_command, read_job, read_tickets, reason_to_end
+from components.worker.lanes import MAX_DELIVER
 from components.worker.sequences import Sequences
-
-MAX_DELIVER = 20
-"""Deliveries of one job. Going back because slots are taken is ordinary here, so there are more than for poison;
-at the last one the owner is told instead."""
 
 GRANT_SIZE = 32
 """Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
@@ -34,24 +32,31 @@ class Intake:
         self,
         bus: Bus,
         sequences: Sequences,
+        exchange: Exchange,
         served: Served,
         slots: int,
         *,
         on_change: Callable[[], None],
         on_drain: Callable[[float | None], None],
+        on_roles: Callable[[frozenset[Role], str], None],
     ) -> None:
-        """`on_drain` is called with the seconds that a drain on command leaves, None for the usual time."""
+        """`on_drain` is called with the seconds that a drain on command leaves, None for the usual time.
+
+        `on_roles` is called with new roles, and with the subject where an answer is awaited (empty: nowhere).
+        """
         self._bus = bus
         self._sequences = sequences
+        self._exchange = exchange
         self._served = served
         self._slots = slots
         self._on_change = on_change
         self._on_drain = on_drain
+        self._on_roles = on_roles
         self._pulls: Sequence[Pull] = ()
         self._warned: set[str] = set()
 
     def open(self, pulls: Sequence[Pull]) -> None:
-        """Start to take jobs from these lanes."""
+        """Take jobs from these lanes from now on."""
         self._pulls = pulls
         self.grant()
 
@@ -69,8 +74,8 @@ class Intake:
         for pull in self._pulls:
             pull.grant(num_messages)
 
-    def on_delivery(self, delivery: Delivery) -> None:
-        """Decide over one job; called by the bus."""
+    def on_delivery(self, lane: Role, delivery: Delivery) -> None:
+        """Decide over one job that came by a lane of that role; called by the bus."""
         if not self._pulls:
             delivery.nak()
             return
@@ -79,7 +84,7 @@ class Intake:
         except Malformed as error:
             self._bury(delivery, error)
         else:
-            _jobs[self._decide(delivery, job)].inc()
+            _jobs[self._decide(lane, delivery, job)].inc()
         self._on_change()
 
     def on_control(self, message: Incoming) -> None:
@@ -89,13 +94,15 @@ class Intake:
                 self._sequences.cancel(command.frontend, read_tickets(command))
             elif isinstance(command, Drain):
                 self._on_drain(command.grace_s)
+            elif isinstance(command, SetRoles):
+                self._on_roles(frozenset(command.roles), message.reply)
             else:
                 self._sequences.publisher.resend(command.frontend, command.seq)
         except Malformed as error:
             MALFORMED_MESSAGES.labels("ctl").inc()
             self._warn_once("control.malformed", message.subject, error)
 
-    def _decide(self, delivery: Delivery, job: GenerateJob) -> str:
+    def _decide(self, lane: Role, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences
         if sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
             delivery.ack()
@@ -107,7 +114,7 @@ class Intake:
             if reason := reason_to_end(request, self._served.max_model_len):
                 sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))
             else:
-                sequences.accept(job, request)
+                sequences.accept(job, self._exchange.prepare(job, request, lane))
         except EngineBusy as error:
             if delivery.num_delivered < MAX_DELIVER:
                 delivery.nak(error.delay_s)

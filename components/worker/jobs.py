@@ -7,7 +7,7 @@ import msgspec
 from bus.codec import Codec, codec
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import unpack_u32
-from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob
+from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob, SetRoles
 from bus.subjects import slug
 from components.engines import EngineRequest
 
@@ -28,7 +28,7 @@ def read_job(payload: bytes) -> GenerateJob:
 def read_command(payload: bytes) -> Command:
     """Decode a command; raise `Malformed`, also for an owner to whom nothing could be published."""
     command = _commands.decode(payload)
-    if not isinstance(command, Drain):
+    if not isinstance(command, Drain | SetRoles):
         _check_owner(command.frontend)
     return command
 
@@ -85,6 +85,7 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
         grammar=job.grammar,
         task=job.task,
         prompt_logprobs=job.prompt_logprobs,
+        hints=job.hints,
     )
 
 

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import msgspec
 
+from bus.messages.inference import GenerateJob
 from components.worker.outbox import Outbox
 
 MAX_OVER = 16_384
@@ -32,6 +33,10 @@ class Attempt(msgspec.Struct, eq=False):
     first_token_at: float = 0.0
     expiry: Timer | None = None
     """Ends the attempt at its deadline; cancelled when it ends before."""
+    handover_job: GenerateJob | None = None
+    """Only the first token is computed here; then this job goes on elsewhere, behind that token."""
+    is_prefilled: bool = False
+    """It was handed over to this worker."""
 
 
 class Ledger:

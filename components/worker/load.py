@@ -11,6 +11,7 @@ from bus.metrics import WORKER_FREE_BLOCKS, WORKER_RUNNING, WORKER_WAITING
 from bus.protocol import Bus
 from bus.subjects import slug
 from components.engines import Engine
+from components.worker.exchange import Exchange
 from components.worker.sequences import Sequences
 from kv_events.log import KvLog
 
@@ -23,12 +24,15 @@ MIN_INTERVAL_S = 0.05
 class LoadReporter:
     """Publishes `WorkerLoad`. A bus that is full loses reports, and the next one says all that they said."""
 
-    def __init__(self, bus: Bus, engine: Engine, sequences: Sequences, kv_log: KvLog, model: str) -> None:
+    def __init__(
+        self, bus: Bus, engine: Engine, sequences: Sequences, kv_log: KvLog, *, model: str, exchange: Exchange
+    ) -> None:
         self._bus = bus
         self._engine = engine
         self._sequences = sequences
         self._kv_log = kv_log
         self._model = model
+        self._exchange = exchange
         self._subject = bus.subjects.load(slug(model), kv_log.worker)
         self._changed = anyio.Event()
 
@@ -45,6 +49,7 @@ class LoadReporter:
                 await anyio.sleep(MIN_INTERVAL_S)
 
     def _report(self) -> None:
+        self._sequences.publish_events()
         load, kv_log = self._engine.load(), self._kv_log
         WORKER_RUNNING.set(load.running)
         WORKER_WAITING.set(load.waiting)
@@ -65,6 +70,9 @@ class LoadReporter:
             kv_xor=kv_log.xor,
             waiting_tokens=load.waiting_tokens,
             steps=self._sequences.steps.take(),
+            tiers=load.tiers,
+            roles=sorted(self._exchange.roles),
+            fetch_token_s=self._exchange.fetch_token_s,
         )
         try:
             self._bus.publish(self._subject, encode(report))

@@ -3,11 +3,14 @@
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+import msgspec
 
 from bus.config import WorkerConfig
 from bus.messages.fleet import ModelCard, WorkerCard
+from bus.messages.inference import Role
 from bus.protocol import Bus
 from bus.registry import keep_card, keep_shared_card
 from bus.subjects import slug
@@ -17,8 +20,13 @@ from components.worker.model import Model
 
 
 @asynccontextmanager
-async def join_pool(bus: Bus, worker: str, model: Model, spec: EngineSpec, config: WorkerConfig) -> AsyncIterator[None]:
-    """Be in the registry while the context is open; a broker that lost its data gets everything again."""
+async def join_pool(
+    bus: Bus, worker: str, model: Model, spec: EngineSpec, config: WorkerConfig
+) -> AsyncIterator[Callable[[frozenset[Role]], Awaitable[None]]]:
+    """Be in the registry while the context is open; a broker that lost its data gets everything again.
+
+    Yields a function that says there that the roles are others now.
+    """
     files = await _put_files(bus, model)
 
     async def restore() -> None:
@@ -50,9 +58,9 @@ async def join_pool(bus: Bus, worker: str, model: Model, spec: EngineSpec, confi
     )
     async with (
         keep_shared_card(bus, f"model.{slug(model.name)}", model_card),
-        keep_card(bus, f"worker.{worker}", worker_card),
+        keep_card(bus, f"worker.{worker}", worker_card) as replace_card,
     ):
-        yield
+        yield lambda roles: replace_card(msgspec.structs.replace(worker_card, roles=sorted(roles)))
 
 
 async def _put_files(bus: Bus, model: Model) -> dict[str, str]:

@@ -18,8 +18,9 @@ from bus.messages.inference import (
 )
 from bus.messages.kv import KvEvent
 from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
-from components.engines import Engine, EngineRequest, Step
+from components.engines import Ended, Engine, EngineRequest, Step
 from components.worker.events import EventPublisher
+from components.worker.exchange import Exchange, is_cut_short
 from components.worker.ledger import Attempt, Ledger
 from components.worker.publish import Publisher
 from components.worker.steps import StepSamples
@@ -39,7 +40,7 @@ RETRY_AFTER_S = 0.02
 log = structlog.get_logger()
 _ended = {
     reason: WORKER_SEQUENCES.labels(reason)
-    for reason in ("stop", "length", "abort", "cancelled", "expired", "handed_back")
+    for reason in ("stop", "length", "abort", "cancelled", "expired", "handed_back", "handed_over")
 }
 
 
@@ -54,6 +55,7 @@ class Sequences:
         engine: Engine,
         publisher: Publisher,
         events: EventPublisher,
+        exchange: Exchange,
         on_change: Callable[[], None],
         *,
         publish_gap_s: float,
@@ -66,6 +68,7 @@ class Sequences:
         self._loop = asyncio.get_running_loop()
         self._engine = engine
         self._events = events
+        self._exchange = exchange
         self._on_change = on_change
         self._next_key = 0
         self._publish_gap_s = publish_gap_s
@@ -74,6 +77,11 @@ class Sequences:
         self._block_events: list[KvEvent] = []
         self._became_idle = anyio.Event()
 
+    @property
+    def num_computing(self) -> int:
+        """Attempts that wait for nothing but the engine."""
+        return len(self.ledger) - self._exchange.num_waiting
+
     def next_key(self) -> int:
         self._next_key += 1
         return self._next_key
@@ -81,6 +89,7 @@ class Sequences:
     def accept(self, job: GenerateJob, request: EngineRequest) -> None:
         """Put a request into the engine and tell its owner soon; raises what `Engine.submit` raises."""
         self._engine.submit(request)
+        self._exchange.begin(job, request)
         outbox = self.publisher.outbox(job.frontend)
         offset = len(request.output)
         expiry = None
@@ -97,9 +106,11 @@ class Sequences:
                 first_offset=offset,
                 accepted_at=self._loop.time(),
                 expiry=expiry,
+                handover_job=job if request.hold else None,
+                is_prefilled=job.handover is not None,
             )
         )
-        outbox.accepted.append(Accepted(job.ticket))
+        outbox.accepted.append(Accepted(job.ticket, source="" if job.handover is None else job.handover.worker))
         self.flush_soon()
 
     def on_step(self, step: Step) -> None:
@@ -118,7 +129,7 @@ class Sequences:
                 outbox.tokens.append(token)
                 attempt.offset += 1
                 if not attempt.first_token_at:
-                    attempt.first_token_at = now
+                    self._note_first_token(attempt, now)
                     is_awaited = True
         for rows in step.prompts:
             attempt = self.ledger.live[rows.key]
@@ -127,17 +138,29 @@ class Sequences:
             )
         for key, cached_tokens in step.cached:
             attempt = self.ledger.live[key]
+            if attempt.is_prefilled:
+                continue  # what came from elsewhere was not cached
             attempt.outbox.accepted.append(Accepted(attempt.ticket, cached_tokens))
         for vector in step.vectors:
             attempt = self.ledger.live[vector.key]
             attempt.outbox.embeddings.append(Embedding(attempt.ticket, vector.data))
+        handed: list[Attempt] = []
         for ended in step.ended:
+            moving = self.ledger.live.get(ended.key)
+            if moving is not None and moving.handover_job is not None and self._is_cut_short(moving, ended):
+                handed.append(moving)
+                continue
             attempt = self._end(ended.key, now)
             if ended.error:
                 attempt.outbox.failed.append(Failed(attempt.ticket, "invalid_request", ended.error[:500], False))
             else:
                 attempt.outbox.finished.append(
-                    Finished(attempt.ticket, ended.num_tokens, ended.reason, ended.cached_tokens)
+                    Finished(
+                        attempt.ticket,
+                        ended.num_tokens,
+                        ended.reason,
+                        0 if attempt.is_prefilled else ended.cached_tokens,
+                    )
                 )
             _ended[ended.reason].inc()
             log.debug(
@@ -151,6 +174,8 @@ class Sequences:
                 duration_s=round(now - attempt.accepted_at, 4),
             )
         self._block_events += self._engine.take_events()
+        if handed:
+            self._hand_over(handed, step)
         self._flush_after(now, FIRST_TOKEN_GAP_S if is_awaited else self._publish_gap_s)
         self.last_step_s = step.stats.duration_s
         self.steps.add(step.stats)
@@ -158,6 +183,19 @@ class Sequences:
         WORKER_TOKENS.inc(len(step.tokens))
         if step.ended:
             self._on_change()
+
+    def end_handed(self, key: int, is_taken: bool) -> None:
+        """A handover is over; if nobody took it, the owner is to try again, unless it hears from somebody else now."""
+        attempt = self.ledger.end(key, self._loop.time())
+        if attempt is None:
+            return
+        _ended["handed_over"].inc()
+        self._note_end(attempt)
+        if not is_taken:
+            message = "no worker took the prefilled sequence in time"
+            attempt.outbox.failed.append(Failed(attempt.ticket, "handover_lost", message, True))
+            self.flush_soon()
+        self._on_change()
 
     def finish_at_once(self, job: GenerateJob, finished: Finished) -> None:
         """Tell the owner of a job that earlier attempts completed already."""
@@ -218,9 +256,7 @@ class Sequences:
             self._due.cancel()
             self._due = None
         self._flushed_at = self._loop.time()
-        if self._block_events:
-            self._events.publish(self._block_events)
-            self._block_events = []
+        self.publish_events()
         if self.publisher.flush():
             return True
         for outbox in list(self.publisher.outboxes.values()):
@@ -228,6 +264,13 @@ class Sequences:
                 self._give_up(outbox.frontend)
         self.flush_soon(RETRY_AFTER_S)
         return False
+
+    def publish_events(self) -> None:
+        """Tell which blocks came and went; in tiers they do so between steps as well."""
+        self._block_events += self._engine.take_events()
+        if self._block_events:
+            self._events.publish(self._block_events)
+            self._block_events = []
 
     def _flush_after(self, now: float, gap_s: float) -> None:
         """Flush if `gap_s` have passed since the last time, else with the step after that, or without one soon."""
@@ -259,9 +302,26 @@ class Sequences:
                 )
             attempt.offset += 1
             if not attempt.first_token_at:
-                attempt.first_token_at = now
+                self._note_first_token(attempt, now)
                 has_first = True
         return has_first
+
+    def _note_first_token(self, attempt: Attempt, now: float) -> None:
+        attempt.first_token_at = now
+        if attempt.is_prefilled:
+            self._exchange.stop(attempt.key)
+
+    def _is_cut_short(self, attempt: Attempt, ended: Ended) -> bool:
+        assert attempt.handover_job is not None
+        return is_cut_short(attempt.handover_job, ended, attempt.num_prompt_tokens, self._engine.spec.max_model_len)
+
+    def _hand_over(self, attempts: list[Attempt], step: Step) -> None:
+        """Send sequences on, behind their first tokens: these are with the broker before anybody goes on."""
+        self.flush()
+        tokens = dict(zip(step.keys, step.tokens, strict=True))
+        for attempt in attempts:
+            assert attempt.handover_job is not None
+            self._exchange.send(attempt.key, attempt.handover_job, tokens[attempt.key])
 
     def _end(self, key: int, now: float) -> Attempt:
         attempt = self.ledger.end(key, now)
@@ -286,6 +346,8 @@ class Sequences:
             self._on_change()
 
     def _note_end(self, attempt: Attempt) -> None:
+        if attempt.handover_job is not None or attempt.is_prefilled:
+            self._exchange.stop(attempt.key)
         if attempt.expiry is not None:
             attempt.expiry.cancel()
         if not self.ledger.live:

@@ -2,49 +2,58 @@
 
 import importlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import product
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from bus.access import process_name
+from bus.codec import encode
 from bus.config import Config
 from bus.connection import open_bus
-from bus.errors import BadConfig, BusUnavailable, EngineDied
+from bus.errors import BadConfig, BusUnavailable, EngineDied, Malformed
 from bus.lifecycle import serve
-from bus.messages.inference import LATENCY_CLASSES
-from bus.permissions import own_lane, shared_lane
-from bus.protocol import Bus, ConsumerSpec
+from bus.messages.inference import Role, SetRoles
+from bus.protocol import Bus
 from bus.scrape import answer_scrapes
 from bus.subjects import ANY_WORKER, Subjects, slug
 from components.engines import Engine, Step
+from components.transfer import Transfer, open_transfer
 from components.worker.canary import Canary
 from components.worker.events import EventPublisher
-from components.worker.intake import MAX_DELIVER, Intake
+from components.worker.exchange import Exchange
+from components.worker.intake import Intake
 from components.worker.jobs import Served
+from components.worker.lanes import Lanes
 from components.worker.load import LoadReporter
 from components.worker.membership import join_pool
 from components.worker.model import Model, read_model
 from components.worker.owners import OwnerWatch
+from components.worker.peers import Peers
 from components.worker.publish import Publisher
+from components.worker.roles import shared_lanes
 from components.worker.sequences import Sequences
+from components.worker.tiers import open_tiers
 from components.worker.watchdog import watchdog
 from kv_events.log import KvLog
 
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
 
-_OURS = ("bus", "components", "kv_events")
-ACCEPT_WITHIN_S = 1.0
-"""A job handed to a worker as it died goes to another after this; one that lives accepts within milliseconds."""
-FORGET_LANE_S = 60.0
-"""When the broker forgets the lane of a worker that is gone; the jobs in it go elsewhere long before."""
+_OURS = ("bus", "components", "kv_events", "offload")
+RETRY_S = 0.5
+"""Until lanes are opened or closed again that could not be while the broker was away."""
 FAREWELL_S = 2.0
 """Bound on telling the owners of unfinished sequences."""
+
+MAX_ANSWERS = 64
+"""Who awaits a change of roles at a time; more than these get no answer."""
+OpenTransfer = Callable[[], AbstractAsyncContextManager[Transfer]]
 
 log = structlog.get_logger()
 
@@ -72,7 +81,8 @@ async def run_worker(config: Config) -> None:
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
         with answer_scrapes(bus, worker):
-            process = Worker(config, bus, engine, model, worker)
+            opener = _transfer_opener(config, engine, worker)
+            process = Worker(config, bus, engine, model, worker, open_transfer=opener)
             with watchdog(lambda: process.has_failed):
                 await serve(process)
 
@@ -95,10 +105,27 @@ def load_engine(config: Config, model: Model) -> Engine:
         ) from error
 
 
+def _transfer_opener(config: Config, engine: Engine, worker: str) -> OpenTransfer | None:
+    memory = engine.memory
+    if memory is None:
+        return None
+    return lambda: open_transfer(memory, worker, transport=config.worker.transfer)
+
+
 class Worker:
     """One engine in the pool of one model: a component for `bus.lifecycle.serve`."""
 
-    def __init__(self, config: Config, bus: Bus, engine: Engine, model: Model, worker: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        bus: Bus,
+        engine: Engine,
+        model: Model,
+        worker: str,
+        *,
+        open_transfer: OpenTransfer | None = None,
+    ) -> None:
+        """Without `open_transfer`, every job is done here from its first token to its last."""
         self._config = config.worker
         self._bus = bus
         self._engine = engine
@@ -107,25 +134,50 @@ class Worker:
         spec = engine.spec
         kv_log = KvLog(worker, time.time_ns())
         self._events = EventPublisher(bus, bus.subjects.kv(slug(model.name), worker), kv_log)
+        self._transfer_wanted = anyio.Event()
+        self._transfer_opened = anyio.Event()
+        self._peers = Peers(worker, model.name, self._turn_soon)
+        self._exchange = Exchange(
+            bus,
+            worker,
+            engine,
+            self._peers,
+            roles=config.worker.roles,
+            on_handed=self._end_handed,
+            on_wanted=self._transfer_wanted.set,
+        )
         self._sequences = Sequences(
             engine,
             Publisher(bus, worker),
             self._events,
+            self._exchange,
             self._on_change,
             publish_gap_s=config.worker.publish_gap_s,
         )
         served = Served(model.name, spec.max_model_len, spec.vocab_size, model.eos_token_ids)
         self._intake = Intake(
-            bus, self._sequences, served, config.worker.slots, on_change=self._on_change, on_drain=self._drain
+            bus,
+            self._sequences,
+            self._exchange,
+            served,
+            config.worker.slots,
+            on_change=self._on_change,
+            on_drain=self._drain,
+            on_roles=self._set_roles,
         )
+        self._lanes = Lanes(bus, worker, slug(model.name), self._intake.on_delivery)
+        self._open_transfer = open_transfer
+        self._answers: list[str] = []
+        """Where it is awaited that roles have changed."""
+        self._turn = anyio.Event()
         self._grace_s = config.worker.grace_s
         bus.on_reconnect(self._sequences.publisher.repeat_last)
-        self._reporter = LoadReporter(bus, engine, self._sequences, kv_log, model.name)
+        self._reporter = LoadReporter(bus, engine, self._sequences, kv_log, model=model.name, exchange=self._exchange)
         self._owners = OwnerWatch(bus, self._sequences)
         self._canary = Canary(
             spec, idle_s=config.worker.canary_s, stall_s=config.worker.stall_s, now=anyio.current_time()
         )
-        self._stopping = anyio.Event()
+        self._is_stopping = False
         self._failure: Exception | None = None
 
     @property
@@ -134,7 +186,8 @@ class Worker:
         return self._failure is not None
 
     def stop(self) -> None:
-        self._stopping.set()
+        self._is_stopping = True
+        self._turn_soon()
 
     async def run(self) -> None:
         """Serve until `stop`, then drain: finish what runs within `grace_s`, hand the rest back to its owners.
@@ -144,20 +197,24 @@ class Worker:
         async with anyio.create_task_group() as tasks:
             for work in (self._run_engine, self._watch_engine, self._reporter.run, self._events.run, self._owners.run):
                 tasks.start_soon(self._guard, work, tasks.cancel_scope)
-            await self._guard(self._serve, tasks.cancel_scope)
+            tasks.start_soon(self._guard, partial(self._keep_transfer, tasks), tasks.cancel_scope)
+            await self._guard(partial(self._serve, tasks), tasks.cancel_scope)
             tasks.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
-    async def _serve(self) -> None:
+    async def _serve(self, tasks: TaskGroup) -> None:
         subjects = self._bus.subjects
         controls = [
             self._bus.subscribe(subjects.ctl(whose), self._intake.on_control) for whose in (self._worker, ANY_WORKER)
         ]
         try:
-            async with join_pool(self._bus, self._worker, self._model, self._engine.spec, self._config), self._pull():
-                log.info("worker.started", worker=self._worker, model=self._model.name, slots=self._config.slots)
-                await self._stopping.wait()
+            await self._prepare_transfer()
+            async with (
+                self._peers.watch(self._bus),
+                join_pool(self._bus, self._worker, self._model, self._engine.spec, self._config) as tell_roles,
+            ):
+                await self._pull(tasks, tell_roles)
             with anyio.move_on_after(self._grace_s):
                 await self._sequences.wait_idle()
             num_left = self._sequences.hand_back("draining", "the worker is leaving")
@@ -167,35 +224,84 @@ class Worker:
             for control in controls:
                 control.unsubscribe()
 
-    @asynccontextmanager
-    async def _pull(self) -> AsyncIterator[None]:
-        """Take jobs, while the context is open, from the worker's own lanes and from those that the pool shares."""
-        async with AsyncExitStack() as stack:
-            pulls = [
-                await stack.enter_async_context(self._bus.pull(lane, self._intake.on_delivery))
-                for lane in self._lanes()
-            ]
-            self._intake.open(pulls)
-            try:
-                yield
-            finally:
-                self._intake.close()
+    async def _pull(self, tasks: TaskGroup, tell_roles: Callable[[frozenset[Role]], Awaitable[None]]) -> None:
+        """Take jobs until `stop`, from the lanes that the worker's roles and its peers' leave to it."""
+        told: frozenset[Role] = frozenset(self._config.roles)
+        has_started = False
+        try:
+            while not self._is_stopping:
+                self._turn = anyio.Event()
+                roles = self._exchange.roles
+                try:
+                    await self._lanes.change(roles, shared_lanes(roles, self._peers.roles), tasks)
+                    self._intake.open(self._lanes.pulls)
+                    if roles != told:
+                        await tell_roles(roles)
+                        told = roles
+                    self._answer_roles(roles)
+                except BusUnavailable as error:
+                    if not has_started:
+                        raise
+                    log.warning("lanes.not_changed", reason=str(error))
+                    with anyio.move_on_after(RETRY_S):
+                        await self._turn.wait()
+                    continue
+                if not has_started:
+                    has_started = True
+                    log.info("worker.started", worker=self._worker, model=self._model.name, slots=self._config.slots)
+                await self._turn.wait()
+        finally:
+            self._intake.close()
+            self._lanes.close()
 
-    def _lanes(self) -> Iterator[ConsumerSpec]:
-        model = slug(self._model.name)
-        for role in self._config.roles:
-            name, filter_subject = own_lane(self._worker, role), self._bus.subjects.work(model, role, self._worker, "*")
-            yield _lane(name, filter_subject, inactive_s=FORGET_LANE_S)
-        for role, latency_class in product(self._config.roles, LATENCY_CLASSES):
-            name = shared_lane(model, role, latency_class)
-            yield _lane(name, self._bus.subjects.work(model, role, ANY_WORKER, latency_class))
+    def _set_roles(self, roles: frozenset[Role], reply: str) -> None:
+        log.info("roles.changed", worker=self._worker, before=sorted(self._exchange.roles), after=sorted(roles))
+        self._exchange.roles = roles
+        if not roles <= {"both", "encode"}:
+            self._transfer_wanted.set()
+        if reply and len(self._answers) < MAX_ANSWERS:
+            self._answers.append(reply)
+        self._turn_soon()
+
+    def _answer_roles(self, roles: frozenset[Role]) -> None:
+        """Tell those who await it that these are the roles now; after another change they wait for the next turn."""
+        if roles != self._exchange.roles:
+            return
+        answers, self._answers = self._answers, []
+        for reply in answers:
+            try:
+                self._bus.publish(reply, encode(SetRoles(roles=sorted(roles))))
+            except (BusUnavailable, Malformed):
+                log.warning("roles.not_answered")
+
+    async def _prepare_transfer(self) -> None:
+        """Be able to hand over or take over before the first job comes, if that is the worker's role."""
+        if self._open_transfer is not None and not set(self._config.roles) <= {"both", "encode"}:
+            self._transfer_wanted.set()
+            await self._transfer_opened.wait()
+
+    async def _keep_transfer(self, tasks: TaskGroup) -> None:
+        """Open the transfer when it is wanted for the first time: with NIXL that takes seconds and memory."""
+        if self._open_transfer is None:
+            return
+        await self._transfer_wanted.wait()
+        async with self._open_transfer() as transfer:
+            self._exchange.connect(transfer, tasks)
+            self._transfer_opened.set()
+            await anyio.sleep_forever()
+
+    def _end_handed(self, key: int, is_taken: bool) -> None:
+        self._sequences.end_handed(key, is_taken)
+
+    def _turn_soon(self) -> None:
+        self._turn.set()
 
     async def _run_engine(self) -> None:
         def on_step(step: Step) -> None:
             self._sequences.on_step(self._canary.take(step, anyio.current_time()))
 
         try:
-            await self._engine.run(on_step)
+            await self._engine.run(on_step, self._exchange.on_note)
         except Exception as error:
             await self._give_up(error)
 
@@ -204,7 +310,7 @@ class Worker:
         while True:
             await anyio.sleep(self._canary.period_s)
             try:
-                if self._canary.look(anyio.current_time(), len(self._sequences.ledger)):
+                if self._canary.look(anyio.current_time(), self._sequences.num_computing):
                     self._engine.submit(self._canary.ask(self._sequences.next_key()))
             except EngineDied as error:
                 await self._give_up(error)
@@ -245,14 +351,3 @@ class Worker:
     def _on_change(self) -> None:
         self._intake.grant()
         self._reporter.note_change()
-
-
-def _lane(name: str, filter_subject: str, *, inactive_s: float | None = None) -> ConsumerSpec:
-    return ConsumerSpec(
-        stream="WORK",
-        name=name,
-        filter_subject=filter_subject,
-        max_deliver=MAX_DELIVER,
-        ack_wait_s=ACCEPT_WITHIN_S,
-        inactive_s=inactive_s,
-    )

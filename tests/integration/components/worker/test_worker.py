@@ -208,7 +208,7 @@ async def test_a_stopped_worker_hands_back_what_it_cannot_finish(stage: Any, tex
 class DyingEngine(MockEngine):
     """Fails in its third step."""
 
-    async def run(self, on_step: Callable[[Step], None]) -> None:
+    async def run(self, on_step: Callable[[Step], None], on_note: Any = None) -> None:
         num_steps = 0
 
         def count(step: Step) -> None:

@@ -16,6 +16,8 @@ from components.engines import Ended, EngineRequest, Logprobs, Step, StepStats
 from components.engines.mock.engine import MockEngine
 from components.worker import outbox
 from components.worker.events import EventPublisher
+from components.worker.exchange import Exchange
+from components.worker.peers import Peers
 from components.worker.publish import Publisher
 from components.worker.sequences import Sequences
 from kv_events.log import MAX_BATCH_EVENTS, KvLog
@@ -53,7 +55,20 @@ def pipe() -> Pipe:
 async def sequences(pipe: Pipe) -> Sequences:
     engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
     events = EventPublisher(pipe, "kv", KvLog("w-1", 1))
-    return Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.0)
+    return Sequences(engine, Publisher(pipe, "w-1"), events, exchange(pipe, engine), lambda: None, publish_gap_s=0.0)
+
+
+def exchange(pipe: Pipe, engine: MockEngine) -> Exchange:
+    """Return an exchange without peers."""
+    return Exchange(
+        pipe,
+        "w-1",
+        engine,
+        Peers("w-1", "m", lambda: None),
+        roles=("both",),
+        on_handed=lambda key, is_taken: None,
+        on_wanted=lambda: None,
+    )
 
 
 def accept(sequences: Sequences, owner: str, ticket: int, deadline_at: float | None = None) -> int:
@@ -95,7 +110,9 @@ async def test_fast_steps_share_a_message_but_the_first_token_does_not_wait(
 ) -> None:
     engine = MockEngine(MockConfig(), model="m", vocab_size=2048)
     events = EventPublisher(pipe, "kv", KvLog("w-1", 1))
-    sequences = Sequences(engine, Publisher(pipe, "w-1"), events, lambda: None, publish_gap_s=0.03)
+    sequences = Sequences(
+        engine, Publisher(pipe, "w-1"), events, exchange(pipe, engine), lambda: None, publish_gap_s=0.03
+    )
     key = accept(sequences, "f-1", 7)
     for token in (50, 51, 52):
         sequences.on_step(Step([key], [token], [], [], STATS))

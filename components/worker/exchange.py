@@ -1,0 +1,105 @@
+"""I/O. What a worker does with the KV blocks of others: which jobs it hands over, which it takes over."""
+
+from collections.abc import Callable
+
+import msgspec
+from anyio.abc import TaskGroup
+
+from bus.messages.inference import FinishReason, GenerateJob, Role
+from bus.protocol import Bus
+from components.engines import Ended, Engine, EngineRequest
+from components.engines.exchange import Fill, Held, Note
+from components.transfer import Transfer
+from components.worker.fetch import Fetches
+from components.worker.handover import Handovers
+from components.worker.peers import Peers
+from components.worker.roles import hands_over
+
+RECENT = 0.2
+"""Weight of the last transfer in what transfers are said to take."""
+
+
+class Exchange:
+    """Ties handovers and fetches to a worker's roles. Until `connect`, every job is done here from its first token."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        worker: str,
+        engine: Engine,
+        peers: Peers,
+        *,
+        roles: tuple[Role, ...],
+        on_handed: Callable[[int, bool], None],
+        on_wanted: Callable[[], None],
+    ) -> None:
+        """`on_handed` as `Handovers.on_end`; `on_wanted` is called when a job comes that needs `connect`."""
+        self.roles: frozenset[Role] = frozenset(roles)
+        self.fetch_token_s = 0.0
+        self.handovers = Handovers(bus, worker, engine, peers, on_handed)
+        self.fetches = Fetches(engine, self._note_read)
+        self._peers = peers
+        self._on_wanted = on_wanted
+        self._block_size = engine.spec.block_size
+        self._transfer: Transfer | None = None
+        self._tasks: TaskGroup | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences whose blocks are on their way, from here or to here."""
+        return self.handovers.num_leased + self.fetches.num_live
+
+    def connect(self, transfer: Transfer, tasks: TaskGroup) -> None:
+        """Use this transfer from now on; `tasks` carries what is read."""
+        self._transfer, self._tasks = transfer, tasks
+
+    def prepare(self, job: GenerateJob, request: EngineRequest, lane: Role) -> EngineRequest:
+        """Return what the engine is to do here for a job that came by a lane of that role."""
+        if job.handover is not None:
+            if self._transfer is not None:
+                return msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks)
+            self._on_wanted()
+        elif job.task == "generate" and hands_over(lane, self.roles, self._peers.roles):
+            num_tokens = len(request.output) + 1
+            if self._transfer is not None and num_tokens < request.stopping.max_tokens:
+                stopping = msgspec.structs.replace(request.stopping, max_tokens=num_tokens)
+                return msgspec.structs.replace(request, stopping=stopping, hold=True)
+            self._on_wanted()
+        return request
+
+    def begin(self, job: GenerateJob, request: EngineRequest) -> None:
+        """The engine took the request."""
+        if request.hold:
+            self.handovers.expect(request.key)
+        if request.fill_blocks and job.handover is not None:
+            assert self._transfer is not None
+            assert self._tasks is not None
+            self.fetches.start(request.key, job.handover, self._transfer, self._tasks)
+
+    def on_note(self, note: Note) -> None:
+        """Take what the engine tells of blocks."""
+        if isinstance(note, Held):
+            self.handovers.on_held(note)
+        elif isinstance(note, Fill):
+            self.fetches.on_fill(note)
+
+    def send(self, key: int, job: GenerateJob, token: int) -> None:
+        """Hand a sequence over whose first token is on its way to the owner."""
+        assert self._transfer is not None
+        self.handovers.send(key, job, token, self._transfer)
+
+    def stop(self, key: int) -> None:
+        """The sequence is over here."""
+        self.handovers.drop(key)
+        self.fetches.stop(key)
+
+    def _note_read(self, num_blocks: int, seconds: float) -> None:
+        token_s = seconds / (num_blocks * self._block_size)
+        self.fetch_token_s += (token_s - self.fetch_token_s) * (RECENT if self.fetch_token_s else 1.0)
+
+
+def is_cut_short(job: GenerateJob, ended: Ended, num_prompt_tokens: int, max_model_len: int) -> bool:
+    """Say whether a sequence ended only because the rest of it is somebody else's."""
+    reason: FinishReason = ended.reason
+    is_full = ended.num_tokens >= job.stopping.max_tokens or num_prompt_tokens + ended.num_tokens >= max_model_len
+    return reason == "length" and not is_full and not ended.error

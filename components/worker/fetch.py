@@ -1,0 +1,94 @@
+"""I/O. The decoding side of a handover: the blocks that a prefill worker keeps are read as far as they are missing."""
+
+from collections.abc import Callable
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from bus.errors import BuswayError
+from bus.messages.transfer import Handover
+from bus.metrics import WORKER_FETCHES
+from components.engines import Engine
+from components.engines.exchange import Fill
+from components.transfer import Transfer
+
+log = structlog.get_logger()
+_outcomes = {outcome: WORKER_FETCHES.labels(outcome) for outcome in ("read", "unneeded", "failed")}
+
+
+class _Fetch:
+    """One handover that is being taken."""
+
+    def __init__(self, handover: Handover) -> None:
+        self.handover = handover
+        self.scope = anyio.CancelScope()
+        self.asked = anyio.Event()
+        self.fill: Fill | None = None
+
+    @property
+    def is_right(self) -> bool:
+        """Say whether the engine asks for exactly what is offered, to its end."""
+        fill, handover = self.fill, self.handover
+        return fill is not None and fill.hashes[-1] == handover.last_hash
+
+
+class Fetches:
+    """Handovers of sequences in the engine, by key. Bounded by the worker's slots."""
+
+    def __init__(self, engine: Engine, on_read: Callable[[int, float], None]) -> None:
+        """`on_read` hears how many blocks came, and in how many seconds."""
+        self._engine = engine
+        self._on_read = on_read
+        self._live: dict[int, _Fetch] = {}
+
+    @property
+    def num_live(self) -> int:
+        """Sequences whose blocks are not here yet."""
+        return len(self._live)
+
+    def start(self, key: int, handover: Handover, transfer: Transfer, tasks: TaskGroup) -> None:
+        """Hold on to the offer until the engine asks for blocks of it, or `stop`; `tasks` carries that."""
+        fetch = self._live[key] = _Fetch(handover)
+        tasks.start_soon(self._run, key, fetch, transfer)
+
+    def on_fill(self, fill: Fill) -> None:
+        """The engine asks; without an offer (any more), it is to compute all by itself."""
+        fetch = self._live.get(fill.key)
+        if fetch is None:
+            self._engine.filled(fill.key, 0)
+        else:
+            fetch.fill = fill
+            fetch.asked.set()
+
+    def stop(self, key: int) -> None:
+        """The blocks are needed no more: the offer is released, and a read that goes on ends."""
+        fetch = self._live.pop(key, None)
+        if fetch is not None:
+            fetch.scope.cancel()
+
+    async def _run(self, key: int, fetch: _Fetch, transfer: Transfer) -> None:
+        num_blocks, outcome = 0, "unneeded"
+        with fetch.scope:
+            try:
+                num_blocks = await self._read(fetch, transfer)
+                outcome = "read" if num_blocks else "failed"
+            except BuswayError as error:
+                outcome = "failed"
+                log.warning("handover.not_read", source=fetch.handover.worker, code=error.code, reason=str(error)[:300])
+        _outcomes[outcome].inc()
+        self._live.pop(key, None)
+        if fetch.fill is not None:
+            self._engine.filled(key, num_blocks)
+
+    async def _read(self, fetch: _Fetch, transfer: Transfer) -> int:
+        """Return how many blocks have come, from the first that the engine lacks; 0 when it wants others."""
+        async with transfer.open(fetch.handover.offer) as source:
+            await fetch.asked.wait()
+            fill = fetch.fill
+            if fill is None or not fetch.is_right:
+                return 0
+            started_at = anyio.current_time()
+            await source.read(fill.start, fill.blocks)
+        self._on_read(len(fill.blocks), anyio.current_time() - started_at)
+        return len(fill.blocks)
