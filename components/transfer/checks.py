@@ -53,8 +53,9 @@ def check_offer(offer: BlockOffer, ours: AgentAddress) -> list[int]:
 def check_endpoint(source: AgentAddress) -> None:
     """Raise `Malformed` for an endpoint whose bytes are not those that its agent wrote.
 
-    NIXL hands metadata to UCX, which ends the process (an assertion) when some bytes of it are wrong: nothing that was
-    damaged on the way may get there. Against a sender that forges metadata only the bus's permissions help.
+    NIXL hands metadata to UCX, which ends the process (an assertion) when some bytes of it are wrong, and metadata that
+    is cut short keeps its agent from being known under that name again: nothing that was damaged on the way may get
+    there. Against a sender that forges metadata only the bus's permissions help.
     """
     if len(source.endpoint) > MAX_ENDPOINT_BYTES or digest(source.endpoint) != source.endpoint_digest:
         raise Malformed(f"the endpoint of {source.agent} is damaged: {len(source.endpoint)} bytes, wrong digest")

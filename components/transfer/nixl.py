@@ -109,10 +109,7 @@ class NixlAgent:
         with self._mapped(peer.agent):
             name = peer.agent
             if name != self.address.agent:
-                loaded = self._agent.add_remote_agent(peer.endpoint)
-                if loaded != name.encode():
-                    self._agent.remove_remote_agent(loaded)
-                    raise TransferFailed(f"the endpoint of {name} is that of {loaded!r}")
+                self._load_peer(peer)
             try:
                 pool = Region(peer.pool_address, peer.block_bytes, peer.num_blocks, peer.device)
                 blocks = self._prepare(name, pool)
@@ -189,6 +186,12 @@ class NixlAgent:
 
         row = (region.address, region.size, region.device_number, region.size, region.count)
         return self._agent.prep_xfer_dlist(name, np.array([row], dtype=np.uint64), region.memory_type)
+
+    def _load_peer(self, peer: AgentAddress) -> None:
+        loaded = self._agent.add_remote_agent(peer.endpoint)
+        if loaded != peer.agent.encode():
+            self._disconnect(loaded.decode())
+            raise TransferFailed(f"the endpoint of {peer.agent} is that of {loaded!r}")
 
     def _disconnect(self, name: str) -> None:
         if name != self.address.agent:
