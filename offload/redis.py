@@ -5,7 +5,7 @@ Where `maxmemory` is set, the policy `volatile-ttl` lets what was pinned, which 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -81,7 +81,7 @@ class RedisStore:
         counts = await self._in_parts(keys, MAX_CHUNK, delete)
         return sum([count for count in counts if isinstance(count, int)])
 
-    async def listing(self, space: Space | None = None) -> AsyncIterator[list[Listed]]:
+    async def listing(self, space: Space | None = None) -> AsyncGenerator[list[Listed], None]:
         pattern = PREFIX + (space.hex().encode() if space is not None else b"") + b"*"
         cursor: bytes | None = b"0"
         while cursor is not None:
@@ -91,6 +91,9 @@ class RedisStore:
 
             cursor, listed = await self._run(scan)
             yield listed
+
+    async def forget_pins(self, now: float) -> None:
+        """There is nothing to remove: a pin is the time of its block."""
 
     async def aclose(self) -> None:
         for connection in self._idle:

@@ -9,6 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 
 import anyio
 import msgspec
@@ -179,11 +180,12 @@ class RemoteTier:
         if len(self._known):
             return
         try:
-            async for listed in self._store.listing(self._space):
-                for each in listed:
-                    self._known.store(0, array("Q", [each.key.block_hash]))
-                if len(self._known) >= MAX_LISTED:
-                    break
+            async with aclosing(self._store.listing(self._space)) as listing:
+                async for part in listing:
+                    for each in part:
+                        self._known.store(0, array("Q", [each.key.block_hash]))
+                    if len(self._known) >= MAX_LISTED:
+                        break
         except TierUnavailable as error:
             self._note_failure(error)
 

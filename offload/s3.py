@@ -8,7 +8,7 @@ is to stay longer.
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -110,7 +110,7 @@ class ObjectStore:
             await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
         return len(names)
 
-    async def listing(self, space: Space | None = None) -> AsyncIterator[list[Listed]]:
+    async def listing(self, space: Space | None = None) -> AsyncGenerator[list[Listed], None]:
         pinned = await self._pins()
         stream = obstore.list(self._store, space.hex() if space is not None else None, chunk_size=LIST_CHUNK)
         while True:
@@ -125,13 +125,11 @@ class ObjectStore:
                     listed.append(Listed(key, meta["size"], max(expires_at, pinned.get(key, 0.0))))
             yield listed
 
-    async def forget_pins(self, now: float) -> int:
-        """Remove the markers of pins that have passed; return how many."""
+    async def forget_pins(self, now: float) -> None:
         stale = [f"{PINS}/{until}/{name}" for until, name in await self._markers() if until <= now]
         for first in range(0, len(stale), LIST_CHUNK):
             part = stale[first : first + LIST_CHUNK]
             await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
-        return len(stale)
 
     async def aclose(self) -> None:
         """There is nothing to close: connections are dropped with the store."""

@@ -1,7 +1,7 @@
 """Pure. What a store that workers share is to its tier: Redis, or an object store."""
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from enum import Enum
 from typing import Literal, NamedTuple, Protocol
 
@@ -71,7 +71,10 @@ class Store(Protocol):
     async def delete(self, keys: Sequence[BlockKey]) -> int:
         """Remove; return how many were there, or may have been where the store does not tell."""
 
-    def listing(self, space: Space | None = None) -> AsyncIterator[list[Listed]]:
+    async def forget_pins(self, now: float) -> None:
+        """Remove what only remembers pins that have passed by `now`, unix seconds."""
+
+    def listing(self, space: Space | None = None) -> AsyncGenerator[list[Listed], None]:
         """Iterate over what is there, of one space or of all, some hundreds at a time."""
 
     async def aclose(self) -> None:

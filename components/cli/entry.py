@@ -24,6 +24,7 @@ GROUPS = {
         "chat": "talk to a model; shows time to first token and tokens/s",
         "bench": "load the running system, show CPU per token of each process",
         "replay": "a recorded load in virtual time, or live: latencies, prefix reuse",
+        "cache": "KV blocks in Redis and S3: list, measure, pin, drop, collect",
         "keys": "API keys: add, list, remove",
         "chaos": "kill, freeze and drain what runs here under load, and judge",
     },
