@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine
 import anyio
 from anyio.abc import TaskGroup
 
-
 Work = Callable[[], Coroutine[object, object, None]]
 
 
