@@ -1,5 +1,6 @@
 """I/O. The worker process: from a model directory to a place in the pool, and out of it without losing a request."""
 
+import asyncio
 import importlib
 import time
 from collections.abc import Awaitable, Callable
@@ -297,8 +298,10 @@ class Worker:
         self._turn.set()
 
     async def _run_engine(self) -> None:
+        clock = asyncio.get_running_loop().time  # what engines call back has no context that anyio would know
+
         def on_step(step: Step) -> None:
-            self._sequences.on_step(self._canary.take(step, anyio.current_time()))
+            self._sequences.on_step(self._canary.take(step, clock()))
 
         try:
             await self._engine.run(on_step, self._exchange.on_note)
