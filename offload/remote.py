@@ -262,7 +262,7 @@ class RemoteTier:
     def _note_failure(self, error: TierUnavailable) -> None:
         if self._failed_at is None:
             log.warning("tier.failed", tier=self.name, reason=str(error))
-        self._failed_at = anyio.current_time()
+        self._failed_at = time.monotonic()
         self._probes.clear()
 
     def _note_success(self) -> None:
@@ -271,7 +271,7 @@ class RemoteTier:
         self._failed_at = None
 
     def _is_resting(self) -> bool:
-        return self._failed_at is not None and anyio.current_time() - self._failed_at < PAUSE_S
+        return self._failed_at is not None and time.monotonic() - self._failed_at < PAUSE_S
 
 
 def _stored_events(frames: Sequence[Frame]) -> list[BlocksStored]:
