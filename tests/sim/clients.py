@@ -1,12 +1,11 @@
 """I/O (in memory). Clients: they ask frontends over HTTP, write down what they see, and some leave before the end."""
 
 from random import Random
-from typing import Literal
 
 import anyio
 import msgspec
 
-from tests.history import Asked, Ended, Event, Shown, expect
+from tests.history import Asked, Ended, Ending, Event, Shown, expect
 from tests.sim.http import Client, Refused
 from tests.sim.model import EOS, NAME, model, tokenizer
 from tests.sim.stage import Stage
@@ -52,15 +51,22 @@ class Question(msgspec.Struct, frozen=True):
     num_tokens: int
     is_stream: bool
     shows_tokens: bool
+    num_choices: int
     leaves_after_s: float | None
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of its choices, each a request of its own in the history."""
+        return [f"{self.name}.{index}" if index else self.name for index in range(self.num_choices)]
 
     def body(self) -> bytes:
         """Return the body of `POST /v1/completions`."""
-        body = {
+        body: dict[str, object] = {
             "model": NAME,
             "prompt": self.prompt,
             "max_tokens": self.num_tokens,
             "ignore_eos": True,
+            "n": self.num_choices,
             "stream": self.is_stream,
         }
         if self.is_stream:
@@ -80,6 +86,7 @@ def draw_question(rng: Random, name: str, *, may_leave: bool = True) -> Question
         rng.choice((1, 4, 12, 30, 60, 120)),
         is_stream=rng.random() < 0.8,
         shows_tokens=rng.random() < 0.5,
+        num_choices=1 if rng.random() < 0.85 else 2,
         leaves_after_s=rng.random() if may_leave and rng.random() < LEAVES else None,
     )
 
@@ -93,7 +100,8 @@ class _Reader:
         self._history = history
         self._stage = stage
         self._rest = b""
-        self._reason = ""
+        self._reasons: dict[int, str] = {}
+        self._is_done = not question.is_stream
         self._error = ""
         self._num_tokens: int | None = None
 
@@ -104,7 +112,9 @@ class _Reader:
             return
         *events, self._rest = self._rest.split(b"\n\n")
         for event in events:
-            if event.startswith(b"data: ") and event != b"data: [DONE]":
+            if event == b"data: [DONE]":
+                self._is_done = True
+            elif event.startswith(b"data: "):
                 self._read(event.removeprefix(b"data: "))
             elif event.startswith(b": "):
                 self._stage.trace.counts["path.keep_alive"] += 1
@@ -118,12 +128,19 @@ class _Reader:
         elif self._error:
             self.end("failed", self._error)
         else:
-            self.end("finished", self._reason)
+            self.end("finished", "" if self._is_done else "no [DONE]")
 
-    def end(self, how: Literal["finished", "failed", "left"], why: str) -> None:
-        """Write down the end."""
-        self._history.append(Ended(self._question.name, self._stage.loop.time(), how, why, self._num_tokens))
-        self._stage.trace.note(f"client.{how}", f"{self._question.name} {why}")
+    def end(self, how: Ending, why: str) -> None:
+        """Write down the end of all choices; each may have said before why it finished."""
+        now, question = self._stage.loop.time(), self._question
+        for index, name in enumerate(question.names):
+            reason = why or self._reasons.get(index, "no reason")
+            # Usage is of all choices together.
+            used = (
+                None if self._num_tokens is None else self._num_tokens - question.num_tokens * (len(question.names) - 1)
+            )
+            self._history.append(Ended(name, now, how, reason, used))
+        self._stage.trace.note(f"client.{how}", f"{question.name} {why}")
         self.over.set()
 
     def _read(self, data: bytes) -> None:
@@ -133,10 +150,11 @@ class _Reader:
         if answer.usage is not None:
             self._num_tokens = answer.usage.completion_tokens
         for choice in answer.choices:
-            self._reason = choice.finish_reason or self._reason
+            if choice.finish_reason:
+                self._reasons[choice.index] = choice.finish_reason
             if choice.text or choice.token_ids:
-                shown = Shown(self._question.name, self._stage.loop.time(), choice.text, tuple(choice.token_ids))
-                self._history.append(shown)
+                name, now = self._question.names[choice.index], self._stage.loop.time()
+                self._history.append(Shown(name, now, choice.text, tuple(choice.token_ids)))
 
 
 async def ask(stage: Stage, rng: Random, question: Question, history: list[Event]) -> None:
@@ -147,7 +165,7 @@ async def ask(stage: Stage, rng: Random, question: Question, history: list[Event
         await anyio.sleep(RETRY_S)
     decode = tokenizer().decode
     expected = expect(question.prompt, question.num_tokens, model().vocab_size, lambda tokens: decode(list(tokens)))
-    history.append(Asked(question.name, stage.loop.time(), expected))
+    history += [Asked(name, stage.loop.time(), expected) for name in question.names]
     stage.trace.note("client.asked", question.name)
     with anyio.move_on_after(question.leaves_after_s):
         await reader.over.wait()

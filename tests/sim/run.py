@@ -1,6 +1,7 @@
 """I/O (in memory). One run: a deployment under load and faults, then a calm in which everything must come right."""
 
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
 
@@ -73,16 +74,8 @@ def run_seed(seed: int, *, faults_s: float = FAULTS_S) -> Verdict:
     started_s = time.process_time()
     trace = Trace(loop_time)
     wall = WallClock()
-    settings = structlog.get_config()
-    structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, trace.note_log], cache_logger_on_first_use=False
-    )
-    try:
-        with deterministic(seed, wall):
-            run = _Run(seed, trace, wall, faults_s)
-            anyio.run(run.main, backend_options={"loop_factory": SimLoop})
-    finally:
-        structlog.configure(**settings)
+    run = _Run(seed, trace, wall, faults_s)
+    simulate(seed, trace, wall, run.main)
     return Verdict(
         seed,
         trace.digest,
@@ -94,6 +87,17 @@ def run_seed(seed: int, *, faults_s: float = FAULTS_S) -> Verdict:
         time.process_time() - started_s,
         trace.lines,
     )
+
+
+def simulate(seed: int, trace: Trace, wall: WallClock, main: Callable[[], Awaitable[None]]) -> None:
+    """Run `main` in virtual time, with all chance drawn from `seed` and all logs going into the trace."""
+    settings = structlog.get_config()
+    structlog.configure(processors=[trace.note_log], cache_logger_on_first_use=False)
+    try:
+        with deterministic(seed, wall):
+            anyio.run(main, backend_options={"loop_factory": SimLoop})
+    finally:
+        structlog.configure(**settings)
 
 
 class _Run:
@@ -158,7 +162,7 @@ class _Run:
 
     def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, may_leave: bool) -> None:
         question = draw_question(rng, f"q{len(self._names)}", may_leave=may_leave)
-        self._names.append(question.name)
+        self._names += question.names
         tasks.start_soon(partial(ask, stage, rng, question, self.history))
 
     async def _wait_ended(self, when: str) -> None:
