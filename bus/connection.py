@@ -7,11 +7,11 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bus import resources, streams
+from bus import resources, streams, wire
 from bus.blobs import Blobs
 from bus.bucket import NatsBucket
 from bus.config import BusConfig
-from bus.errors import BadConfig, StreamMismatch, StreamMissing
+from bus.errors import BadConfig, BuswayError, StreamMismatch, StreamMissing
 from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
 from bus.link import Link
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
@@ -104,7 +104,21 @@ class NatsBus:
         timeout_s: float = 1.0,
     ) -> None:
         headers = publish_headers(msg_id=msg_id, ttl_s=ttl_s)
-        self._jetstream.append_soon(subject, payload, headers, timeout_s, on_done)
+        if self._link.is_ready:
+            self._jetstream.append_soon(subject, payload, headers, timeout_s, on_done)
+        else:
+            self._tasks.start_soon(self._append_late, wire.check_subject(subject), payload, headers, timeout_s, on_done)
+
+    async def _append_late(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float, on_done: OnAppended
+    ) -> None:
+        answer: AppendAck | BuswayError
+        try:
+            await self._link.wait_ready(timeout_s)
+            answer = await self._jetstream.append(subject, payload, headers, timeout_s)
+        except BuswayError as error:
+            answer = error
+        on_done(answer)
 
     @asynccontextmanager
     async def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AsyncIterator[Pull]:
@@ -117,6 +131,7 @@ class NatsBus:
         pull = StandingPull(self._jetstream, stream.name, create, to_deliveries(self._jetstream, handler))
         async with self._run_pull(pull):
             yield pull
+            await pull.retire()
 
     async def replay(self, stream: str, filter_subject: str, handler: Handler) -> None:
         replay = Replay(self._jetstream, self._find_declared("stream", stream).name, filter_subject, handler)

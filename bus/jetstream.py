@@ -117,8 +117,6 @@ class JetStream:
             on_done(answer if isinstance(answer, BusUnavailable) else _to_ack(subject, answer))
 
         try:
-            if not self.link.is_ready:
-                raise BusUnavailable(f"{subject}: no connection to {self.link.where} at present")
             self.link.ask(subject, payload, take, timeout_s=timeout_s, headers=headers)
         except BusUnavailable as error:
             asyncio.get_running_loop().call_soon(on_done, error)

@@ -179,8 +179,8 @@ class Bus(Protocol):
     ) -> None:
         """Store as `append` does, but wait for nothing: it costs neither task nor future nor timer.
 
-        `on_done` is called once, in a later turn of the event loop; without a connection with `BusUnavailable` at once.
-        Raises `Malformed` as `publish` does.
+        `on_done` is called once, in a later turn of the event loop. Raises `Malformed` as `publish` does. While the
+        connection is down it costs a task: whoever calls bounds what is on its way.
         """
 
     def pull(self, consumer: ConsumerSpec, handler: Callable[[Delivery], None]) -> AbstractAsyncContextManager[Pull]:

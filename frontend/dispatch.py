@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import anyio
 import structlog
@@ -16,7 +17,7 @@ from bus.errors import BusUnavailable, BuswayError, EngineDied, InvalidRequest, 
 from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Failed, FinishReason, StepBatch
-from bus.protocol import Bus, Incoming
+from bus.protocol import AppendAck, Bus, Incoming
 from bus.registry import watch_cards
 from bus.subjects import ANY_WORKER, slug
 from bus.typed import subscribe_typed
@@ -51,7 +52,7 @@ log = structlog.get_logger()
 
 
 class Dispatcher:
-    """Owns the requests of this frontend. All of it runs in the event loop; only `submit` and `run` wait."""
+    """Owns the requests of this frontend. All of it runs in the event loop; only `run` waits."""
 
     def __init__(
         self, bus: Bus, frontend: str, config: FrontendConfig, *, fleet: Fleet, books: Books, tasks: TaskGroup
@@ -59,6 +60,7 @@ class Dispatcher:
         """`tasks` runs the attempts after the first ones."""
         self._bus = bus
         self._frontend = frontend
+        self._ttl_s = max(1, round(config.accept_timeout_s))
         self._config = config
         self._fleet = fleet
         self._books = books
@@ -94,25 +96,40 @@ class Dispatcher:
             outs.unsubscribe()
             loads.unsubscribe()
 
-    async def submit(self, request: Request) -> None:
-        """Publish the first attempt and return when the broker has it; raise what the client is to be told.
+    def submit(self, request: Request) -> None:
+        """Publish the first attempt; raise what the client is to be told.
 
-        When the caller is cancelled, it must `cancel` the request.
+        What the broker says against it, later, ends the request's output.
         """
         if self.is_draining:
             raise ShuttingDown("This frontend is shutting down.", delay_s=1.0)
         if not self._bus.is_connected:
             raise BusUnavailable("The message bus is not reachable at present.", delay_s=1.0)
         self.requests.open(request, time.monotonic())
-        ticket = request.ticket
         try:
-            await self._append(request)
-        except BuswayError as error:
-            # After a reconnect, another attempt may be on its way already; and what got no answer may have arrived.
-            if request.is_live and request.ticket == ticket and not request.worker:
-                self.requests.close(request)
-                raise
-            log.debug("request.append_failed", request_id=request.request_id, reason=str(error))
+            subject, payload = self._address(request)
+            self._bus.append_soon(
+                subject,
+                payload,
+                partial(self._submitted, request, request.ticket),
+                msg_id=f"{request.request_id}:{request.attempt}",
+                ttl_s=self._ttl_s,
+                timeout_s=APPEND_TIMEOUT_S,
+            )
+        except BuswayError:
+            self.requests.close(request)
+            raise
+
+    def _submitted(self, request: Request, ticket: int, answer: AppendAck | BuswayError) -> None:
+        """The broker has the first attempt, or not."""
+        if not isinstance(answer, BuswayError):
+            return
+        # After a reconnect, another attempt may be on its way already; and what got no answer may have arrived.
+        if request.is_live and request.ticket == ticket and not request.worker:
+            self.requests.close(request)
+            request.output.fail(answer)
+        else:
+            log.debug("request.append_failed", request_id=request.request_id, reason=str(answer))
 
     def cancel(self, request: Request) -> None:
         """The client wants no more: free the worker's slot. Cancelling what has ended does nothing."""
@@ -126,7 +143,13 @@ class Dispatcher:
             self._books.cancelled(request, now)
 
     async def _append(self, request: Request) -> None:
-        """Publish the present attempt: to the routers while there are any, else to whichever worker is free first."""
+        """Publish the present attempt."""
+        subject, payload = self._address(request)
+        msg_id = f"{request.request_id}:{request.attempt}"
+        await self._bus.append(subject, payload, msg_id=msg_id, ttl_s=self._ttl_s, timeout_s=APPEND_TIMEOUT_S)
+
+    def _address(self, request: Request) -> tuple[str, bytes]:
+        """Return the present attempt, and where to: to the routers while there are any, else to a free worker."""
         generation, subjects = request.generation, self._bus.subjects
         payload = encode(request.job(self._frontend, time.time()))
         if len(payload) > self._bus.max_payload_bytes:
@@ -137,13 +160,7 @@ class Dispatcher:
             subject = subjects.req(model, latency_class, slug(generation.tenant))
         else:
             subject = subjects.work(model, "both", self._fleet.detour(model) or ANY_WORKER, latency_class)
-        await self._bus.append(
-            subject,
-            payload,
-            msg_id=f"{request.request_id}:{request.attempt}",
-            ttl_s=max(1, round(self._config.accept_timeout_s)),
-            timeout_s=APPEND_TIMEOUT_S,
-        )
+        return subject, payload
 
     def _on_batch(self, batch: StepBatch, incoming: Incoming) -> None:
         """Take a step of a worker: the path of every token."""

@@ -126,7 +126,7 @@ class Intake:
         try:
             for request in requests:
                 try:
-                    await self.dispatcher.submit(request)
+                    self.dispatcher.submit(request)
                 except BuswayError as error:
                     # The first choices may be on their way to the client already: then it is told there.
                     request.output.fail(error)

@@ -196,14 +196,21 @@ class MemoryBus:
         timeout_s: float = 1.0,
     ) -> None:
         incoming = _checked(subject, payload, "", None)
-        ack: AppendAck | BuswayError | None = BusUnavailable(f"{subject}: no connection at present")
-        if self.is_connected:
-            ack = self._append_now(incoming, msg_id, ttl_s)
+        if not self.is_connected:
+            asyncio.get_running_loop().call_later(
+                timeout_s, self._append_late, incoming, on_done, msg_id, ttl_s, context=self.context
+            )
+            return
+        ack = self._append_now(incoming, msg_id, ttl_s)
         if ack is not None:
             self.post(partial(on_done, ack), subject)
         else:
             error = BusUnavailable(f"{subject}: no answer within {timeout_s:.3g} s")
             asyncio.get_running_loop().call_later(timeout_s, on_done, error, context=self.context)
+
+    def _append_late(self, incoming: Incoming, on_done: OnAppended, msg_id: str, ttl_s: int | None) -> None:
+        ack = self._append_now(incoming, msg_id, ttl_s) if self.is_connected else None
+        on_done(ack or BusUnavailable(f"{incoming.subject}: the broker is away"))
 
     def _append_now(self, incoming: Incoming, msg_id: str, ttl_s: int | None) -> AppendAck | BuswayError | None:
         """Store, if it gets there, and return what the broker answers; None: nothing comes back."""

@@ -245,7 +245,6 @@ class Desk:
 
     def _append(self, origin: Origin, worker: str, latency_class: LatencyClass, on_done: OnAppended) -> None:
         subject = self._bus.subjects.work(self._model, "both", worker, latency_class)
-        self._num_sending += 1
         self._bus.append_soon(
             subject,
             origin.delivery.payload,
@@ -254,6 +253,7 @@ class Desk:
             ttl_s=origin.lifetime_s,
             timeout_s=APPEND_TIMEOUT_S,
         )
+        self._num_sending += 1
 
     def _count_answer(self) -> None:
         self._num_sending -= 1
