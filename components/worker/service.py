@@ -81,11 +81,13 @@ async def run_worker(config: Config) -> None:
     worker = process_name(config.bus, "w")
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
+        tiers = open_tiers(config.offload, engine, bus, model=model.name, worker=worker)
         with answer_scrapes(bus, worker):
-            opener = _transfer_opener(config, engine, worker)
-            process = Worker(config, bus, engine, model, worker, open_transfer=opener)
-            with watchdog(lambda: process.has_failed):
-                await serve(process)
+            async with tiers as tiered:
+                opener = _transfer_opener(config, tiered, worker)
+                process = Worker(config, bus, tiered, model, worker, open_transfer=opener)
+                with watchdog(lambda: process.has_failed):
+                    await serve(process)
 
 
 def load_engine(config: Config, model: Model) -> Engine:

@@ -1,6 +1,7 @@
 """I/O. The engine as the worker sees it: steps run in a thread of their own, results arrive in the event loop."""
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -137,6 +138,7 @@ class TorchDriver:
         A cancel waits for the step that is being computed. What `on_step` or `on_note` raises is raised here.
         """
         loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()  # else what is called back would not know that it is in a loop
         over = anyio.Event()
 
         def deliver(report: _Report) -> None:
@@ -149,11 +151,11 @@ class TorchDriver:
 
         def work() -> None:
             try:
-                self._work(lambda report: loop.call_soon_threadsafe(deliver, report))
+                self._work(lambda report: loop.call_soon_threadsafe(deliver, report, context=context))
             except Exception as error:  # raised by run, not lost in a thread
                 self._failure = EngineDied(f"{type(error).__name__}: {error}")
                 self._failure.__cause__ = error
-                loop.call_soon_threadsafe(over.set)
+                loop.call_soon_threadsafe(over.set, context=context)
 
         thread = threading.Thread(target=work, name="engine", daemon=True)
         thread.start()
