@@ -146,6 +146,7 @@ class Worker:
             engine,
             self._peers,
             roles=config.worker.roles,
+            can_transfer=open_transfer is not None,
             on_handed=self._end_handed,
             on_wanted=self._transfer_wanted.set,
         )
@@ -200,7 +201,8 @@ class Worker:
         async with anyio.create_task_group() as tasks:
             for work in (self._run_engine, self._watch_engine, self._reporter.run, self._events.run, self._owners.run):
                 tasks.start_soon(self._guard, work, tasks.cancel_scope)
-            tasks.start_soon(self._guard, partial(self._keep_transfer, tasks), tasks.cancel_scope)
+            self._exchange.start(tasks)
+            tasks.start_soon(self._guard, self._keep_transfer, tasks.cancel_scope)
             await self._guard(partial(self._serve, tasks), tasks.cancel_scope)
             tasks.cancel_scope.cancel()
         if self._failure is not None:
@@ -235,8 +237,11 @@ class Worker:
             while not self._is_stopping:
                 self._turn = anyio.Event()
                 roles = self._exchange.roles
+                shared = shared_lanes(roles, self._peers.roles)
+                if not shared <= {"both", "encode"}:
+                    self._transfer_wanted.set()
                 try:
-                    await self._lanes.change(roles, shared_lanes(roles, self._peers.roles), tasks)
+                    await self._lanes.change(roles, shared, tasks)
                     self._intake.open(self._lanes.pulls)
                     if roles != told:
                         await tell_roles(roles)
@@ -260,8 +265,6 @@ class Worker:
     def _set_roles(self, roles: frozenset[Role], reply: str) -> None:
         log.info("roles.changed", worker=self._worker, before=sorted(self._exchange.roles), after=sorted(roles))
         self._exchange.roles = roles
-        if not roles <= {"both", "encode"}:
-            self._transfer_wanted.set()
         if reply and len(self._answers) < MAX_ANSWERS:
             self._answers.append(reply)
         self._turn_soon()
@@ -283,13 +286,13 @@ class Worker:
             self._transfer_wanted.set()
             await self._transfer_opened.wait()
 
-    async def _keep_transfer(self, tasks: TaskGroup) -> None:
+    async def _keep_transfer(self) -> None:
         """Open the transfer when it is wanted for the first time: with NIXL that takes seconds and memory."""
         if self._open_transfer is None:
             return
         await self._transfer_wanted.wait()
         async with self._open_transfer() as transfer:
-            self._exchange.connect(transfer, tasks)
+            self._exchange.connect(transfer)
             self._transfer_opened.set()
             await anyio.sleep_forever()
 
