@@ -30,7 +30,6 @@ class TextShown(msgspec.Struct, frozen=True, tag="text"):
     """A text block."""
 
     text: str
-    citations: None = None
 
 
 class ThinkingShown(msgspec.Struct, frozen=True, tag="thinking"):
