@@ -42,6 +42,10 @@ class LinkSubscription:
     def unsubscribe(self) -> None:
         self._link.unsubscribe(self._sid)
 
+    def retire(self) -> None:
+        """Ask the broker to send nothing more; what is on its way is still handled, until `unsubscribe`."""
+        self._link.retire(self._sid)
+
 
 class Link:
     """Keeps a session to the broker and what must survive it: subscriptions, unsent messages, who waits for replies.
@@ -147,6 +151,10 @@ class Link:
         if self.is_connected:
             self._outbox.put_small(f"SUB {subject} {queue} {sid}\r\n".encode())
         return LinkSubscription(self, sid)
+
+    def retire(self, sid: int) -> None:
+        if sid in self._filters and self.is_connected:
+            self._outbox.put_small(f"UNSUB {sid}\r\n".encode())
 
     def unsubscribe(self, sid: int) -> None:
         if self._filters.pop(sid, None) is None:

@@ -5,6 +5,7 @@ delivered, `requested` what the server still may deliver.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ log = structlog.get_logger()
 
 EXPIRES_S = 30.0
 HEARTBEAT_S = 2.0
+RETIRE_S = 1.0
+"""Bound on the wait for what is on its way; what comes later comes again after its ack_wait, elsewhere."""
 """How often the server says that a waiting request is alive; two and a half silent ones and all is asked for anew."""
 MAX_WAITING = 4096
 RETRY_S = 0.25
@@ -154,6 +157,14 @@ class StandingPull:
                 self._is_broken.set()
             else:
                 complaint = ""
+
+    async def retire(self) -> None:
+        """Ask for nothing more, and wait until all is handled that the broker had sent before it heard of that."""
+        self._credit = 0
+        if self._subscription is not None:
+            self._subscription.retire()
+            with contextlib.suppress(BusUnavailable):
+                await self._jetstream.link.flush(RETIRE_S)
 
     def stop(self) -> None:
         """Receive nothing more; messages on their way come again after their ack_wait."""

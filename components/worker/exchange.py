@@ -30,10 +30,14 @@ class Exchange:
         peers: Peers,
         *,
         roles: tuple[Role, ...],
+        can_transfer: bool,
         on_handed: Callable[[int, bool], None],
         on_wanted: Callable[[], None],
     ) -> None:
-        """`on_handed` as `Handovers.on_end`; `on_wanted` is called when a job comes that needs `connect`."""
+        """`on_handed` as `Handovers.on_end`; `on_wanted` is called when a job comes that needs `connect`.
+
+        Without `can_transfer` there will be none.
+        """
         self.roles: frozenset[Role] = frozenset(roles)
         self.fetch_token_s = 0.0
         self.handovers = Handovers(bus, worker, engine, peers, on_handed)
@@ -41,6 +45,7 @@ class Exchange:
         self._peers = peers
         self._on_wanted = on_wanted
         self._block_size = engine.spec.block_size
+        self._can_transfer = can_transfer
         self._transfer: Transfer | None = None
         self._tasks: TaskGroup | None = None
 
@@ -49,16 +54,21 @@ class Exchange:
         """Sequences whose blocks are on their way, from here or to here."""
         return self.handovers.num_leased + self.fetches.num_live
 
-    def connect(self, transfer: Transfer, tasks: TaskGroup) -> None:
-        """Use this transfer from now on; `tasks` carries what is read."""
-        self._transfer, self._tasks = transfer, tasks
+    def start(self, tasks: TaskGroup) -> None:
+        """Let `tasks` carry what is read from others; before the first job."""
+        self._tasks = tasks
+
+    def connect(self, transfer: Transfer) -> None:
+        """Use this transfer from now on."""
+        self._transfer = transfer
+        self.fetches.connect(transfer)
 
     def prepare(self, job: GenerateJob, request: EngineRequest, lane: Role) -> EngineRequest:
         """Return what the engine is to do here for a job that came by a lane of that role."""
         if job.handover is not None:
-            if self._transfer is not None:
+            if self._can_transfer:
+                self._on_wanted()
                 return msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks)
-            self._on_wanted()
         elif job.task == "generate" and hands_over(lane, self.roles, self._peers.roles):
             num_tokens = len(request.output) + 1
             if self._transfer is not None and num_tokens < request.stopping.max_tokens:
@@ -71,10 +81,8 @@ class Exchange:
         """The engine took the request."""
         if request.hold:
             self.handovers.expect(request.key)
-        if request.fill_blocks and job.handover is not None:
-            assert self._transfer is not None
-            assert self._tasks is not None
-            self.fetches.start(request.key, job.handover, self._transfer, self._tasks)
+        if job.handover is not None and self._can_transfer and self._tasks is not None:
+            self.fetches.start(request.key, job.handover, self._tasks)
 
     def on_note(self, note: Note) -> None:
         """Take what the engine tells of blocks."""

@@ -6,12 +6,15 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from bus.errors import BuswayError
+from bus.errors import BuswayError, TransferTimeout
 from bus.messages.transfer import Handover
 from bus.metrics import WORKER_FETCHES
 from components.engines import Engine
 from components.engines.exchange import Fill
 from components.transfer import Transfer
+
+CONNECT_S = 5.0
+"""Bound on the wait for a transfer that is being opened; after that all is computed here."""
 
 log = structlog.get_logger()
 _outcomes = {outcome: WORKER_FETCHES.labels(outcome) for outcome in ("read", "unneeded", "failed")}
@@ -25,6 +28,8 @@ class _Fetch:
         self.scope = anyio.CancelScope()
         self.asked = anyio.Event()
         self.fill: Fill | None = None
+        self.is_reading = False
+        self.is_over = False
 
     @property
     def is_right(self) -> bool:
@@ -41,16 +46,23 @@ class Fetches:
         self._engine = engine
         self._on_read = on_read
         self._live: dict[int, _Fetch] = {}
+        self._transfer: Transfer | None = None
+        self._connected = anyio.Event()
 
     @property
     def num_live(self) -> int:
         """Sequences whose blocks are not here yet."""
         return len(self._live)
 
-    def start(self, key: int, handover: Handover, transfer: Transfer, tasks: TaskGroup) -> None:
+    def start(self, key: int, handover: Handover, tasks: TaskGroup) -> None:
         """Hold on to the offer until the engine asks for blocks of it, or `stop`; `tasks` carries that."""
         fetch = self._live[key] = _Fetch(handover)
-        tasks.start_soon(self._run, key, fetch, transfer)
+        tasks.start_soon(self._run, key, fetch)
+
+    def connect(self, transfer: Transfer) -> None:
+        """Read by this transfer; who was to wait for it goes on."""
+        self._transfer = transfer
+        self._connected.set()
 
     def on_fill(self, fill: Fill) -> None:
         """The engine asks; without an offer (any more), it is to compute all by itself."""
@@ -62,17 +74,21 @@ class Fetches:
             fetch.asked.set()
 
     def stop(self, key: int) -> None:
-        """The blocks are needed no more: the offer is released, and a read that goes on ends."""
+        """The blocks are needed no more: a read that goes on ends, and the offer is released."""
         fetch = self._live.pop(key, None)
         if fetch is not None:
-            fetch.scope.cancel()
+            fetch.is_over = True
+            fetch.asked.set()
+            if fetch.is_reading:
+                fetch.scope.cancel()
 
-    async def _run(self, key: int, fetch: _Fetch, transfer: Transfer) -> None:
+    async def _run(self, key: int, fetch: _Fetch) -> None:
         num_blocks, outcome = 0, "unneeded"
         with fetch.scope:
             try:
-                num_blocks = await self._read(fetch, transfer)
-                outcome = "read" if num_blocks else "failed"
+                num_blocks = await self._read(fetch, await self._find_transfer())
+                if fetch.fill is not None and not fetch.is_over:
+                    outcome = "read" if num_blocks else "failed"
             except BuswayError as error:
                 outcome = "failed"
                 log.warning("handover.not_read", source=fetch.handover.worker, code=error.code, reason=str(error)[:300])
@@ -81,14 +97,22 @@ class Fetches:
         if fetch.fill is not None:
             self._engine.filled(key, num_blocks)
 
+    async def _find_transfer(self) -> Transfer:
+        with anyio.move_on_after(CONNECT_S):
+            await self._connected.wait()
+        if self._transfer is None:
+            raise TransferTimeout(f"no transfer was opened within {CONNECT_S:g} s")
+        return self._transfer
+
     async def _read(self, fetch: _Fetch, transfer: Transfer) -> int:
         """Return how many blocks have come, from the first that the engine lacks; 0 when it wants others."""
         async with transfer.open(fetch.handover.offer) as source:
             await fetch.asked.wait()
             fill = fetch.fill
-            if fill is None or not fetch.is_right:
+            if fill is None or fetch.is_over or not fetch.is_right:
                 return 0
             started_at = anyio.current_time()
+            fetch.is_reading = True
             await source.read(fill.start, fill.blocks)
         self._on_read(len(fill.blocks), anyio.current_time() - started_at)
         return len(fill.blocks)

@@ -25,8 +25,9 @@ from bus.testing import MemoryBroker
 from components.engines import Engine
 from components.engines.mock.engine import MockEngine
 from components.engines.mock.oracle import mock_token, prompt_seed
+from components.transfer import open_transfer
 from components.worker.model import Model
-from components.worker.service import Worker
+from components.worker.service import OpenTransfer, Worker
 
 MODEL = Model(
     name="tiny",
@@ -56,6 +57,7 @@ class Owner:
         self.name = name
         self.texts: dict[int, list[int]] = defaultdict(list)
         self.accepted: dict[int, str] = {}
+        self.sources: dict[int, str] = {}
         self.finished: dict[int, Finished] = {}
         self.failed: dict[int, Failed] = {}
         self.wrong: list[str] = []
@@ -72,6 +74,7 @@ class Owner:
             self.wrong.append(f"batch {batch.seq} of {batch.worker} is out of order")
         self._next_seq[batch.worker] = batch.seq + 1
         self.accepted.update((entry.ticket, batch.worker) for entry in batch.accepted)
+        self.sources.update((entry.ticket, entry.source) for entry in batch.accepted if entry.source)
         columns = unpack_u32(batch.tickets), unpack_u32(batch.offsets), unpack_u32(batch.tokens)
         for ticket, offset, token in zip(*columns, strict=True):
             if offset != len(self.texts[ticket]) or ticket in self.finished:
@@ -136,6 +139,7 @@ class Stage:
         self.connect = connect
         self.owner = owner
         self.server = server
+        self.lease_s = 10.0
         self._tasks = tasks
 
     async def add_worker(
@@ -165,12 +169,20 @@ class Stage:
         with running.scope:
             async with self.connect(running.name) as bus:
                 await bus.ensure()
-                running.worker = Worker(config, bus, running.engine, MODEL, running.name)
+                running.worker = Worker(
+                    config, bus, running.engine, MODEL, running.name, open_transfer=self._transfer_of(running)
+                )
                 try:
                     await running.worker.run()
                 except Exception as error:
                     running.failure = error
         running.ended.set()
+
+    def _transfer_of(self, running: Running) -> OpenTransfer | None:
+        memory = getattr(running.engine, "memory", None)
+        if memory is None:
+            return None
+        return lambda: open_transfer(memory, running.name, transport="loopback", lease_s=self.lease_s)
 
     async def registered(self) -> set[str]:
         return {entry.key for entry in await self.owner.bus.bucket("REG").entries()}

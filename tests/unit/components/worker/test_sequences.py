@@ -66,6 +66,7 @@ def exchange(pipe: Pipe, engine: MockEngine) -> Exchange:
         engine,
         Peers("w-1", "m", lambda: None),
         roles=("both",),
+        can_transfer=False,
         on_handed=lambda key, is_taken: None,
         on_wanted=lambda: None,
     )
