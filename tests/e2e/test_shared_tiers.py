@@ -1,0 +1,102 @@
+"""What workers computed outlives all of them in Redis or S3: fresh ones load it, and the answers stay the same."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STUB = Path(__file__).parents[1] / "integration" / "offload" / "remote" / "s3_stub.py"
+NUM_PROMPTS = 8
+
+
+class Stores:
+    """A Redis and the S3 stub, and the settings that lead to them."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "redis.sock"
+        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no"]
+        self.redis = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.port = free_port()
+        self._s3 = subprocess.Popen([sys.executable, str(STUB), str(self.port), str(directory / "faults")])
+        self.settings = ["--set", f"offload.redis.url=unix://{path}", "--set", "offload.s3.url=s3://kv-cache/fleet"]
+
+    def close(self) -> None:
+        for process in (self.redis, self._s3):
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
+    stores = Stores(tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{stores.port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    yield stores
+    stores.close()
+
+
+def prompt(number: int) -> str:
+    return " ".join(f"word{index * (number + 1) % 977}" for index in range(250))
+
+
+def ask(url: str, number: int) -> tuple[str, int]:
+    """Return the text of a greedy completion, and how many tokens of its prompt were not computed."""
+    body = {"model": "busway-tiny", "prompt": prompt(number), "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    headers = {"content-type": "application/json"}
+    question = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(question, timeout=60.0) as answer:
+        got = json.load(answer)
+    return got["choices"][0]["text"], got["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_fresh_workers_go_on_with_what_killed_ones_computed(
+    shell: Any, wait_for: Callable[..., float], stores: Stores
+) -> None:
+    words = ["--workers", "2", "--routers", "1", "--port", "0", "--set", "up.nats_port=0", *stores.settings]
+    up = shell.start("up", *words, "--set", "worker.kv_cache_bytes=16777216", "--set", "offload.host_bytes=67108864")
+    wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
+    state = shell.directory / ".busway" / "up.json"
+
+    def workers() -> set[int]:
+        processes = json.loads(state.read_text())["processes"]
+        return {process["pid"] for process in processes if process["role"] == "worker"}
+
+    def replace_workers() -> None:
+        killed = workers()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(workers() - killed) == 2 and not workers() & killed)
+
+    def num_stored() -> list[int]:
+        return [int(count) for count in re.findall(r"(\d+) blocks,", shell.run("cache", "ls", *stores.settings).stdout)]
+
+    url = json.loads(state.read_text())["url"]
+    cold = [ask(url, number) for number in range(NUM_PROMPTS)]
+    assert [cached for _, cached in cold] == [0] * NUM_PROMPTS
+    wait_for(lambda: min(num_stored(), default=0) >= NUM_PROMPTS * 40, explain=lambda: str(num_stored()))
+    for is_redis_alive in (True, False):
+        if not is_redis_alive:
+            stores.redis.kill()
+        replace_workers()
+        warm = [ask(url, number) for number in range(NUM_PROMPTS)]
+        assert [text for text, _ in warm] == [text for text, _ in cold]
+        assert any(cached > 500 for _, cached in warm), [cached for _, cached in warm]
