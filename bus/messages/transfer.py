@@ -23,9 +23,9 @@ class AgentAddress(Fact, frozen=True, kw_only=True, tag="agent_address"):
     endpoint_digest: int
     """xxh3_64 of `endpoint`."""
     pool_address: int = 0
-    """For `nixl`: where block 0 begins."""
+    """Where block 0 begins in the memory of the process."""
     seals_address: int = 0
-    """For `nixl`: where the seals begin, one little-endian uint64 a slot."""
+    """Where the seals begin, one uint64 a slot."""
 
 
 class BlockOffer(Fact, frozen=True, kw_only=True, tag="block_offer"):

@@ -1,9 +1,11 @@
-"""I/O. KV blocks between processes of one host without NIXL: over Unix sockets, straight from and into the pools.
+"""I/O. KV blocks between processes of one host without NIXL: from memory to memory, or else over Unix sockets.
 
-A connection carries one frame, a little-endian uint32 length and then a `_Read` or a `_Note`. The answer to a `_Read`
-is the bytes of the blocks and then the seal; whoever says something else is cut off.
+Where the system lets a process read the memory of another one of the same user, only notes go over sockets. A
+connection carries one frame, a little-endian uint32 length and then a `_Read` or a `_Note`. The answer to a `_Read` is
+the bytes of the blocks and then the seal; whoever says something else is cut off.
 """
 
+import ctypes
 import os
 import socket
 import tempfile
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import anyio
 import structlog
+from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream, TaskGroup
 
 from bus.codec import Codec, encode
@@ -23,7 +26,8 @@ from bus.metrics import MALFORMED_MESSAGES
 from components.engines.exchange import BlockMemory
 from components.transfer.checks import allowed_s, digest
 from components.transfer.leases import NUM_SLOTS, Seals
-from components.transfer.wire import OnNote
+from components.transfer.memory import MAX_PIECES, peer_pid, read_memory
+from components.transfer.wire import BATCH_BYTES, MAX_READS, OnNote
 
 MAX_FRAME_BYTES = 4 * 2**20
 """A million block numbers."""
@@ -51,7 +55,7 @@ _frames: Codec[_Read | _Note] = Codec(_Read | _Note)
 
 @asynccontextmanager
 async def open_loopback(
-    memory: BlockMemory, agent: str, seals: Seals, on_note: OnNote
+    memory: BlockMemory, agent: str, seals: Seals, seals_address: int, on_note: OnNote
 ) -> AsyncIterator["LoopbackWire"]:
     """Serve the blocks of `memory` on a socket in a directory of this user while the context is open.
 
@@ -73,6 +77,8 @@ async def open_loopback(
             num_blocks=memory.num_blocks,
             endpoint=path.encode(),
             endpoint_digest=digest(path.encode()),
+            pool_address=memory.address,
+            seals_address=seals_address,
         )
         async with listener, anyio.create_task_group() as tasks:
             wire = LoopbackWire(address, memory, seals, on_note, tasks)
@@ -95,6 +101,8 @@ class LoopbackWire:
         self._on_note = on_note
         self._tasks = tasks
         self._served = anyio.Semaphore(MAX_SERVED)
+        self._readers = anyio.CapacityLimiter(MAX_READS)
+        self._reads_memory = True
 
     @property
     def address(self) -> AgentAddress:
@@ -113,14 +121,35 @@ class LoopbackWire:
         seal = bytearray(8)
         try:
             async with await anyio.connect_unix(_path(peer)) as stream:
-                await _send_frame(stream, _Read(pack_u32(theirs), slot))
                 raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
+                if self._reads_memory and (pid := peer_pid(raw)) is not None:
+                    try:
+                        return await self._read_memory(pid, peer, theirs, ours, slot)
+                    except PermissionError:
+                        self._reads_memory = False
+                        log.info("transfer.over_sockets", reason="this user may not read the memory of its processes")
+                await _send_frame(stream, _Read(pack_u32(theirs), slot))
                 for block in ours:
                     await _receive_into(raw, self._memory.row(block))
                 await _receive_into(raw, memoryview(seal))
         except _LOST as error:
             raise TransferFailed(f"worker {peer.agent} was lost while its KV blocks were read: {error!r}") from error
         return int.from_bytes(seal, "little")
+
+    async def _read_memory(
+        self, pid: int, peer: AgentAddress, theirs: Sequence[int], ours: Sequence[int], slot: int
+    ) -> int:
+        size = self._memory.block_bytes
+        step = max(1, min(MAX_PIECES, BATCH_BYTES // size))
+        sources = [peer.pool_address + block * size for block in theirs]
+        targets = [self._memory.address + block * size for block in ours]
+        for first in range(0, len(ours), step):
+            part = slice(first, first + step)
+            # A cancel waits for this part: nothing may arrive after it.
+            await to_thread.run_sync(read_memory, pid, sources[part], targets[part], size, limiter=self._readers)
+        seal = ctypes.c_uint64()
+        read_memory(pid, [peer.seals_address + slot * 8], [ctypes.addressof(seal)], 8)
+        return seal.value
 
     def notify(self, peer: AgentAddress, note: bytes) -> None:
         """Send a note in a task of its own; a peer that is gone needs none."""
@@ -131,7 +160,7 @@ class LoopbackWire:
 
     async def serve(self, stream: SocketStream) -> None:
         """Answer one connection; it is cut off after the time that its blocks may take."""
-        async with self._served, stream:
+        async with stream, self._served:
             try:
                 with anyio.fail_after(_FRAME_S):
                     frame = _frames.decode(memoryview(await _receive_frame(stream)))

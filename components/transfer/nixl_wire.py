@@ -14,10 +14,8 @@ from bus.errors import TransferFailed
 from bus.messages.transfer import AgentAddress
 from components.transfer.nixl import SEAL_BYTES, NixlAgent, Region
 from components.transfer.thread import Job, JobThread, Steps
-from components.transfer.wire import MAX_READS, OnNote
+from components.transfer.wire import BATCH_BYTES, MAX_READS, OnNote
 
-BATCH_BYTES = 32 * 2**20
-"""Read at a time (a few milliseconds of copying): then others have their turn, and a cancel is looked for."""
 QUIESCE_S = 1.0
 """How long a read that nobody wants any more may still go on before the agent is closed to end it."""
 POLL_S = 0.001

@@ -72,5 +72,6 @@ async def _open_wire(
     elif transport == "nixl":
         raise BadConfig("NIXL is not installed: pip install 'busway[nixl]', or set the transport to loopback")
     else:
-        async with open_loopback(memory, f"{worker}.{secrets.token_hex(8)}", seals, on_note) as loopback:
+        name = f"{worker}.{secrets.token_hex(8)}"
+        async with open_loopback(memory, name, seals, ctypes.addressof(seals), on_note) as loopback:
             yield loopback

@@ -7,6 +7,8 @@ from bus.messages.transfer import AgentAddress
 
 MAX_READS = 4
 """Reads under way at a time, for which a wire has to be ready: more would only make each of them late."""
+BATCH_BYTES = 32 * 2**20
+"""Read at a time (a few milliseconds of copying): then others have their turn, and a cancel is looked for."""
 
 OnNote = Callable[[bytes], None]
 """Called in the event loop with what a peer sent by `Wire.notify`; the bytes may be anything."""

@@ -17,7 +17,7 @@ from anyio import to_thread
 from bus.codec import codec
 from bus.messages.transfer import BlockOffer
 from components.engines.exchange import BlockMemory
-from components.transfer import Transfer, open_transfer
+from components.transfer import Transfer, loopback, open_transfer
 from tests.integration.components.transfer import peer as peer_module
 from tests.integration.components.transfer.peer import make_memory
 
@@ -95,9 +95,14 @@ def start_peer(transport: str) -> StartPeer:
     return start
 
 
-@pytest.fixture(params=["loopback", pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="no NIXL"))])
-def transport(request: pytest.FixtureRequest) -> str:
-    """Each transport in turn."""
+@pytest.fixture(
+    params=["loopback", "sockets", pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="no NIXL"))]
+)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each transport in turn; with `sockets` this process reads as where nobody may read the memory of others."""
+    if request.param == "sockets":
+        monkeypatch.setattr(loopback, "peer_pid", lambda _: None)
+        return "loopback"
     return str(request.param)
 
 
