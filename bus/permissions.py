@@ -38,6 +38,9 @@ _PARTIES: dict[str, tuple[BusRole, ...]] = {
 }
 """The words of the catalogue. People come with the credentials of an operator."""
 
+_ADDRESSED = frozenset({"work", "ctl", "kvq", "response"})
+"""Families whose subjects name the process that is to read them; others name the one that writes."""
+
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
     """What a role may do: subjects with wildcards and templates."""
@@ -97,20 +100,15 @@ def shared_lane(model: str, role: Role, latency_class: str) -> str:
 def _sent(role: BusRole, subjects: Subjects) -> Iterator[str]:
     for channel in CHANNELS:
         if role in parties(channel.sender) and role != "observer":
-            yield _subject(channel, role, subjects, is_own=not _is_to_its_like(channel, role))
+            yield _subject(channel, role, subjects, is_own=channel.family not in _ADDRESSED)
 
 
 def _heard(role: BusRole, subjects: Subjects) -> Iterator[str]:
     for channel in CHANNELS:
         # What a work queue holds is pulled from it, and a bucket is watched through a consumer.
         if role in parties(channel.receiver) and (channel.carrier == "core" or _is_followed(channel)):
-            is_own = role not in parties(channel.sender) or _is_to_its_like(channel, role)
+            is_own = channel.family in _ADDRESSED or role not in parties(channel.sender)
             yield _subject(channel, role, subjects, is_own=is_own)
-
-
-def _is_to_its_like(channel: Channel, role: BusRole) -> bool:
-    """Whether processes of a role write to each other there, under the name of the one who is to read it."""
-    return channel.family == "response" and role == "frontend"
 
 
 def _is_followed(channel: Channel) -> bool:

@@ -100,8 +100,7 @@ def prepare(
         raise BadConfig(f"a broker that listens on {host} would let in everybody who reaches it: busway up --secure")
     binary = find_binary()
     check_version(binary)
-    root = Path(state_dir).absolute() / "nats"
-    make_private_dir(root)
+    root = make_private_dir(Path(state_dir).absolute() / "nats")
     port = free_port(port)
     monitor_port = free_port()
     values: dict[str, str | int] = {
@@ -125,6 +124,11 @@ def prepare(
         port=port,
         monitor_port=monitor_port,
     )
+
+
+def change_guard(state_dir: str, guard: Guard) -> None:
+    """Write anew who may come in to the server that was prepared below `state_dir`; it reads that on SIGHUP."""
+    write_private(Path(state_dir).absolute() / "nats" / "secure.conf", _access(guard))
 
 
 def _access(guard: Guard | None) -> str:
