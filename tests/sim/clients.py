@@ -7,7 +7,7 @@ import msgspec
 
 from tests.history import Asked, Ended, Ending, Event, Shown, expect
 from tests.sim.http import Client, Refused
-from tests.sim.model import EOS, NAME, model, tokenizer
+from tests.sim.model import EOS, NAME, decode, model
 from tests.sim.stage import Stage
 
 RETRY_S = 0.1
@@ -163,8 +163,7 @@ async def ask(stage: Stage, rng: Random, question: Question, history: list[Event
     client = Client(reader.on_body, reader.on_end)
     while not await _send(stage, rng, client, question):  # noqa: ASYNC110 (a client that tries again)
         await anyio.sleep(RETRY_S)
-    decode = tokenizer().decode
-    expected = expect(question.prompt, question.num_tokens, model().vocab_size, lambda tokens: decode(list(tokens)))
+    expected = expect(question.prompt, question.num_tokens, model().vocab_size, decode)
     history += [Asked(name, stage.loop.time(), expected) for name in question.names]
     stage.trace.note("client.asked", question.name)
     with anyio.move_on_after(question.leaves_after_s):
@@ -179,7 +178,7 @@ async def _send(stage: Stage, rng: Random, client: Client, question: Question) -
     if not doors:
         return False
     try:
-        client.send(rng.choice(doors), "/v1/completions", question.body())
+        client.send(rng.choice(doors), "POST", "/v1/completions", question.body())
     except Refused:
         return False
     return True

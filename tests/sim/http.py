@@ -68,7 +68,7 @@ class Client:
 
     def __init__(self, on_body: Callable[[bytes], None], on_end: Callable[[bool], None]) -> None:
         self.status = 0
-        self.headers: dict[str, str] = {}
+        self.is_complete = False
         self._on_body = on_body
         self._on_end = on_end
         self._loop: SimLoop = asyncio.get_running_loop()  # type: ignore[assignment]
@@ -78,8 +78,8 @@ class Client:
         self._server: MemoryServer | None = None
         self._is_over = False
 
-    def send(self, process: str, path: str, body: bytes) -> None:
-        """POST to a frontend; raise `Refused` when it does not listen."""
+    def send(self, process: str, method: str, path: str, body: bytes, kind: str = "application/json") -> None:
+        """Ask a frontend; raise `Refused` when it does not listen."""
         server = self._loop.servers.get(process)
         if server is None or not server.is_open:
             raise Refused(process)
@@ -87,7 +87,7 @@ class Client:
         server.resets[self] = self.reset
         transport = self._transport = Transport(self._loop, self, server.context.copy())
         protocol = transport.protocol = transport.context.run(server.protocol_factory)
-        head = f"POST {path} HTTP/1.1\r\nhost: sim\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        head = f"{method} {path} HTTP/1.1\r\nhost: sim\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}"
         self._loop.call_soon(protocol.connection_made, transport, context=transport.context)
         data = f"{head}\r\n\r\n".encode() + body
         self._loop.call_later(WIRE_S, transport.deliver, data, context=transport.context)
@@ -109,10 +109,6 @@ class Client:
         """Take bytes from the frontend, empty ones at their end."""
         self._loop.call_later(WIRE_S, self._read, data, context=self._context)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Part of httptools' interface."""
-        self.headers[name.decode().lower()] = value.decode()
-
     def on_headers_complete(self) -> None:
         """Part of httptools' interface."""
         self.status = self._parser.get_status_code()
@@ -123,6 +119,7 @@ class Client:
 
     def on_message_complete(self) -> None:
         """Part of httptools' interface."""
+        self.is_complete = True
         self._end()
         self._on_end(True)
 

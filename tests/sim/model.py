@@ -1,5 +1,6 @@
 """Pure. The model that everybody serves and asks for: single bytes for tokens, so that its text is made in a moment."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def tokenizer() -> Tokenizer:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<|end|>"])
     return made
+
+
+def decode(tokens: Sequence[int]) -> str:
+    """Return the text of a whole answer, by the tokenizer's own decoder."""
+    text: str = tokenizer().decode(list(tokens))
+    return text
 
 
 @cache

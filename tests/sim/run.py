@@ -1,7 +1,7 @@
 """I/O (in memory). One run: a deployment under load and faults, then a calm in which everything must come right."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -13,6 +13,8 @@ from anyio.abc import TaskGroup
 from bus.metrics import REGISTRY
 from bus.testing import MemoryBroker
 from tests.history import Asked, Ended, Event, check_history, check_idle
+from tests.sim.batches import PATIENCE_S as BATCH_PATIENCE_S
+from tests.sim.batches import BatchClient
 from tests.sim.clients import ask, draw_question
 from tests.sim.loop import SimLoop
 from tests.sim.nemesis import Nemesis
@@ -29,6 +31,7 @@ CALM_S = 15.0
 """After the last fault, until everything must be as if nothing had happened."""
 PATIENCE_S = 30.0
 """When every request must have ended, after the calm."""
+NUM_BATCHES = 3
 NUM_LAST = 12
 """Requests after the calm: none of them may fail."""
 
@@ -119,11 +122,18 @@ class _Run:
         broker = MemoryBroker("sim", weather)
         stage = Stage(self._rng("stage"), broker, weather, self._wall, self._trace)
         dropped = {reason: _dropped(reason) for reason in ("duplicate", "stale")}
-        with anyio.move_on_after(SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + 2 * DRAIN_S) as limit:
+        limit_s = SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + NUM_BATCHES * BATCH_PATIENCE_S + 2 * DRAIN_S
+        with anyio.move_on_after(limit_s) as limit:
             async with anyio.create_task_group() as tasks, stage.run(3, 2, 2):
                 await anyio.sleep(SETTLE_S)
+                batches = [
+                    BatchClient(stage, self._rng(f"batch {number}"), f"b{number}", self.history)
+                    for number in range(NUM_BATCHES)
+                ]
+                for number, batch in enumerate(batches):
+                    tasks.start_soon(batch.begin, number * self._faults_s / NUM_BATCHES)
                 await self._break_things(stage, tasks)
-                await self._check_calm(stage, tasks)
+                await self._check_calm(stage, tasks, batches)
         if limit.cancelled_caught:
             self.wrong.append("processes that were told to stop did not")
         self.wrong += stage.crashes
@@ -140,7 +150,7 @@ class _Run:
                 await anyio.sleep(rng.expovariate(ARRIVALS_PER_S))
                 self._ask(stage, rng, tasks, may_leave=True)
 
-    async def _check_calm(self, stage: Stage, tasks: TaskGroup) -> None:
+    async def _check_calm(self, stage: Stage, tasks: TaskGroup, batches: Sequence[BatchClient]) -> None:
         """Let everything come right, then hold the system to all that it promises."""
         await anyio.sleep(CALM_S)
         stage.weather.climate = Climate()
@@ -152,6 +162,8 @@ class _Run:
             self._ask(stage, rng, tasks, may_leave=False)
             await anyio.sleep(0.2)
         await self._wait_ended("in the calm")
+        for batch in batches:
+            await batch.end()
         last = set(self._names[num_before:])
         self.wrong += check_history(
             (event for event in self.history if event.request not in last), may_refuse=REFUSALS, may_fail=FAILURES
