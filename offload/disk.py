@@ -51,6 +51,10 @@ class DiskTier:
         """See `Tier.lookup`."""
         return self._slots.lookup(keys)
 
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """See `Tier.touch`."""
+        self._slots.touch(keys)
+
     def take_events(self) -> list[KvEvent]:
         """See `Tier.take_events`; what was found at the start is told first."""
         OFFLOAD_HELD_BLOCKS.labels(self.name).set(len(self._slots))

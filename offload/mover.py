@@ -142,9 +142,11 @@ class Mover:
         return [link for link, presence in zip(links, found, strict=True) if presence is Presence.MISS]
 
     def touch(self, links: Sequence[Link]) -> None:
-        """Count blocks as used, though they were found on the device."""
-        slots = self._host.slots
-        slots.complete_load([slot for link in links for slot in slots.prepare_load([link.key])])
+        """Note that a request uses these blocks of a chain, be they on the device, in a tier or nowhere yet."""
+        keys = [link.key for link in links]
+        self._host.slots.touch(keys)
+        for tier in self._tiers.values():
+            tier.touch(keys)
 
     def rates(self) -> list[TierRate]:
         """Return what loading costs, from host memory and each tier that may be waited for."""

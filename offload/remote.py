@@ -94,6 +94,9 @@ class RemoteTier:
             self._has_probes.set()
         return found
 
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Blocks leave by their age here, used or not."""
+
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         done = [self._known.has(frame.key.block_hash) for frame in frames]
         now = self._wall()

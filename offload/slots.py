@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from bus.messages.base import pack_u64
 from bus.messages.kv import BlocksRemoved, BlocksStored, KvEvent
-from offload.admission import Frequencies
+from offload.admission import Admission
 from offload.index import BlockIndex
 from offload.key import BlockKey
 from offload.policy import Levels, Lru, Policy, S3Fifo
@@ -26,13 +26,13 @@ class Slots:
     """Books over `num_slots` slots. Times are unix seconds."""
 
     def __init__(self, num_slots: int, *, policy: str = "lru", medium: Medium, is_selective: bool = False) -> None:
-        """`policy` is one of `POLICIES`; `is_selective` guards what is here against what is seen less often."""
+        """`policy` is one of `POLICIES`; `is_selective` guards what is used often against what is seen once."""
         self.num_slots = num_slots
         self._num_evicted = 0
         self._medium = medium
         self._index = BlockIndex(num_slots)
         self._levels = Levels(num_slots, lambda: POLICIES[policy](num_slots, self._index.hashes))
-        self._frequencies = Frequencies(num_slots) if is_selective else None
+        self._admission = Admission(num_slots) if is_selective else None
         self._states = bytearray(num_slots)
         self._pins = array("H", bytes(2 * num_slots))
         self._priorities = array("b", bytes(num_slots))
@@ -60,8 +60,6 @@ class Slots:
 
         Ends with `complete_store` or `abort_store`.
         """
-        if self._frequencies is not None:
-            self._frequencies.note(key.block_hash)
         if self._index.find(key) is not None:
             return None
         slot = self._take(key.block_hash, now)
@@ -99,8 +97,6 @@ class Slots:
         """Pin the slots of the first keys, as far as they are here without a gap. Ends with `complete_load`."""
         slots = []
         for key in keys:
-            if self._frequencies is not None:
-                self._frequencies.note(key.block_hash)
             slot = self._index.find(key)
             if slot is None or self._states[slot] != _READY:
                 break
@@ -108,14 +104,21 @@ class Slots:
             slots.append(slot)
         return slots
 
-    def complete_load(self, slots: Sequence[int]) -> None:
-        """Unpin slots, given in the order of their chain."""
-        for slot in reversed(slots):
+    def complete_load(self, slots: Iterable[int]) -> None:
+        """Unpin slots."""
+        for slot in slots:
             self._pins[slot] -= 1
-            if self._states[slot] == _READY and slot not in self._kept:
-                self._levels.touch(slot)
-            elif self._states[slot] == _DOOMED and not self._pins[slot]:
+            if self._states[slot] == _DOOMED and not self._pins[slot]:
                 self._free(slot)
+
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Note that a request uses these blocks of a chain, here or not."""
+        for key in reversed(keys):
+            if self._admission is not None:
+                self._admission.note(key.block_hash)
+            slot = self._index.find(key)
+            if slot is not None and self._states[slot] == _READY and slot not in self._kept:
+                self._levels.touch(slot)
 
     def remove(self, keys: Iterable[BlockKey]) -> None:
         """Forget blocks; a slot that is pinned is empty when it is not any more."""
@@ -211,7 +214,7 @@ class Slots:
         slot = self._levels.victim(lambda slot: self._pins[slot] > 0)
         if slot is None:
             return None
-        if self._frequencies is not None and not self._frequencies.admits(block_hash, self._index.hashes[slot]):
+        if self._admission is not None and not self._admission.admits(block_hash, self._index.hashes[slot]):
             return None
         self._forget(slot)
         self._num_evicted += 1

@@ -71,6 +71,9 @@ class Tier(Protocol):
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         """Say what is here as far as is known without waiting; a HIT may still fail to load."""
 
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Note that a request uses these blocks of a chain, wherever they are found."""
+
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         """Keep sealed frames of one chain, in its order; say of each whether it is (or was already) here.
 

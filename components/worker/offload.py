@@ -93,7 +93,6 @@ class TieredEngine:
             return
         chain, retention = self._chain_of(request)
         num_here = next((i for i, link in enumerate(chain) if link.key.block_hash not in self._on_device), len(chain))
-        self._keep_on(chain, num_here, retention)
         fillable = chain[num_here : (len(request.prompt) + len(request.output) - 1) // self._block_size]
         plan = self._mover.plan(fillable)
         if plan.num_blocks:
@@ -102,6 +101,7 @@ class TieredEngine:
             self._mover.prefetch(fillable, plan)
         else:
             self._engine.submit(request)
+        self._keep_on(chain, num_here, retention)
 
     def abort(self, key: int) -> None:
         self._to_fill.pop(key, None)
@@ -182,8 +182,8 @@ class TieredEngine:
 
     def _keep_on(self, chain: list[Link], num_here: int, retention: Retention) -> None:
         """Have the tiers keep what is used again: hot blocks on the device would grow cold below it, and leave."""
+        self._mover.touch(chain)
         if num_here:
-            self._mover.touch(chain[:num_here])
             self._copy_out(_Chain(chain[:num_here], retention))
         if retention != ORDINARY:
             self._mover.retain(chain, retention)

@@ -67,6 +67,9 @@ class ToldTier:
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         return [Presence.HIT if key in self.frames else Presence.MISS for key in keys]
 
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        pass
+
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         await self.may_go_on.wait()
         if self.is_dead:

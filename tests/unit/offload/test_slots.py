@@ -152,18 +152,10 @@ def test_the_end_of_a_chain_leaves_before_its_beginning(policy: str) -> None:
 def test_what_was_used_again_survives_a_flood_of_single_uses() -> None:
     slots = Slots(20, policy="s3fifo", medium="host")
     store(slots, 1, 2, 3)
-    slots.complete_load(slots.prepare_load([key(1), key(2), key(3)]))
+    slots.touch([key(1), key(2), key(3)])
     for number in range(100, 400):
         store(slots, number * 0x9E3779B97F4A7C15 % 2**64)
     assert present(slots, 1, 2, 3) == [1, 2, 3]
-
-
-def test_a_selective_tier_keeps_what_is_seen_often_and_takes_everything_while_there_is_room() -> None:
-    slots = Slots(4, medium="disk", is_selective=True)
-    store(slots, 1, 2, 3, 4)
-    slots.complete_load(slots.prepare_load([key(number) for number in (1, 2, 3, 4)]))
-    assert store(slots, 9) == []
-    assert store(slots, 9) != []
 
 
 def test_a_pinned_prefix_lives_through_a_flood_until_its_time_is_over() -> None:
