@@ -88,7 +88,9 @@ class Reply(NamedTuple):
 def make_call(scope: Scope, receive: Receive, send: Send, request_id: str) -> Call:
     """Bundle what ASGI gives with the connection that our protocol puts into the scope."""
     headers = dict(reversed(scope["headers"]))
-    return Call(scope, receive, send, request_id, scope["extensions"][EXTENSION], time.monotonic(), headers)
+    # Taken out: it leads back to the scope, and such circles are left to the garbage collector.
+    exchange = scope["extensions"].pop(EXTENSION)
+    return Call(scope, receive, send, request_id, exchange, time.monotonic(), headers)
 
 
 def processing_header(arrived_at: float) -> tuple[bytes, bytes]:
