@@ -13,7 +13,7 @@ from bus import metrics
 from bus.codec import encode
 from bus.config import FrontendConfig
 from bus.dead import dead_letter
-from bus.errors import BusUnavailable, BuswayError, EngineDied, InvalidRequest, Malformed, NoWorker, Retryable
+from bus.errors import BusUnavailable, BuswayError, DeadlinePassed, EngineDied, InvalidRequest, Malformed, NoWorker, Retryable
 from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Failed, FinishReason, StepBatch
@@ -34,6 +34,8 @@ from frontend.suspects import MAX_DEATHS, Suspects
 TICK_S = 0.25
 QUIET_S = 1.0
 """A request without a token for so long waits in a queue, or for a message that is lost."""
+LATE_S = 0.5
+"""How long after its deadline a request is given up here, if nobody said so before who has it."""
 STALL_S = 1.0
 """A tick that comes so late says that this process stood still, and that silence is no proof of anything."""
 SLACK_S = 0.01
@@ -45,7 +47,10 @@ MAX_RETRY_S = 1.0
 STALE_JOB_S = 1.5
 """What nobody accepted for so long waits in the queue; what is younger may lie with a worker that died or stalled."""
 
-_BLAMELESS = frozenset({"untaken", "draining", "bus_unavailable", "broker_lost", "router_lost", "gap"})
+OVERLOADED = "overloaded"
+"""A router refuses a request that would wait for too long."""
+
+_BLAMELESS = frozenset({"untaken", "draining", "bus_unavailable", "broker_lost", "router_lost", "gap", OVERLOADED})
 """Reasons for another attempt that say nothing against the request."""
 
 log = structlog.get_logger()
@@ -206,7 +211,10 @@ class Dispatcher:
         died = [request for request, failed in failures if failed.code == EngineDied.code]
         self._lose(died, now)
         for request, failed in failures:
-            if not failed.is_retryable:
+            if failed.code == OVERLOADED and request.num_tokens:
+                # Refusing is for those who wait: half an answer is nothing to come back for later.
+                self._retry(request, OVERLOADED, now, delay_s=MAX_RETRY_S)
+            elif not failed.is_retryable:
                 self._fail(request, GenerationFailed(failed.message, code=failed.code, delay_s=failed.retry_after_s))
             elif failed.code in _BLAMELESS:
                 self._retry(request, failed.code, now)
@@ -329,6 +337,10 @@ class Dispatcher:
             self._look_for_quiet(now)
         for request in self.requests.overdue(now, self._config.worker_timeout_s):
             self._retry(request, "silent", now)
+        for request in self.requests.expired(now - LATE_S):
+            if request.worker:
+                self._cancels.tell(request.worker, (request.ticket,), now)
+            self._fail(request, DeadlinePassed(f"The deadline passed after {request.num_tokens} output tokens."))
         for request in self.requests.unaccepted(before=now - self._config.accept_timeout_s):
             self._fail(request, NoWorker(f"No worker took the request within {self._config.accept_timeout_s:g} s."))
         self._show_drops()

@@ -192,6 +192,25 @@ async def test_a_broker_that_lost_everything_gets_waiting_requests_again(stage: 
     assert answers[0][2]["choices"][0]["message"]["content"] == TEXT
 
 
+async def test_an_answer_that_has_begun_is_not_refused_any_more(stage: OpenStage) -> None:
+    """A migrated request met a full queue, and the client a refusal in the middle of its answer."""
+    async with stage() as on:
+        tokens = on.tokenizer.encode(TEXT).ids
+
+        def refuse_in_the_middle(job: Any) -> None:
+            if job.attempt:
+                on.worker.echo(job, TEXT)
+            else:
+                on.worker.say(job, tokens[:3], failed=("overloaded", False))
+
+        on.worker.script = refuse_in_the_middle
+        status, _, answer = await on.post("/v1/chat/completions", CHAT)
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, TEXT)
+        on.worker.script = lambda job: on.worker.say(job, failed=("overloaded", False))
+        status, _, answer = await on.post("/v1/chat/completions", CHAT)
+        assert (status, answer["error"]["code"]) == (429, "overloaded")
+
+
 async def test_an_end_that_got_lost_is_missed_after_a_while(stage: OpenStage) -> None:
     """The last batch never arrives, and nothing follows for this request: only the next number tells."""
     async with stage(worker_timeout_s=0.4) as on:
