@@ -242,6 +242,8 @@ class UpConfig(_Section, frozen=True, kw_only=True):
 
     frontends: Count = 1
     workers: Count = 1
+    roles: tuple[Role, ...] = ()
+    """Role of each worker, in turn; none: `worker.roles`."""
     routers: Annotated[int, Meta(ge=0)] = 0
     nats_port: Port = 4222
     """Port of the embedded server; the next free one is taken when it is busy."""
