@@ -63,6 +63,10 @@ class NatsBus:
         return self._link.is_connected
 
     @property
+    def is_guarded(self) -> bool:
+        return self._link.access.identity is not None
+
+    @property
     def max_payload_bytes(self) -> int:
         return self._link.max_payload_bytes
 

@@ -138,6 +138,10 @@ class Bus(Protocol):
     @property
     def max_payload_bytes(self) -> int: ...
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the broker knows who is who: then tenants are who they say, and inboxes are read by their owners."""
+
     def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:

@@ -144,14 +144,18 @@ def _clamp(priority: int) -> int:
     return max(-MAX_PRIORITY, min(MAX_PRIORITY, priority))
 
 
+def join_salts(key_salt: str, own: str) -> str:
+    """Return the salt of a request: its own, behind that of its key, if that has one."""
+    return f"{len(key_salt)}:{key_salt}:{own}" if key_salt else own
+
+
 def apply(generation: Generation, given: BuswayHints, key_salt: str, now: float) -> Generation:
     """Return the generation with hints. The salt of a key stands before that of the request: no request leaves it."""
-    salt = given.cache_salt or ""
     return msgspec.structs.replace(
         generation,
         latency_class=given.latency_class or generation.latency_class,
         session=generation.session if given.session is None else given.session,
-        cache_salt=f"{len(key_salt)}:{key_salt}:{salt}" if key_salt else salt,
+        cache_salt=join_salts(key_salt, given.cache_salt or ""),
         deadline_at=generation.deadline_at if given.timeout_s is None else now + given.timeout_s,
         hints=Hints(
             priority=given.priority or 0,

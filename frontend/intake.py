@@ -11,7 +11,7 @@ import msgspec
 
 from bus.config import FrontendConfig
 from bus.errors import BuswayError, InvalidRequest
-from frontend.auth.identity import caller
+from frontend.auth.identity import caller, salt_of
 from frontend.dispatch import Dispatcher
 from frontend.hints import NOTHING_GIVEN, Given, merge
 from frontend.model import ServedModel
@@ -88,7 +88,7 @@ class Intake:
         seed = random.getrandbits(63)
         defaults = Defaults(self.config.default_max_tokens, seed, tenant or identity.tenant, lowers_bound)
         plan = await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
-        salt = "" if identity.account is None else identity.account.key.cache_salt
+        salt = salt_of(tenant) if tenant else identity.cache_salt
         merged = merge(body, hints)
         if salt or merged is not NOTHING_GIVEN:
             plan = with_hints(plan, merged, salt, time.time())

@@ -101,6 +101,10 @@ class MemoryBus:
         return self.broker.is_up and not self.is_cut
 
     @property
+    def is_guarded(self) -> bool:
+        return False
+
+    @property
     def max_payload_bytes(self) -> int:
         return MAX_PAYLOAD_BYTES
 

@@ -5,12 +5,24 @@ from typing import NamedTuple
 
 from frontend.auth.limits import Account
 
+NO_TENANT = "default"
+
+
+def salt_of(tenant: str) -> str:
+    """Return the salt of all that a tenant asks: who asks for another one's prompts cannot see that they are cached."""
+    return "" if tenant == NO_TENANT else f"tenant:{tenant}"
+
 
 class Identity(NamedTuple):
     """Whose request it is; without configured keys all are `ANYONE`."""
 
-    tenant: str = "default"
+    tenant: str = NO_TENANT
     account: Account | None = None
+
+    @property
+    def cache_salt(self) -> str:
+        """What separates its cached prefixes from those of others: what its key says, else its tenant."""
+        return (self.account.key.cache_salt if self.account else "") or salt_of(self.tenant)
 
 
 ANYONE = Identity()

@@ -13,6 +13,7 @@ from frontend.auth.identity import caller
 from frontend.doors.call import JSON, Call, Reply, ignored_header, while_connected
 from frontend.doors.routes import Doc, Route
 from frontend.errors import GenerationFailed
+from frontend.hints import join_salts
 from frontend.intake import Intake, off_loop
 from frontend.model import ServedModel
 from frontend.openai.embeddings import (
@@ -110,7 +111,12 @@ class Embeddings:
         def prepare(given: EmbeddingsBody) -> list[Generation]:
             inputs = decode_inputs(given.input)
             return embed_generations(
-                inputs, model, tenant=caller.get().tenant, latency_class=latency_class, param="input"
+                inputs,
+                model,
+                tenant=caller.get().tenant,
+                latency_class=latency_class,
+                param="input",
+                cache_salt=join_salts(caller.get().cache_salt, ""),
             )
 
         generations = await off_loop(num_bytes, prepare, body)
@@ -166,7 +172,14 @@ class Embeddings:
         self, request_id: str, model: ServedModel, texts: Sequence[str], param: str
     ) -> tuple[list[bytes], int]:
         def prepare(given: Sequence[str]) -> list[Generation]:
-            return embed_generations(given, model, tenant=caller.get().tenant, latency_class="standard", param=param)
+            return embed_generations(
+                given,
+                model,
+                tenant=caller.get().tenant,
+                latency_class="standard",
+                param=param,
+                cache_salt=join_salts(caller.get().cache_salt, ""),
+            )
 
         generations = await off_loop(sum(map(len, texts)), prepare, texts)
         vectors = await self._vectors(request_id, generations)

@@ -3,8 +3,10 @@
     nats request busway.ask.v1.busway-tiny.me 'What is Busway?'
     nats request busway.ask.v1.busway-tiny.me '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}'
 
-The subject names the model (its slug) and a tenant, for usage records. The question is plain text, or JSON as
-`frontend.doors.ask_body` takes it. One message answers it, because `nats request` waits for one only:
+The subject names the model (its slug) and a tenant, for usage records and shares. On a guarded broker a tenant's
+credentials are good for its own subjects, and its inboxes begin with `_INBOX.{tenant}.` (`nats --inbox-prefix`). The
+question is plain text, or JSON as `frontend.doors.ask_body` takes it. One message answers it, because `nats request`
+waits for one only:
 
     {"text": "...", "done": true, "finish_reason": "stop", "model": "...", "request_id": "...", "usage": {...}}
 
@@ -28,6 +30,7 @@ from anyio.abc import TaskGroup
 from bus.errors import BusUnavailable, InvalidRequest
 from bus.metrics import FRONTEND_REQUESTS
 from bus.protocol import Bus
+from bus.replies import INBOX
 from bus.service import Call, Endpoint, Service, run_service
 from bus.version import VERSION
 from frontend.deltas import AnswerFacts, Dialect
@@ -107,7 +110,7 @@ class NatsDoor:
         can_chat = model.template is not None and not is_openai
         ask = await off_loop(num_bytes, lambda data: decode_ask(data, can_chat=can_chat), call.payload)
         sink.subject = sink.subject or ask.reply_to
-        if not self._may_reply(sink.subject):
+        if not self._may_reply(sink.subject, call):
             log.warning("question.without_reply", model=model.name, tenant=tenant)
             sink.subject = ""
             raise InvalidRequest("The question names no subject for its answer.", param="reply_to")
@@ -122,14 +125,19 @@ class NatsDoor:
         dialect = _openai_dialect(ask.body, plan) if is_openai else AskDialect()
         await self._intake.run(open_requests(request_id, plan, make(dialect, facts, sink)), sink)
 
-    def _may_reply(self, subject: str) -> bool:
-        """Whether an answer may go there: not to the server's own subjects, nor to ours."""
-        return bool(_SUBJECT.match(subject)) and not subject.startswith(f"{self._bus.subjects.namespace}.")
+    def _may_reply(self, subject: str, call: Call) -> bool:
+        """Whether an answer may go there: not to the server's own subjects, nor to ours.
+
+        Where the broker knows tenants, only to an inbox of the one who asks: it would let us write into any other.
+        """
+        if not _SUBJECT.match(subject) or subject.startswith(f"{self._bus.subjects.namespace}."):
+            return False
+        return not self._bus.is_guarded or subject.startswith(f"{INBOX}.{call.subject.rpartition('.')[2]}.")
 
     def _refuse(self, call: Call, subject: str, error: Exception) -> None:
         answer = answer_for(error)
         shown = re.sub(r"[^ -~]", " ", answer.error.message)[:500]
-        to = subject if self._may_reply(subject) else ""
+        to = subject if self._may_reply(subject, call) else ""
         try:
             call.fail(str(answer.status), shown, envelope(answer.error), to=to)
         except BusUnavailable:

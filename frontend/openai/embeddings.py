@@ -168,7 +168,13 @@ def decode_inputs(raw: msgspec.Raw) -> list[str | list[int]]:
 
 
 def embed_generations(
-    inputs: Sequence[str | list[int]], model: ServedModel, *, tenant: str, latency_class: LatencyClass, param: str
+    inputs: Sequence[str | list[int]],
+    model: ServedModel,
+    *,
+    tenant: str,
+    latency_class: LatencyClass,
+    param: str,
+    cache_salt: str = "",
 ) -> list[Generation]:
     """Return a generation for each input; raise `InvalidRequest` that names `param`, `PromptTooLong`."""
     generations = []
@@ -200,6 +206,7 @@ def embed_generations(
                 stopping=Stopping(max_tokens=1),
                 latency_class=latency_class,
                 tenant=tenant,
+                cache_salt=cache_salt,
                 task="embed",
             )
         )

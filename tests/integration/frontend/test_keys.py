@@ -50,6 +50,25 @@ async def test_keys_of_the_bucket_are_followed(stage: OpenStage) -> None:
         await wait_status(on, 401, "Authorization: Bearer one")
 
 
+async def test_tenants_do_not_share_cached_prefixes(stage: OpenStage) -> None:
+    """Attack 22: what another tenant asked before is no faster, by whichever door, whatever salt the request has."""
+    async with stage(keys="bucket") as on:
+        on.worker.script = on.worker.echo
+        for tenant in ("acme", "umbrella"):
+            await put(on, tenant, ApiKey(name=tenant, tenant=tenant))
+            await wait_status(on, 200, f"Authorization: Bearer {tenant}")
+        await put(on, "plain", ApiKey(name="plain"))
+        await wait_status(on, 200, "Authorization: Bearer plain")
+        salts = {job.tenant: job.cache_salt for job in on.worker.jobs}
+        assert salts == {"acme": "11:tenant:acme:", "umbrella": "15:tenant:umbrella:", "default": ""}
+        for tenant in ("acme", "umbrella"):
+            body = {**CHAT, "cache_salt": "15:tenant:umbrella:"}
+            assert (await on.post(PATH, body, f"Authorization: Bearer {tenant}"))[0] == 200
+        assert on.worker.jobs[-1].cache_salt != on.worker.jobs[-2].cache_salt
+        await on.worker.bus.request(on.bus.subjects.ask("tiny", "acme"), b"What is Busway?", timeout_s=5)
+        assert on.worker.jobs[-1].cache_salt == salts["acme"]
+
+
 async def test_every_family_says_401_its_own_way_and_probes_need_no_key(stage: OpenStage, tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     file.write_text(json.dumps({"keys": {digest_of(b"k"): {"name": "k", "models": ["other*"]}}}))
