@@ -1,7 +1,7 @@
 """I/O (in memory). One run: a deployment under load and faults, then a calm in which everything must come right."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from random import Random
 
@@ -113,6 +113,8 @@ class _Run:
         self._wall = wall
         self._faults_s = faults_s
         self._names: list[str] = []
+        self._joint: set[str] = set()
+        """Choices that are not alone in their answer."""
 
     def _rng(self, purpose: str) -> Random:
         return Random(f"{purpose} {self._seed}")
@@ -165,16 +167,22 @@ class _Run:
         for batch in batches:
             await batch.end()
         last = set(self._names[num_before:])
-        self.wrong += check_history(
-            (event for event in self.history if event.request not in last), may_refuse=REFUSALS, may_fail=FAILURES
-        )
-        self.wrong += check_history(event for event in self.history if event.request in last)
+        self._check(lambda name: name in last, may_refuse=(), may_fail=())
+        self._check(lambda name: name not in last | self._joint, may_refuse=REFUSALS, may_fail=FAILURES)
+        # One choice that is refused ends the others, which may have begun.
+        self._check(lambda name: name in self._joint - last, may_refuse=(), may_fail=FAILURES | REFUSALS)
         await anyio.sleep(3.0)
         self.wrong += check_idle(stage.idle_workers())
+
+    def _check(self, is_meant: Callable[[str], bool], *, may_refuse: Iterable[str], may_fail: Iterable[str]) -> None:
+        events = [event for event in self.history if is_meant(event.request)]
+        self.wrong += check_history(events, may_refuse=may_refuse, may_fail=may_fail)
 
     def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, may_leave: bool) -> None:
         question = draw_question(rng, f"q{len(self._names)}", may_leave=may_leave)
         self._names += question.names
+        if question.num_choices > 1:
+            self._joint.update(question.names)
         tasks.start_soon(partial(ask, stage, rng, question, self.history))
 
     async def _wait_ended(self, when: str) -> None:
