@@ -1,0 +1,167 @@
+"""Time to the first token with a tier, over that without, for prompts of all lengths: never slower than off.
+
+Each prompt was computed before and has left the device; the engine with tiers has it in one of them. Tiers are host
+memory, the disk, and one that was made to take 0.1 s, 1 s, or for ever. Prints medians, their ratio, and the worst
+request on a tier that became slow or died just then. `python -m tests.bench.offload_gate`, with OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import anyio
+
+from bus.messages.kv import KvEvent
+from components.engines.exchange import BlockMemory
+from offload.disk import open_disk
+from offload.host import HostArena, stride_bytes
+from offload.key import BlockKey
+from offload.tier import Frame, Medium, Presence, Retention, Tier
+from tests.bench.engine_torch import VOCAB, write_model
+from tests.bench.offload_stage import BLOCK_SIZE, Answer, Driven, drive, drive_tiered, make_engine, percentile
+
+DEAD_S = 5.0
+"""After which a tier that is dead says so."""
+
+
+class SlowTier:
+    """A tier in memory that takes its time."""
+
+    name = "s3"
+    medium: Medium = "remote"
+    owner = ""
+
+    def __init__(self, delay_s: float) -> None:
+        self.delay_s = delay_s
+        self._frames: dict[BlockKey, bytes] = {}
+
+    def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
+        return [Presence.HIT if key in self._frames else Presence.MISS for key in keys]
+
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        pass
+
+    async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
+        self._frames |= {frame.key: bytes(frame.view) for frame in frames}
+        return [True] * len(frames)
+
+    async def load(self, frames: Sequence[Frame]) -> list[bool]:
+        await anyio.sleep(min(self.delay_s, DEAD_S))
+        if self.delay_s > DEAD_S:
+            return [False] * len(frames)
+        for frame in frames:
+            frame.view[:] = self._frames[frame.key]
+        return [True] * len(frames)
+
+    async def remove(self, keys: Sequence[BlockKey]) -> None:
+        for key in keys:
+            self._frames.pop(key, None)
+
+    def take_events(self) -> list[KvEvent]:
+        return []
+
+
+TIERS = {"host": 0.0, "disk": 0.0, "fast": 0.0, "0.1 s": 0.1, "1 s": 1.0, "dead": float("inf")}
+
+
+@asynccontextmanager
+async def open_tier(name: str, directory: Path, memory: BlockMemory, num_blocks: int) -> AsyncIterator[list[Tier]]:
+    if name == "host":
+        yield []
+    elif name == "disk":
+        num_bytes = num_blocks * stride_bytes(memory.block_bytes)
+        async with open_disk(directory, num_bytes, memory.block_bytes, memory.fingerprint) as disk:
+            yield [disk]
+    else:
+        yield [SlowTier(TIERS[name])]
+
+
+def make_prompt(length: int, seed: int) -> list[int]:
+    rng = Random(seed)
+    return [rng.randrange(2, VOCAB) for _ in range(length)]
+
+
+async def compare(directory: Path, name: str, length: int, repeats: int) -> None:
+    """Measure one tier and one length: two prompts in turn, of which the device holds one."""
+    num_blocks = max(40, -(-length // BLOCK_SIZE) + 4)
+    prompts = [make_prompt(length, seed) for seed in (1, 2)]
+    eviction = make_prompt(num_blocks * BLOCK_SIZE - 3 * BLOCK_SIZE, 3)
+    engine = make_engine(directory, num_blocks)
+    async with (
+        drive(make_engine(directory, num_blocks)) as plain,
+        open_tier(name, directory / f"{name}-{length}", engine.memory, 20 * num_blocks) as tiers,
+        drive_tiered(engine, 4 * num_blocks, *tiers) as (tiered, host, _),
+    ):
+
+        async def leave() -> None:
+            """Let everything leave the device, and host memory if there is a tier below."""
+            await tiered.ask(eviction, 1)
+            await plain.ask(eviction, 1)
+            await anyio.sleep(0.1)
+            if tiers:
+                forget(host)
+
+        for size in (16, 128, 512, 64, 400):
+            await tiered.ask(make_prompt(min(size, length), size), 1)
+        for prompt in (*prompts, *prompts):  # computed, written on, and the tier probed
+            await tiered.ask(prompt, 1)
+            await anyio.sleep(0.1)
+            await leave()
+        off: list[Answer] = []
+        on: list[Answer] = []
+        for number in range(repeats):
+            prompt = prompts[number % 2]
+            off.append(await plain.ask(prompt, 1))
+            on.append(await tiered.ask(prompt, 1))
+            await leave()
+        worst = await _become_dead(tiers, tiered, plain, prompts[0])
+    assert all(a.tokens == b.tokens for a, b in zip(on, off, strict=True)), "tokens differ"
+    without_s, with_s = (percentile([answer.ttft_s for answer in each], 0.5) for each in (off, on))
+    loaded = percentile([answer.cached_tokens for answer in on], 0.5)
+    print(
+        f"{name:>6} {length:>5} tokens: off {without_s * 1e3:8.2f} ms, on {with_s * 1e3:8.2f} ms "
+        f"= {with_s / without_s:.3f} ({loaded:.0f} loaded){worst}",
+        flush=True,
+    )
+
+
+def forget(host: HostArena) -> None:
+    """Let all blocks that nobody is moving leave host memory."""
+    slots = host.slots
+    slots.remove([slots.key_at(slot) for slot in range(slots.num_slots)])
+
+
+async def _become_dead(tiers: list[Tier], tiered: Driven, plain: Driven, prompt: list[int]) -> str:
+    """Let a fast tier die, and say what the next request pays for it."""
+    if not tiers or not isinstance(tiers[0], SlowTier) or tiers[0].delay_s:
+        return ""
+    tiers[0].delay_s = float("inf")
+    off, on = await plain.ask(prompt, 1), await tiered.ask(prompt, 1)
+    return f"; as it dies {on.ttft_s / off.ttft_s:.3f}"
+
+
+async def measure(lengths: Sequence[int], names: Sequence[str], repeats: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        write_model(directory)
+        for name in names:
+            for length in lengths:
+                await compare(directory, name, length, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[17, 65, 257, 1025, 4097, 8000])
+    parser.add_argument("--tiers", nargs="+", default=list(TIERS), choices=list(TIERS))
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    work = partial(measure, arguments.lengths, arguments.tiers, arguments.repeats)
+    anyio.run(work, backend_options={"use_uvloop": True})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What measurements of tiers share: a PyTorch engine in its thread, with or without tiers; times of first tokens."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from bus.config import WorkerConfig
+from bus.messages.inference import Sampling, Stopping
+from components.engines import Engine, EngineRequest, Step
+from components.engines.torch.driver import TorchDriver
+from components.engines.torch.load import load_core
+from components.worker.offload import TieredEngine
+from offload.gate import Gate
+from offload.host import HostArena, stride_bytes
+from offload.mover import open_mover
+from offload.tier import Tier
+
+BLOCK_SIZE = 16
+MODEL = "bench"
+GREEDY = Sampling(temperature=0.0)
+
+
+class Answer(NamedTuple):
+    ttft_s: float
+    cached_tokens: int
+    tokens: list[int]
+
+
+class Driven:
+    """Runs requests one after the other on an engine that runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._key = 0
+        self._first_at = 0.0
+        self._tokens: list[int] = []
+        self._cached = 0
+        self._over = anyio.Event()
+
+    def on_step(self, step: Step) -> None:
+        self.engine.take_events()
+        if step.tokens and not self._tokens:
+            self._first_at = time.perf_counter()
+        self._tokens += step.tokens
+        for ended in step.ended:
+            self._cached = ended.cached_tokens
+            self._over.set()
+
+    async def ask(self, prompt: Sequence[int], count: int = 2) -> Answer:
+        """Run a greedy request to its end."""
+        self._key += 1
+        self._tokens, self._over = [], anyio.Event()
+        stopping = Stopping(max_tokens=count, ignore_eos=True)
+        request = EngineRequest(self._key, list(prompt), [], GREEDY, stopping, frozenset())
+        started_at = time.perf_counter()
+        self.engine.submit(request)
+        await self._over.wait()
+        return Answer(self._first_at - started_at, self._cached, self._tokens)
+
+
+def make_engine(directory: Path, num_blocks: int, *, max_batch_tokens: int = 512) -> TorchDriver:
+    """Load the model in `directory` with so many KV blocks."""
+    config = WorkerConfig(
+        device="cpu", block_size=BLOCK_SIZE, kv_cache_bytes=2**22, max_batch_tokens=max_batch_tokens, max_running=4
+    )
+    block_bytes = load_core(config, directory, model=MODEL).memory.block_bytes
+    config = WorkerConfig(
+        device="cpu",
+        block_size=BLOCK_SIZE,
+        kv_cache_bytes=num_blocks * block_bytes,
+        max_batch_tokens=max_batch_tokens,
+        max_running=4,
+    )
+    return TorchDriver(load_core(config, directory, model=MODEL))
+
+
+@asynccontextmanager
+async def drive(engine: Engine) -> AsyncIterator[Driven]:
+    """Run an engine."""
+    driven = Driven(engine)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.run, driven.on_step)
+        yield driven
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def drive_tiered(
+    engine: TorchDriver, host_blocks: int, *tiers: Tier
+) -> AsyncIterator[tuple[Driven, HostArena, Gate]]:
+    """Run an engine with host memory for so many blocks, over these tiers."""
+    memory = engine.memory
+    host = HostArena(host_blocks * stride_bytes(memory.block_bytes), memory.block_bytes)
+    gate = Gate([tier.name for tier in tiers], block_size=BLOCK_SIZE)
+    async with open_mover(host, tiers, gate, block_size=BLOCK_SIZE) as mover, anyio.create_task_group() as tasks:
+        async with drive(TieredEngine(engine, memory, mover, gate, tasks, model=MODEL)) as driven:
+            yield driven, host, gate
+        tasks.cancel_scope.cancel()
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
