@@ -62,7 +62,7 @@ async def open_loopback(
     Raises `BadConfig` for blocks on a GPU, or when no socket can be made.
     """
     if memory.buffer is None:
-        raise BadConfig(f"KV blocks on {memory.device} are transferred by NIXL only: pip install 'busway[nixl]'")
+        raise BadConfig(f"loopback cannot reach KV blocks on {memory.device}: set the transport to nixl")
     with tempfile.TemporaryDirectory(prefix=_DIRECTORY) as directory:
         path = f"{directory}/{_SOCKET}"
         try:

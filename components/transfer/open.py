@@ -3,7 +3,7 @@
 import ctypes
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Literal
 
@@ -34,8 +34,8 @@ async def open_transfer(
 ) -> AsyncIterator[Transfer]:
     """Offer and read blocks of an engine's memory while the context is open; at its end all leases do.
 
-    `auto` is NIXL where it is installed, else loopback, which reaches other processes of this host and user. With NIXL
-    it takes a second or two to open. Raises `BadConfig` when the transport cannot be had.
+    `auto` is NIXL where it is installed and works, else loopback, which reaches other processes of this host and user.
+    With NIXL it takes a second or two to open. Raises `BadConfig` when the transport cannot be had.
     """
     seals = (ctypes.c_uint64 * NUM_SLOTS)()
     leases = Leases(seals, lease_s=lease_s, draw=lambda: secrets.randbits(64))
@@ -61,17 +61,30 @@ async def open_transfer(
 async def _open_wire(
     memory: BlockMemory, worker: str, transport: Transport, seals: "ctypes.Array[ctypes.c_uint64]", on_note: OnNote
 ) -> AsyncIterator[Wire]:
-    wheel = find_nixl(memory.device) if transport != "loopback" else None
-    if wheel is not None:
+    async with AsyncExitStack() as stack:
+        wire: Wire | None = None
+        if transport != "loopback":
+            try:
+                wire = await stack.enter_async_context(_open_nixl(memory, worker, seals, on_note))
+            except BadConfig as error:
+                if transport == "nixl" or memory.buffer is None:
+                    raise
+                log.info("nixl.unused", reason=str(error))
+        if wire is None:
+            name = f"{worker}.{secrets.token_hex(8)}"
+            loopback = open_loopback(memory, name, seals, ctypes.addressof(seals), on_note)
+            wire = await stack.enter_async_context(loopback)
+        yield wire
 
-        def make_agent(name: str, scratch: Region) -> NixlAgent:
-            return NixlAgent(name, wheel, memory, ctypes.addressof(seals), scratch)
 
-        async with open_nixl(make_agent, worker, on_note) as nixl:
-            yield nixl
-    elif transport == "nixl":
-        raise BadConfig("NIXL is not installed: pip install 'busway[nixl]', or set the transport to loopback")
-    else:
-        name = f"{worker}.{secrets.token_hex(8)}"
-        async with open_loopback(memory, name, seals, ctypes.addressof(seals), on_note) as loopback:
-            yield loopback
+def _open_nixl(
+    memory: BlockMemory, worker: str, seals: "ctypes.Array[ctypes.c_uint64]", on_note: OnNote
+) -> AbstractAsyncContextManager[Wire]:
+    wheel = find_nixl(memory.device)
+    if wheel is None:
+        raise BadConfig(f"NIXL for KV blocks on {memory.device} is not installed: pip install 'busway[nixl]'")
+
+    def make_agent(name: str, scratch: Region) -> NixlAgent:
+        return NixlAgent(name, wheel, memory, ctypes.addressof(seals), scratch)
+
+    return open_nixl(make_agent, worker, on_note)
