@@ -27,6 +27,7 @@ from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import RouteBatch
+from bus.messages.transfer import PeerAnswer, PeerQuery
 from bus.streams import key_prefix
 from bus.subjects import Subjects
 
@@ -108,7 +109,7 @@ CHANNELS: tuple[Channel, ...] = (
         pattern=_relative(_S.kv("{model}", "{worker}")),
         carrier="stream KV",
         sender="worker",
-        receiver="router, observers",
+        receiver="router, worker, observers",
         messages=(KvBatch,),
         parts=(BlocksStored, BlocksRemoved, BlocksCleared),
         purpose="which KV blocks a worker stored and removed",
@@ -121,6 +122,14 @@ CHANNELS: tuple[Channel, ...] = (
         messages=(TierBatch,),
         parts=(BlocksStored, BlocksRemoved, BlocksCleared),
         purpose="which KV blocks are in a tier that workers share",
+    ),
+    Channel(
+        pattern=_relative(_S.peer("{worker}")),
+        carrier=CORE,
+        sender="worker",
+        receiver="worker",
+        messages=(PeerQuery, PeerAnswer),
+        purpose="blocks in a worker's host memory that another one would read; the offer goes to the reply subject",
     ),
     Channel(
         pattern=_relative(_S.kvq("{worker}")),

@@ -38,7 +38,7 @@ _PARTIES: dict[str, tuple[BusRole, ...]] = {
 }
 """The words of the catalogue. People come with the credentials of an operator."""
 
-_ADDRESSED = frozenset({"work", "ctl", "kvq", "response"})
+_ADDRESSED = frozenset({"work", "ctl", "kvq", "peer", "response"})
 """Families whose subjects name the process that is to read them; others name the one that writes."""
 
 

@@ -75,6 +75,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """KV block events of one tier that the workers of a model share."""
         return f"{self.namespace}.tier.v1.{model}.{owner}"
 
+    def peer(self, worker: str) -> str:
+        """Questions to one worker for blocks in its host memory."""
+        return f"{self.namespace}.peer.v1.{worker}"
+
     def kvq(self, worker: str) -> str:
         """Questions to one worker about the blocks that it holds."""
         return f"{self.namespace}.kvq.v1.{worker}"
@@ -134,6 +138,7 @@ FAMILIES = frozenset(
         "kv",
         "tier",
         "kvq",
+        "peer",
         "load",
         "route",
         "pick",

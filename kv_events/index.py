@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args
 from bus.messages.base import unpack_u64
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent, Tier
 from kv_events.runs import Holding, RunIndex
-from kv_events.shared import SharedBlocks, Span
+from kv_events.shared import SharedBlocks, Span, merge_spans
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 MAX_BLOCKS = 10_000_000
@@ -17,6 +17,10 @@ MAX_SHARED_BLOCKS = 2_000_000
 """Of each shared tier."""
 MAX_SHARED_TIERS = 16
 """When one more is told of, the one that was first told of is forgotten."""
+
+
+PEERS = "peers"
+"""Owner of the tier that a worker's peers are to it."""
 
 
 class Overlap(NamedTuple):
@@ -90,8 +94,14 @@ class PrefixIndex:
                     blocks.clear()
 
     def match_shared(self, hashes: Sequence[int]) -> dict[str, list[Span]]:
-        """Return which parts of this chain each shared tier has; those that have none are absent."""
+        """Return which parts of this chain each shared tier has; those that have none are absent.
+
+        `PEERS` stands for the host memory of all workers together.
+        """
         found = {owner: blocks.spans(hashes) for owner, blocks in self._shared.items()}
+        if self._tiers["host"].runs:
+            spans = self._tiers["host"].spans(hashes)
+            found[PEERS] = merge_spans([(at, at + min(length, max(held.values()))) for at, length, held in spans])
         return {owner: spans for owner, spans in found.items() if spans}
 
     def forget_shared(self) -> None:

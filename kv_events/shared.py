@@ -56,7 +56,7 @@ class SharedBlocks:
             if generation.runs
             for start, length, held in generation.spans(hashes)
         ]
-        return _merge(sorted(found))
+        return merge_spans(sorted(found))
 
 
 def reach(start: int, spans: Iterable[Span]) -> int:
@@ -68,7 +68,8 @@ def reach(start: int, spans: Iterable[Span]) -> int:
     return start
 
 
-def _merge(spans: Iterable[Span]) -> list[Span]:
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """Join spans, given in the order of their starts, that meet or overlap."""
     merged: list[Span] = []
     for first, end in spans:
         if merged and first <= merged[-1][1]:

@@ -42,6 +42,16 @@ class HostArena:
         pages = self._view[start : start + self._stride]
         return Frame(self.slots.key_at(slot), self.slots.parent_at(slot), view, pages)
 
+    @property
+    def address(self) -> int:
+        """Where slot 0 begins; slot i begins `i * stride_bytes(block_bytes)` bytes behind it."""
+        return self._address
+
+    @property
+    def buffer(self) -> memoryview:
+        """All bytes."""
+        return self._view
+
     def read_in(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
         """Copy blocks at these addresses into slots; other threads run meanwhile."""
         payload = self._address + HEADER_BYTES

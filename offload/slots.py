@@ -55,6 +55,10 @@ class Slots:
         """Say of each block whether it is here, or on its way in."""
         return [self._presence(self._index.find(key)) for key in keys]
 
+    def find(self, key: BlockKey) -> int | None:
+        """Return the slot of a block, filled or being filled."""
+        return self._index.find(key)
+
     def prepare_store(self, key: BlockKey, parent_hash: int, retention: Retention, now: float) -> int | None:
         """Take a slot to fill; None when the block is here or on its way, or there is no room for it.
 

@@ -52,6 +52,22 @@ class Handover(Fact, frozen=True, kw_only=True, tag="handover"):
     """Hash of the last of these blocks: a reader whose block there has another one has no use for them."""
 
 
+class PeerQuery(Fact, frozen=True, kw_only=True, tag="peer_query"):
+    """A worker asks another one for blocks that are in its host memory; the answer comes to the reply subject."""
+
+    space: bytes
+    """Of all these blocks: a digest of model, layout and cache salt."""
+    block_hashes: bytes
+    """In the order of their chain, little-endian uint64."""
+
+
+class PeerAnswer(Fact, frozen=True, kw_only=True, tag="peer_answer"):
+    """The first of the blocks that were asked for, as many as there are without a gap."""
+
+    offer: BlockOffer | None = None
+    """None: there is none of them, or too many are being read."""
+
+
 class LeaseNote(Hot, frozen=True, tag="lease_note"):
     """What a reader tells the source of an offer, beside the bus."""
 

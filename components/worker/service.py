@@ -81,7 +81,9 @@ async def run_worker(config: Config) -> None:
     worker = process_name(config.bus, "w")
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
-        tiers = open_tiers(config.offload, engine, bus, model=model.name, worker=worker)
+        tiers = open_tiers(
+            config.offload, engine, bus, model=model.name, worker=worker, transport=config.worker.transfer
+        )
         with answer_scrapes(bus, worker):
             async with tiers as tiered:
                 opener = _transfer_opener(config, tiered, worker)

@@ -13,7 +13,9 @@ from bus.protocol import Bus
 from bus.subjects import slug
 from components.engines import Engine
 from components.engines.exchange import BlockMemory
+from components.transfer import Transport, open_transfer
 from components.worker.offload import TieredEngine
+from components.worker.peer_tier import PeerTier, arena_memory
 from offload.disk import open_disk
 from offload.gate import Gate
 from offload.host import HostArena
@@ -28,7 +30,7 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def open_tiers(
-    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str
+    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str, transport: Transport = "auto"
 ) -> AsyncIterator[Engine]:
     """Return an engine with the tiers that the configuration names; without any, the engine itself.
 
@@ -59,6 +61,12 @@ async def open_tiers(
             tiers.append(await stack.enter_async_context(disk))
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
+        if config.peers:
+            arena = arena_memory(host, memory.fingerprint)
+            transfer = await stack.enter_async_context(open_transfer(arena, f"{worker}-host", transport=transport))
+            peers = PeerTier(bus, host, transfer, model=slug(model), worker=worker)
+            tasks.start_soon(peers.run)
+            tiers.append(peers)
         for remote in _remote_tiers(config, bus, memory, model=model, worker=worker):
             tasks.start_soon(remote.run)
             tiers.append(remote)
