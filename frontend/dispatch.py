@@ -13,7 +13,16 @@ from bus import metrics
 from bus.codec import encode
 from bus.config import FrontendConfig
 from bus.dead import dead_letter
-from bus.errors import BusUnavailable, BuswayError, DeadlinePassed, EngineDied, InvalidRequest, Malformed, NoWorker, Retryable
+from bus.errors import (
+    BusUnavailable,
+    BuswayError,
+    DeadlinePassed,
+    EngineDied,
+    InvalidRequest,
+    Malformed,
+    NoWorker,
+    Retryable,
+)
 from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.inference import Failed, FinishReason, StepBatch
@@ -21,6 +30,7 @@ from bus.protocol import AppendAck, Bus, Incoming
 from bus.registry import watch_cards
 from bus.subjects import ANY_WORKER, slug
 from bus.typed import subscribe_typed
+from frontend.admission import Admission
 from frontend.books import Books
 from frontend.cancels import Cancels
 from frontend.errors import GenerationFailed, ShuttingDown
@@ -74,6 +84,7 @@ class Dispatcher:
         self._cancels = Cancels(bus, frontend)
         self._missing = MissingTokens(bus, frontend, lambda request: self._retry(request, "gap", time.monotonic()))
         self._suspects = Suspects()
+        self._admission = Admission(config.max_queue_s)
         self._num_shown = (0, 0)
         self._late: dict[Request, None] = {}
         self._late_timer: asyncio.TimerHandle | None = None
@@ -341,8 +352,12 @@ class Dispatcher:
             if request.worker:
                 self._cancels.tell(request.worker, (request.ticket,), now)
             self._fail(request, DeadlinePassed(f"The deadline passed after {request.num_tokens} output tokens."))
-        for request in self.requests.unaccepted(before=now - self._config.accept_timeout_s):
-            self._fail(request, NoWorker(f"No worker took the request within {self._config.accept_timeout_s:g} s."))
+        waiting = self.requests.unaccepted()
+        self._admission.update(waiting, now)
+        for request in waiting:
+            if now - request.dispatched_at > self._config.accept_timeout_s:
+                message = f"No worker took the request within {self._config.accept_timeout_s:g} s."
+                self._fail(request, NoWorker(message))
         self._show_drops()
 
     def _look_for_quiet(self, now: float) -> None:

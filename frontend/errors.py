@@ -15,6 +15,12 @@ class TooManyRequests(Retryable):
     code = "too_many_requests"
 
 
+class Overloaded(Retryable):
+    """Requests wait for workers for longer than a new one may."""
+
+    code = "overloaded"
+
+
 class ShuttingDown(Retryable):
     """This frontend finishes what it has and takes nothing new."""
 

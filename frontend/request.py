@@ -94,6 +94,7 @@ class Request:
         "attempt",
         "cached_tokens",
         "dispatched_at",
+        "expires_at",
         "first_token_at",
         "flush_at",
         "generation",
@@ -136,6 +137,8 @@ class Request:
         self.is_routed = False
         """Whether the present attempt went to the routers."""
         self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
+        self.expires_at = float("inf")
+        """When its time is over, by the clock of all these."""
         self.cached_tokens = 0
         self.flush_at = 0.0
         """When its output may be flushed again."""

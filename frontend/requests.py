@@ -2,8 +2,8 @@
 
 Acks of the broker are not fenced and workers may come back from the dead, so "each token once" is decided here alone:
 a token counts if its ticket is the live attempt's, its worker the first that spoke of this ticket (or the one that took
-it over from there, as its acceptance says), and its offset exactly the next one. Everything else is dropped, counted, and answered with `Cancel` (unknown tickets) or with another
-attempt (gaps).
+it over from there, as its acceptance says), and its offset exactly the next one. Everything else is dropped, counted,
+and answered with `Cancel` (unknown tickets) or with another attempt (gaps that are not filled).
 """
 
 from collections.abc import Iterable, Iterator
@@ -217,7 +217,11 @@ class Requests:
             if request.suspect_at and request.last_token_at < request.suspect_at < now - patience_s
         ]
 
-    def unaccepted(self, before: float = float("inf"), after: float = 0.0) -> list[Request]:
+    def expired(self, now: float) -> list[Request]:
+        """Return requests whose time is over."""
+        return [request for request in self._by_ticket.values() if request.expires_at < now]
+
+    def unaccepted(self, *, after: float = 0.0, before: float = float("inf")) -> list[Request]:
         """Return requests that were dispatched between those times and that no worker accepted."""
         return [r for r in self._by_ticket.values() if not r.worker and after <= r.dispatched_at < before]
 

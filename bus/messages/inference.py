@@ -101,6 +101,21 @@ class GenerateJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     """The job was prefilled: the last token of `output` is the only one whose keys and values are nowhere."""
 
 
+MAX_JOB_AGE_S = 660.0
+"""No stream keeps a job for so long, so that one that looks older was sent by another clock."""
+MAX_SKEW_S = 5.0
+
+
+def deadline_by_clock(job: GenerateJob, now: float) -> float | None:
+    """Return when the job's time is over by the clock that says `now` (unix seconds), None if it has all the time.
+
+    Where the clocks of owner and worker cannot both be right, the time that was left when it was sent is what counts.
+    """
+    if job.deadline_at is None or not job.submitted_at or -MAX_SKEW_S < now - job.submitted_at < MAX_JOB_AGE_S:
+        return job.deadline_at
+    return now + job.deadline_at - job.submitted_at
+
+
 class Accepted(Hot, frozen=True):
     """The worker took the job into its engine; told once more when its prompt is computed, if some of it was cached."""
 

@@ -25,6 +25,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """How to check the server's certificate; None: plain HTTP."""
     timeout_s: float = 60.0
     """For a whole answer."""
+    deadline_s: float = 0.0
+    """After which the system is to give up by itself; 0: never."""
 
 
 class _Choice(msgspec.Struct):
@@ -177,5 +179,7 @@ def _render(target: Target, question: Question) -> bytes:
     )
     host = f"[{target.host}]" if ":" in target.host else target.host
     key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
+    if target.deadline_s:
+        key += f"x-busway-timeout-s: {target.deadline_s:g}\r\n"
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}:{target.port}\r\ncontent-type: application/json\r\n"
     return f"{head}{key}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body

@@ -7,7 +7,7 @@ import msgspec
 from bus.codec import Codec, codec
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import unpack_u32
-from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob, SetRoles
+from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob, SetRoles, deadline_by_clock
 from bus.subjects import slug
 from components.engines import EngineRequest
 
@@ -58,8 +58,9 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
     """
     if job.model != served.model:
         raise UnknownModel(f"this worker serves {served.model!r}, not {job.model[:80]!r}")
-    if job.deadline_at is not None and now >= job.deadline_at:
-        raise DeadlinePassed(f"the deadline passed {now - job.deadline_at:.1f} s before a worker took the request")
+    deadline_at = deadline_by_clock(job, now)
+    if deadline_at is not None and now >= deadline_at:
+        raise DeadlinePassed(f"the deadline passed {now - deadline_at:.1f} s before a worker took the request")
     num_tokens = (len(job.prompt) + len(job.output)) // 4
     if len(job.prompt) // 4 >= served.max_model_len or num_tokens > served.max_model_len:
         raise PromptTooLong(

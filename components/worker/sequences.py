@@ -15,6 +15,7 @@ from bus.messages.inference import (
     GenerateJob,
     PromptLogprobs,
     TokenLogprobs,
+    deadline_by_clock,
 )
 from bus.messages.kv import KvEvent
 from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
@@ -93,8 +94,9 @@ class Sequences:
         outbox = self.publisher.outbox(job.frontend)
         offset = len(request.output)
         expiry = None
-        if job.deadline_at is not None:
-            expiry = self._loop.call_later(max(0.0, job.deadline_at - time.time()), self._expire, request.key)
+        deadline_at = deadline_by_clock(job, now := time.time())
+        if deadline_at is not None:
+            expiry = self._loop.call_later(max(0.0, deadline_at - now), self._expire, request.key)
         self.ledger.add(
             Attempt(
                 key=request.key,

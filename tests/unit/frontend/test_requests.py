@@ -221,7 +221,7 @@ def test_requests_nobody_accepted_and_requests_of_dead_workers_are_found() -> No
     table.open(running, 0.0)
     table.take(batch([(running.ticket, 0, 1)]), 1.0)
     assert table.unaccepted() == [waiting]
-    assert table.unaccepted(before=0.0) == []
+    assert table.unaccepted(after=99.0) == []
     assert table.running_on(["w-1", "w-9"]) == [running]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bus.codec import encode
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import pack_u32
-from bus.messages.inference import Cancel, GenerateJob, Stopping
+from bus.messages.inference import Cancel, GenerateJob, Stopping, deadline_by_clock
 from components.worker.jobs import (
     MAX_CANCELLED,
     Served,
@@ -102,3 +102,14 @@ def test_tokens_that_already_complete_a_request_end_it(
 ) -> None:
     request = make_request(changed(output=pack_u32(output), stopping=stopping), 1, SERVED, now=0.0)
     assert reason_to_end(request, SERVED.max_model_len) == reason
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "left_s"), [(0.0, 10.0), (3600.0, 10.0), (-3600.0, 10.0), (60.0, -50.0), (-2.0, 12.0)]
+)
+def test_a_clock_that_is_hours_off_costs_no_request_its_time(skew_s: float, left_s: float) -> None:
+    job = changed(submitted_at=1000.0, deadline_at=1010.0)
+    now = 1000.0 + skew_s
+    deadline_at = deadline_by_clock(job, now)
+    assert deadline_at is not None
+    assert deadline_at - now == left_s

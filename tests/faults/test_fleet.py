@@ -1,0 +1,113 @@
+"""Routers that die, clocks that jump, releases that meet, and more work than there is room for."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from components.chaos.history import check, gap_across
+from components.chaos.load import running_load
+from tests.faults.system import ROOT, STEP_S, make_questions, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_killed_router_holds_nothing_up(open_system: Any, under_load: Any, measured: Any) -> None:
+    system = await open_system(routers=1)
+    async with under_load(system, max_tokens=24) as load:
+        await anyio.sleep(1.0)
+        at = time.monotonic()
+        system.kill("router-0")
+        await anyio.sleep(2.0)
+        system.start("router-0")
+        await until(lambda: len(system.events("router-0", "kv_events.replayed")) > 1)
+        await anyio.sleep(0.5)
+    waited = [a.first_at - a.started_at for a in load.answers if at - 0.5 < a.started_at < at + 2.0]
+    replayed = system.events("router-0", "kv_events.replayed")[-1]
+    measured(
+        "18",
+        f"longest wait for a first token {1e3 * max(waited):.0f} ms, gap {1e3 * gap_across(load.answers, at):.0f} ms; "
+        f"{replayed['num_blocks']} blocks known after {replayed['duration_s']:.2f} s",
+    )
+    assert max(waited) < 0.5 + 0.25
+
+
+async def test_a_clock_that_jumps_ends_no_request(
+    open_system: Any, under_load: Any, measured: Any, tmp_path: Path
+) -> None:
+    libfaketime = pytest.importorskip("libfaketime")
+    library, clock = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1", tmp_path / "clock"
+    clock.write_text("+0")
+    fake = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    system = await open_system(workers=1)
+    system.start("worker-1", environment=fake)
+    await system.wait_ready(2)
+    async with under_load(system, deadline_s=20.0) as load:
+        for jump in ("+3600", "-3600", "+0"):
+            clock.write_text(jump)
+            await anyio.sleep(2.0)
+    years = {str(event["timestamp"])[:13] for event in system.events("worker-1", "sequence.finished")}
+    measured(
+        "27", f"{len(load.answers)} requests with deadlines, none expired ({len(years)} different hours in its log)"
+    )
+    assert len(years) > 1, "its clock did not jump"
+
+
+async def test_a_worker_of_an_older_version_serves_beside_new_ones(
+    open_system: Any, under_load: Any, measured: Any, tmp_path: Path
+) -> None:
+    commit = os.environ.get("BUSWAY_OLDER", "65d7137")
+    found = subprocess.run(  # noqa: ASYNC221
+        ["git", "-C", str(ROOT), "archive", "--prefix=older/", commit], capture_output=True, check=False
+    )
+    if found.returncode:
+        pytest.skip(f"the older version {commit} is not in this checkout's history")
+    subprocess.run(["tar", "x", "-C", str(tmp_path)], input=found.stdout, check=True)  # noqa: ASYNC221
+    system = await open_system(workers=1)
+    system.start("worker-1", root=tmp_path / "older")
+    await system.wait_ready(2)
+    async with under_load(system) as load:
+        await anyio.sleep(2.0)
+        system.kill("worker-0")
+        at = time.monotonic()
+        await anyio.sleep(1.0)
+        system.start("worker-0")
+        await system.wait_ready(2)
+        system.kill("worker-1")
+        await anyio.sleep(1.0)
+    gap_s = gap_across(load.answers, at)
+    measured("29", f"version {commit}: {len(load.answers)} requests, each way migrated once, gap {1e3 * gap_s:.0f} ms")
+    assert gap_s < 1.2 + STEP_S
+
+
+async def test_twice_the_load_costs_little_goodput(open_system: Any, measured: Any) -> None:
+    """96 streams where 16 can run; who is refused asks again."""
+    settings = {"worker.slots": 16, "mock.max_running": 16, "frontend.max_queue_s": 1.0}
+    system = await open_system(workers=1, settings=settings)
+    questions = await make_questions(system.target(), 64, max_tokens=32)
+    rates = []
+    for streams in (16, 96):
+        async with running_load(system.target(), questions, streams) as load:
+            await anyio.sleep(6.0)
+        verdict = check(load.answers)
+        assert verdict.is_good, verdict
+        good = [a for a in load.answers if a.status == 200 and a.first_at - a.started_at < 2.0]
+        span_s = max(a.ended_at for a in load.answers) - min(a.started_at for a in load.answers)
+        rates.append(len(good) / span_s)
+    refused = [a.ended_at - a.started_at for a in load.answers if a.status == 429]
+    measured(
+        "30", f"goodput {rates[1] / rates[0]:.0%}; {len(refused)} refused after {1e3 * max(refused):.0f} ms at most"
+    )
+    assert rates[1] > 0.9 * rates[0]
+    assert refused
+    assert max(refused) < 0.5
