@@ -176,6 +176,8 @@ class OffloadConfig(_Section, frozen=True, kw_only=True):
     """Directory for the disk tier: a local disk, shared by the workers of this machine."""
     disk_bytes: Bytes = 0
     """Size of each worker's file there. It survives the worker. 0: no disk."""
+    peers: bool = False
+    """Read blocks from the host memory of other workers, which each follows for that: for pools of some tens."""
     redis: RedisTierConfig = RedisTierConfig()
     s3: S3TierConfig = S3TierConfig()
 
@@ -210,6 +212,8 @@ class RouterConfig(_Section, frozen=True, kw_only=True):
 
     mode: Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"] = "kv"
     """kv: where it costs least, in seconds, with what each worker has cached; the others are for comparison."""
+    disaggregate: Literal["auto", "always", "never"] = "auto"
+    """auto: workers that only prefill compute a prompt where that is quicker; the others are for comparison."""
     temperature_s: Annotated[float, Meta(ge=0)] = 0.0
     """A worker that costs so much more is chosen e times less often; 0: always the cheapest."""
     compute_weight: Positive = 1.2
