@@ -110,3 +110,11 @@ class Vault:
 def open_vault(state_dir: str) -> Vault:
     """Return the vault of a state directory, made if there is none; nobody else may look into it."""
     return Vault(make_private_dir(Path(state_dir).absolute() / FOLDER))
+
+
+def find_vault(state_dir: str) -> Vault:
+    """Return the vault of a state directory; raise `BadConfig` when there is none."""
+    folder = Path(state_dir).absolute() / FOLDER
+    if not (folder / "authority.json").exists():
+        raise BadConfig(f"nobody vouches for processes in {state_dir}: `busway up --secure` makes an authority there")
+    return Vault(folder)

@@ -1,4 +1,4 @@
-"""I/O. API keys: add one (it is shown once), list them, remove one. In the bucket KEYS, or in a file."""
+"""I/O. API keys: add one (it is shown once), list them, remove one. And credentials of processes for the bus."""
 
 import argparse
 import time
@@ -30,10 +30,14 @@ def add_arguments(parser: Parser) -> None:
         "  busway keys ls\n"
         "  busway keys rm ci\n\n"
         "Frontends follow the bucket with --set frontend.keys=bucket, or read a file at their start with\n"
-        "--set frontend.keys=FILE."
+        "--set frontend.keys=FILE.\n\n"
+        "Credentials for the bus of `busway up --secure` (worker, router, observer, tenant, ...):\n\n"
+        "  busway keys bus worker --models qwen3 --file worker.creds\n"
+        "  busway keys bus tenant --tenant acme --file acme.creds\n"
+        "  busway keys revoke w-1a2b3c4d"
     )
-    parser.add_argument("action", choices=["add", "ls", "rm"])
-    parser.add_argument("name", nargs="?", help="name of the key, for people")
+    parser.add_argument("action", choices=["add", "ls", "rm", "bus", "revoke"])
+    parser.add_argument("name", nargs="?", help="name of the key, for people; for `bus` a role; for `revoke` whom")
     parser.add_argument("--file", metavar="FILE", help="keep keys in this JSON file instead of the bucket")
     parser.add_argument("--tenant", default="default")
     parser.add_argument("--models", action="append", default=[], metavar="GLOB", help="as often as needed (all models)")
@@ -50,6 +54,15 @@ def run(options: argparse.Namespace) -> int:
     """Do it."""
     if (options.name is None) != (options.action == "ls"):
         raise UsageError(f"keys {options.action} takes {'no' if options.name else 'a'} name", "busway keys --help")
+    if options.action in ("bus", "revoke"):
+        from components.cli import bus_keys
+
+        config = read_config(options)
+        if options.action == "bus":
+            bus_keys.issue(config, options)
+        else:
+            bus_keys.revoke(config, options.name)
+        return 0
     if options.file:
         _change_file(options)
     else:
