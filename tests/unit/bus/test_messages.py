@@ -27,8 +27,8 @@ from bus.messages.inference import (
     GenerateJob,
     RequestUsage,
     Resume,
-    SetRoles,
     Sampling,
+    SetRoles,
     StepBatch,
     Stopping,
     TokenLogprobs,
@@ -38,7 +38,7 @@ from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
-from bus.messages.transfer import AgentAddress, BlockOffer, LeaseNote
+from bus.messages.transfer import AgentAddress, BlockOffer, LeaseNote, PeerAnswer, PeerQuery
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
@@ -206,10 +206,10 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         RouteBatch(
             "r-1",
             3,
-            [Placed("q-1", "w-1", "acme", "interactive", 130, 66, 64, pack_u64([7, 2**64 - 1]))],
+            [Placed("q-1", "w-1", "acme", "interactive", 130, 66, 64, pack_u64([7, 2**64 - 1]), "f-1", 9)],
         ),
-        "94a3722d31039198a3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
-        "ffffffffffc2",
+        "94a3722d3103919aa3712d31a3772d31a461636d65ab696e746572616374697665cc824240c4100700000000000000ffffff"
+        "ffffffffffa3662d3109c2",
     ),
     (
         KvQuery(epoch=9, since=3),
@@ -246,6 +246,14 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
         TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))], b"s", 7),
         "95a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465c4017307",
+    ),
+    (
+        PeerQuery(space=b"s", block_hashes=pack_u64([5])),
+        "83a474797065aa706565725f7175657279a57370616365c40173ac626c6f636b5f686173686573c4080500000000000000",
+    ),
+    (
+        PeerAnswer(),
+        "81a474797065ab706565725f616e73776572",
     ),
     (
         TierRate("remote", "redis-1", 0.25, 0.5),
@@ -347,6 +355,13 @@ def test_a_step_of_an_older_worker_is_read() -> None:
     assert "91930700a0" in golden, "an acceptance without cached tokens or a source"
     older = bytes.fromhex("99" + golden[2:].removesuffix("9090").replace("91930700a0", "919107"))
     assert codec(StepBatch).decode(older) == GOLDEN[2][0]
+
+
+def test_a_decision_of_an_older_router_is_read() -> None:
+    golden = next(golden for message, golden in GOLDEN if isinstance(message, RouteBatch))
+    older = bytes.fromhex(golden.replace("9aa3712d31", "98a3712d31").replace("a3662d3109", ""))
+    (placed,) = codec(RouteBatch).decode(older).placed
+    assert (placed.request_id, placed.frontend, placed.ticket) == ("q-1", "", 0)
 
 
 @pytest.mark.parametrize(("message", "golden"), GOLDEN)

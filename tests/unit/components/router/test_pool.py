@@ -13,6 +13,7 @@ from bus.messages.kv import BlocksStored
 from bus.messages.route import Placed
 from components.router.policy import BlindChoice, pick_cheapest
 from components.router.pool import WINDOW
+from kv_events.index import PEERS
 
 Stage = Any
 Make = Callable[..., Any]
@@ -83,6 +84,15 @@ def test_what_a_shared_tier_has_every_attached_worker_can_load(stage: Make) -> N
     s.pool.leave("w-1")
     s.report("w-0", tiers=[TierRate("remote", "redis-1", 0.001, 1e-6)])
     assert s.place(s.request(prompt(8300))) == "w-0", "the blocks stay when the worker that told of them goes"
+
+
+def test_the_host_memory_of_peers_is_a_tier_of_those_who_read_it(stage: Make) -> None:
+    s = stage(3)
+    hold(s, "w-0", prompt(8192), "host")
+    s.report("w-0", tiers=[TierRate("host", "", 0.0, 1e-7)])
+    s.report("w-1", tiers=[TierRate("remote", PEERS, 0.001, 1e-6)])
+    found = {each.worker: each.uncached_tokens for each in s.pool.candidates(s.request(prompt(8300)), s.now)}
+    assert found == {"w-0": 108, "w-1": 108, "w-2": 8300}
 
 
 def test_a_shared_tier_that_is_slower_than_computing_changes_nothing(stage: Make) -> None:
@@ -216,6 +226,27 @@ def test_what_a_dead_worker_never_accepted_goes_to_another(stage: Make) -> None:
     worker = s.place(request)
     assert s.pool.leave(worker) == 1
     assert s.plan() == [(request.key, "w-1" if worker == "w-0" else "w-0")]
+
+
+def test_what_other_routers_sent_to_a_dead_worker_has_no_one_left_but_its_owner(stage: Make) -> None:
+    s = stage(2)
+    theirs = Placed("q", "w-1", "t", "standard", 64, 64, BLOCK, b"", "f-1", 7)
+    asked = Placed("p", "w-1", "t", "standard", 64, 64, BLOCK, b"")
+    for placed in (theirs, asked):
+        s.pool.hear(placed, s.now)
+    assert s.pool.leave("w-0") == 0
+    assert s.pool.orphans == []
+    assert s.pool.leave("w-1") == 0
+    assert s.pool.orphans == [theirs], "nobody owns what was only asked for"
+
+
+def test_what_a_worker_had_time_to_accept_is_no_orphan(stage: Make) -> None:
+    s = stage(1)
+    s.pool.hear(Placed("q", "w-0", "t", "standard", 64, 64, BLOCK, b"", "f-1", 7), s.now)
+    s.now += 1.0
+    s.report("w-0")
+    s.pool.leave("w-0")
+    assert s.pool.orphans == []
 
 
 def test_other_routers_decisions_count(stage: Make) -> None:
