@@ -1,8 +1,6 @@
 """Pure. KV blocks that a worker offers to others: where they lie and for how long; the bytes go beside the bus."""
 
-from typing import Literal
-
-from bus.messages.base import Fact, Hot
+from bus.messages.base import Fact
 
 
 class AgentAddress(Fact, frozen=True, kw_only=True, tag="agent_address"):
@@ -66,10 +64,3 @@ class PeerAnswer(Fact, frozen=True, kw_only=True, tag="peer_answer"):
 
     offer: BlockOffer | None = None
     """None: there is none of them, or too many are being read."""
-
-
-class LeaseNote(Hot, frozen=True, tag="lease_note"):
-    """What a reader tells the source of an offer, beside the bus."""
-
-    lease: int
-    action: Literal["renew", "release"]

@@ -10,7 +10,7 @@ import structlog
 from bus.codec import codec, encode
 from bus.errors import EngineBusy, Malformed, TransferFailed, TransferTimeout
 from bus.messages.base import pack_u32
-from bus.messages.transfer import BlockOffer, LeaseNote
+from bus.messages.transfer import BlockOffer
 from bus.metrics import (
     MALFORMED_MESSAGES,
     TRANSFER_BLOCKS,
@@ -24,7 +24,7 @@ from bus.metrics import (
 from components.transfer.checks import allowed_s, check_offer, check_read
 from components.transfer.contract import Ending, OnEnd
 from components.transfer.leases import Leases
-from components.transfer.wire import MAX_READS, Wire
+from components.transfer.wire import MAX_READS, LeaseNote, Wire
 
 CONNECT_S = 2.0
 RENEWALS = 3
@@ -139,7 +139,7 @@ class BlockSource:
 
     async def read(self, start: int, ours: Sequence[int]) -> None:
         """Copy the offered blocks `[start, start + len(ours))` into `ours`; see the contract for what it raises."""
-        check_read(start, list(ours), len(self._blocks), self._wire.address.num_blocks)
+        check_read(start, ours, len(self._blocks), self._wire.address.num_blocks)
         if not ours:
             return
         source = self._offer.source

@@ -1,5 +1,7 @@
 """Pure. What an offer must be before its blocks are read."""
 
+from collections.abc import Sequence
+
 import xxhash
 
 from bus.errors import Malformed, TransferRefused
@@ -40,8 +42,9 @@ def check_offer(offer: BlockOffer, ours: AgentAddress) -> list[int]:
                 "start both workers with the same model, dtype and block size"
             )
     blocks = unpack_u32(offer.blocks).tolist()
-    if source.num_blocks < 1 or any(block >= source.num_blocks for block in blocks):
-        raise Malformed(f"the offer names block {max(blocks, default=0)}, its worker has {source.num_blocks}")
+    last = max(blocks, default=0)
+    if last >= source.num_blocks:
+        raise Malformed(f"the offer names block {last}, its worker has {source.num_blocks}")
     if not 0 < offer.lease < 2**64 or not 0 <= offer.slot < NUM_SLOTS:
         raise Malformed(f"the offer names no lease that can be: {offer.lease} in slot {offer.slot}")
     if not MIN_LEASE_S <= offer.lease_s <= MAX_LEASE_S:
@@ -68,11 +71,11 @@ def digest(endpoint: bytes) -> int:
     return xxhash.xxh3_64_intdigest(endpoint)
 
 
-def check_read(start: int, ours: "list[int]", num_offered: int, num_blocks: int) -> None:
+def check_read(start: int, ours: Sequence[int], num_offered: int, num_blocks: int) -> None:
     """Raise `ValueError` when a caller asks for blocks that were not offered, or to write where no block is."""
     if start < 0 or start + len(ours) > num_offered:
         raise ValueError(f"blocks {start} to {start + len(ours)} of {num_offered} offered ones")
-    if len(set(ours)) != len(ours) or any(not 0 <= block < num_blocks for block in ours):
+    if ours and (len(set(ours)) != len(ours) or min(ours) < 0 or max(ours) >= num_blocks):
         raise ValueError(f"blocks to fill must be different ones of {num_blocks}")
 
 

@@ -1,8 +1,9 @@
 """Pure. What moves bytes between two workers, below leases and checks: NIXL or loopback."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
+from bus.messages.base import Hot
 from bus.messages.transfer import AgentAddress
 
 MAX_READS = 4
@@ -12,6 +13,13 @@ BATCH_BYTES = 32 * 2**20
 
 OnNote = Callable[[bytes], None]
 """Called in the event loop with what a peer sent by `Wire.notify`; the bytes may be anything."""
+
+
+class LeaseNote(Hot, frozen=True, tag="lease_note"):
+    """What a reader tells the source of an offer, beside the bus."""
+
+    lease: int
+    action: Literal["renew", "release"]
 
 
 class Wire(Protocol):

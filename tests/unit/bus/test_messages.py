@@ -38,7 +38,7 @@ from bus.messages.keys import ApiKey
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
-from bus.messages.transfer import AgentAddress, BlockOffer, LeaseNote, PeerAnswer, PeerQuery
+from bus.messages.transfer import AgentAddress, BlockOffer, PeerAnswer, PeerQuery
 
 GOLDEN: list[tuple[msgspec.Struct, str]] = [
     (
@@ -344,7 +344,6 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "736509a4736c6f7401a6626c6f636b73c4080200000003000000a76c656173655f73cb4024000000000000",
     ),
     (SetRoles(roles=["decode"]), "82a474797065a97365745f726f6c6573a5726f6c657391a66465636f6465"),
-    (LeaseNote(9, "release"), "93aa6c656173655f6e6f746509a772656c65617365"),
 ]
 
 """Messages and their bytes in hex."""

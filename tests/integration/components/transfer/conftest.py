@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,38 @@ def start_peer(transport: str) -> StartPeer:
             yield peer
 
     return start
+
+
+class SharedPeers(dict[str, Peer]):
+    """Peers by transport, started when somebody asks for them."""
+
+    def __init__(self, start: Callable[[str], Peer]) -> None:
+        super().__init__()
+        self._start = start
+
+    def __missing__(self, transport: str) -> Peer:
+        self[transport] = self._start(transport)
+        return self[transport]
+
+
+@pytest.fixture(scope="session")
+def shared_peers() -> Iterator[SharedPeers]:
+    """Peers for all tests that do not harm them."""
+    with ExitStack() as stack:
+
+        def start(transport: str) -> Peer:
+            started = _started(transport, lease_s=10.0, fingerprint="f", block_bytes=BLOCK_BYTES, tls=None)
+            return stack.enter_context(started)
+
+        yield SharedPeers(start)
+
+
+@pytest.fixture
+async def peer(transport: str, shared_peers: SharedPeers) -> Peer:
+    """A peer that others use, too: to be left as it was."""
+    shared = shared_peers[transport]
+    await shared.ask("ping")
+    return shared
 
 
 @pytest.fixture(

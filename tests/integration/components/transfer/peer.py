@@ -4,9 +4,9 @@
 
 Block i is filled with the bytes that `content(i)` tells. A line in is JSON, `["offer", first, count]`, `["withdraw",
 lease]`, `["fill", first, count]` (with what they hold at first), `["scribble", first, count]` (with anything else),
-`["read", offer]` and `["hold", offer]` (into blocks from 0 on, and go or stay), `["digest"]` or `["cpu"]`. A line out
-is JSON, too: `["offer", hex]`, `["ended", lease, why]`, `["done"]`, `["read", error or null]`, `["digest", number]`,
-`["cpu", seconds]`. The process ends with its input.
+`["read", offer]` and `["hold", offer]` (into blocks from 0 on, and go or stay), `["digest"]`, `["ping"]` or `["cpu"]`.
+A line out is JSON, too: `["offer", hex]`, `["ended", lease, why]`, `["done"]`, `["read", error or null]`,
+`["digest", number]`, `["ping"]`, `["cpu", seconds]`. The process ends with its input.
 """
 
 import json
@@ -78,6 +78,8 @@ class Peer:
         elif word == "digest":
             assert self._memory.buffer is not None
             say("digest", zlib.crc32(self._memory.buffer))
+        elif word == "ping":
+            say("ping")
         elif word == "cpu":
             say("cpu", time.process_time())
 

@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -16,46 +15,42 @@ from bus.messages.transfer import BlockOffer
 from components.engines.exchange import BlockMemory
 from components.transfer import Ending, Source, Transfer, open_transfer
 from components.transfer.checks import digest
+from tests.integration.components.transfer.conftest import BLOCK_BYTES, Peer, StartPeer
 from tests.integration.components.transfer.peer import content
 
 pytestmark = pytest.mark.anyio
 
-BLOCK_BYTES = 4096
-StartPeer = Callable[..., AbstractAsyncContextManager[Any]]
-
 
 async def test_the_blocks_that_were_asked_for_arrive_and_no_others(
-    start_peer: StartPeer, ours: Transfer, memory: BlockMemory
+    peer: Peer, ours: Transfer, memory: BlockMemory
 ) -> None:
-    async with start_peer() as peer:
-        offer = await peer.offer(100, 1000)
-        places = random.Random(1).sample(range(memory.num_blocks), 900)
-        async with ours.open(offer) as source:
-            await source.read(50, places[:400])
-            await source.read(450, places[400:])
-            await source.read(0, [])
-        for at, place in enumerate(places):
-            assert memory.row(place) == content(150 + at, BLOCK_BYTES)
-        for place in set(range(memory.num_blocks)) - set(places):
-            assert memory.row(place) == bytes(memory.block_bytes)
-        assert await peer.hear("ended", offer.lease) == ["released"]
+    offer = await peer.offer(100, 1000)
+    places = random.Random(1).sample(range(memory.num_blocks), 900)
+    async with ours.open(offer) as source:
+        await source.read(50, places[:400])
+        await source.read(450, places[400:])
+        await source.read(0, [])
+    for at, place in enumerate(places):
+        assert memory.row(place) == content(150 + at, BLOCK_BYTES)
+    for place in set(range(memory.num_blocks)) - set(places):
+        assert memory.row(place) == bytes(memory.block_bytes)
+    assert await peer.hear("ended", offer.lease) == ["released"]
 
 
-async def test_requests_share_a_pair_of_agents(start_peer: StartPeer, ours: Transfer, memory: BlockMemory) -> None:
+async def test_requests_share_a_pair_of_agents(peer: Peer, ours: Transfer, memory: BlockMemory) -> None:
     async def read(offer: BlockOffer, first: int) -> None:
         async with ours.open(offer) as source:
             for at in range(first, first + 50, 10):
                 await source.read(at - first, range(at, at + 10))
 
-    async with start_peer() as peer:
-        offers = [(await peer.offer(first, 50), first) for first in range(0, 1000, 50)]
-        async with anyio.create_task_group() as tasks:
-            for offer, first in offers:
-                tasks.start_soon(read, offer, first)
-        for block in range(1000):
-            assert memory.row(block) == content(block, BLOCK_BYTES)
-        for offer, _ in offers:
-            assert await peer.hear("ended", offer.lease) == ["released"]
+    offers = [(await peer.offer(first, 50), first) for first in range(0, 1000, 50)]
+    async with anyio.create_task_group() as tasks:
+        for offer, first in offers:
+            tasks.start_soon(read, offer, first)
+    for block in range(1000):
+        assert memory.row(block) == content(block, BLOCK_BYTES)
+    for offer, _ in offers:
+        assert await peer.hear("ended", offer.lease) == ["released"]
 
 
 async def test_a_worker_reads_its_own_offer(
@@ -69,32 +64,29 @@ async def test_a_worker_reads_its_own_offer(
     await eventually(lambda: endings == ["released"])
 
 
-async def test_blocks_that_were_taken_back_are_not_used(
-    start_peer: StartPeer, ours: Transfer, memory: BlockMemory
-) -> None:
+async def test_blocks_that_were_taken_back_are_not_used(peer: Peer, ours: Transfer, memory: BlockMemory) -> None:
     """They are taken back and overwritten while they are read: all of them are right, or there is an error."""
     outcomes: set[str] = set()
     dice = random.Random(2)
-    async with start_peer() as peer:
-        for _ in range(30):
-            offer = await peer.offer(0, 1000)
-            async with ours.open(offer) as source, anyio.create_task_group() as tasks:
-                await peer.tell("withdraw", offer.lease)
-                tasks.start_soon(peer.ask, "scribble", 0, 1000)
-                await anyio.sleep(dice.random() * 0.003)
-                try:
-                    await source.read(0, range(1000))
-                except TransferFailed:
-                    outcomes.add("refused")
-                else:
-                    outcomes.add("right")
-                    assert all(memory.row(block) == content(block, BLOCK_BYTES) for block in range(1000))
-            await peer.ask("fill", 0, 1000)
-        assert "refused" in outcomes
-        offer = await peer.offer(0, 10)
-        async with ours.open(offer) as source:
-            await source.read(0, range(10))
-        assert all(memory.row(block) == content(block, BLOCK_BYTES) for block in range(10))
+    for _ in range(30):
+        offer = await peer.offer(0, 1000)
+        async with ours.open(offer) as source, anyio.create_task_group() as tasks:
+            await peer.tell("withdraw", offer.lease)
+            tasks.start_soon(peer.ask, "scribble", 0, 1000)
+            await anyio.sleep(dice.random() * 0.003)
+            try:
+                await source.read(0, range(1000))
+            except TransferFailed:
+                outcomes.add("refused")
+            else:
+                outcomes.add("right")
+                assert all(memory.row(block) == content(block, BLOCK_BYTES) for block in range(1000))
+        await peer.ask("fill", 0, 1000)
+    assert "refused" in outcomes
+    offer = await peer.offer(0, 10)
+    async with ours.open(offer) as source:
+        await source.read(0, range(10))
+    assert all(memory.row(block) == content(block, BLOCK_BYTES) for block in range(10))
 
 
 async def test_leases_expire_without_a_reader_and_are_kept_for_one(start_peer: StartPeer, ours: Transfer) -> None:
@@ -155,24 +147,21 @@ async def test_the_blocks_of_a_reader_that_dies_come_back(
         await eventually(lambda: endings == ["expired", "released"])
 
 
-async def test_a_cancelled_read_brings_no_byte_after_it_ended(
-    start_peer: StartPeer, ours: Transfer, memory: BlockMemory
-) -> None:
+async def test_a_cancelled_read_brings_no_byte_after_it_ended(peer: Peer, ours: Transfer, memory: BlockMemory) -> None:
     assert memory.buffer is not None
     dice = random.Random(4)
-    async with start_peer() as peer:
-        for _ in range(20):
-            offer = await peer.offer(0, 1000)
-            async with ours.open(offer) as source:
-                with anyio.move_on_after(dice.random() * 0.002):
-                    await source.read(0, range(1000))
-                memory.buffer[:] = bytes(len(memory.buffer))
-            assert await peer.hear("ended", offer.lease) == ["released"]
-            assert memory.buffer == bytes(len(memory.buffer))
-        offer = await peer.offer(0, 10)
+    for _ in range(20):
+        offer = await peer.offer(0, 1000)
         async with ours.open(offer) as source:
-            await source.read(0, range(10))
-        assert memory.row(9) == content(9, BLOCK_BYTES)
+            with anyio.move_on_after(dice.random() * 0.002):
+                await source.read(0, range(1000))
+            memory.buffer[:] = bytes(len(memory.buffer))
+        assert await peer.hear("ended", offer.lease) == ["released"]
+        assert memory.buffer == bytes(len(memory.buffer))
+    offer = await peer.offer(0, 10)
+    async with ours.open(offer) as source:
+        await source.read(0, range(10))
+    assert memory.row(9) == content(9, BLOCK_BYTES)
 
 
 async def test_other_layouts_are_refused(start_peer: StartPeer, ours: Transfer) -> None:
@@ -182,44 +171,41 @@ async def test_other_layouts_are_refused(start_peer: StartPeer, ours: Transfer) 
                 pass
 
 
-async def test_hostile_offers_are_errors_and_harm_nothing(
-    start_peer: StartPeer, ours: Transfer, memory: BlockMemory
-) -> None:
-    async with start_peer() as peer:
-        good = await peer.offer(0, 10)
+async def test_hostile_offers_are_errors_and_harm_nothing(peer: Peer, ours: Transfer, memory: BlockMemory) -> None:
+    good = await peer.offer(0, 10)
 
-        def with_endpoint(endpoint: bytes, **changes: Any) -> BlockOffer:
-            source = msgspec.structs.replace(
-                good.source, agent="w-evil", endpoint=endpoint, endpoint_digest=digest(endpoint), **changes
-            )
-            return msgspec.structs.replace(good, source=source)
+    def with_endpoint(endpoint: bytes, **changes: Any) -> BlockOffer:
+        source = msgspec.structs.replace(
+            good.source, agent="w-evil", endpoint=endpoint, endpoint_digest=digest(endpoint), **changes
+        )
+        return msgspec.structs.replace(good, source=source)
 
-        endpoint = good.source.endpoint
-        for bad in (
-            *(
-                with_endpoint(each)
-                for each in (b"", b"/", b"\xff\xfe", b"/var/run/docker.sock", b"x" * 1000, endpoint + b"x")
-            ),
-            *(
-                msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, endpoint=each))
-                for each in (endpoint[:-1] + b"~", endpoint[:-4], endpoint * 2)
-            ),
-        ):
-            with pytest.raises((Malformed, TransferFailed)):
-                async with ours.open(bad) as source:
-                    await source.read(0, range(10))
-        for wrong in (
-            msgspec.structs.replace(good, lease=good.lease ^ 1),
-            msgspec.structs.replace(good, slot=good.slot - 1),
-            msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, num_blocks=2**31)),
-            msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, pool_address=4096)),
-        ):
-            with pytest.raises(BuswayError):
-                async with ours.open(wrong) as source:
-                    await source.read(0, range(10))
-        async with ours.open(await peer.offer(0, 10)) as source:
-            await source.read(0, range(10))
-        assert memory.row(9) == content(9, BLOCK_BYTES)
+    endpoint = good.source.endpoint
+    for bad in (
+        *(
+            with_endpoint(each)
+            for each in (b"", b"/", b"\xff\xfe", b"/var/run/docker.sock", b"x" * 1000, endpoint + b"x")
+        ),
+        *(
+            msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, endpoint=each))
+            for each in (endpoint[:-1] + b"~", endpoint[:-4], endpoint * 2)
+        ),
+    ):
+        with pytest.raises((Malformed, TransferFailed)):
+            async with ours.open(bad) as source:
+                await source.read(0, range(10))
+    for wrong in (
+        msgspec.structs.replace(good, lease=good.lease ^ 1),
+        msgspec.structs.replace(good, slot=good.slot - 1),
+        msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, num_blocks=2**31)),
+        msgspec.structs.replace(good, source=msgspec.structs.replace(good.source, pool_address=4096)),
+    ):
+        with pytest.raises(BuswayError):
+            async with ours.open(wrong) as source:
+                await source.read(0, range(10))
+    async with ours.open(await peer.offer(0, 10)) as source:
+        await source.read(0, range(10))
+    assert memory.row(9) == content(9, BLOCK_BYTES)
 
 
 async def _read_until_it_fails(source: Source, failures: list[TransferFailed]) -> None:

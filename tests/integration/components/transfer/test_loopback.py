@@ -6,11 +6,11 @@ import anyio
 import pytest
 
 from bus.codec import encode
-from bus.messages.transfer import LeaseNote
 from bus.metrics import MALFORMED_MESSAGES
 from components.engines.exchange import BlockMemory
 from components.transfer import Ending, open_transfer
 from components.transfer.loopback import MAX_FRAME_BYTES, _Note, _Read
+from components.transfer.wire import LeaseNote
 
 pytestmark = pytest.mark.anyio
 

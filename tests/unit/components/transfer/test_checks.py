@@ -9,6 +9,7 @@ from bus.messages.base import pack_u32
 from bus.messages.transfer import AgentAddress, BlockOffer
 from components.transfer.checks import MAX_ENDPOINT_BYTES, allowed_s, check_offer, check_read, digest
 from components.transfer.leases import NUM_SLOTS
+from components.transfer.wire import LeaseNote
 
 OURS = AgentAddress(
     agent="w-2.b",
@@ -103,3 +104,9 @@ def test_a_caller_reads_what_was_offered_into_blocks_that_exist(start: int, ours
 def test_bytes_get_time_to_arrive() -> None:
     assert allowed_s(0) == pytest.approx(2.0)
     assert allowed_s(1_000_000_000) == pytest.approx(12.0)
+
+
+def test_a_note_of_another_release_is_understood() -> None:
+    note = bytes.fromhex("93aa6c656173655f6e6f746509a772656c65617365")
+    assert encode(LeaseNote(9, "release")) == note
+    assert codec(LeaseNote).decode(note) == LeaseNote(9, "release")
