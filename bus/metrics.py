@@ -308,6 +308,14 @@ ROUTER_WAITING = Gauge("busway_router_waiting_requests", "Requests that wait for
 
 ROUTER_WORKERS = Gauge("busway_router_workers", "Workers that requests can go to.", registry=REGISTRY)
 
+ROUTER_PREFILLS = Counter(
+    "busway_router_prefills",
+    "Prompts for which there was a choice who computes them.",
+    ["where"],
+    registry=REGISTRY,
+)
+"""`where`: `remote` (a worker that only prefills), `local` (the one that decodes)."""
+
 ROUTER_TOKENS = Counter("busway_router_prompt_tokens", "Prompt tokens of placed requests.", ["kind"], registry=REGISTRY)
 """`kind`: `cached` (its worker should hold them), `computed`."""
 

@@ -17,6 +17,9 @@ class Placed(Hot, frozen=True):
     block_size: int
     block_hashes: bytes
     """Of the prompt's full blocks, little-endian uint64."""
+    frontend: str = ""
+    """Who owns the request, empty where it has no owner; `ticket` is what it knows the request by."""
+    ticket: int = 0
 
 
 class RouteBatch(Hot, frozen=True):

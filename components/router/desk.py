@@ -12,9 +12,9 @@ import structlog
 from bus.codec import codec, encode
 from bus.dead import bury
 from bus.errors import BusUnavailable, BuswayError, Malformed
-from bus.messages.inference import LATENCY_CLASSES, LatencyClass
+from bus.messages.inference import LATENCY_CLASSES, LatencyClass, Role
 from bus.messages.route import Placed, RouteBatch
-from bus.metrics import MALFORMED_MESSAGES, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
+from bus.metrics import MALFORMED_MESSAGES, ROUTER_PREFILLS, ROUTER_REQUESTS, ROUTER_TOKENS, ROUTER_WAIT
 from bus.protocol import AppendAck, Bus, ConsumerSpec, Delivery, OnAppended, Pull
 from bus.subjects import ANY_WORKER, slug
 from components.router.answers import Answers
@@ -71,7 +71,8 @@ class Desk:
         self._due_at = 0.0
         self._told = 0
         self._renewed_at = self._loop.time()
-        self._num_sending = 0
+        self.num_sending = 0
+        """Appends that the broker has not answered."""
         self._all_sent = anyio.Event()
         self._is_stopped = False
         self._turned = anyio.Event()
@@ -92,6 +93,8 @@ class Desk:
     def hear_leader(self, router: str) -> None:
         """Another router says that it leads."""
         self.lead.hear(router, self._loop.time())
+        if not self.lead.is_leading:
+            self.pool.orphans = []  # it lives, and sends again what it sent
         self._turned.set()
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -118,7 +121,7 @@ class Desk:
 
     async def drain(self) -> None:
         """Wait until the broker has answered for all that was sent: that takes `APPEND_TIMEOUT_S` at most."""
-        while self._num_sending:
+        while self.num_sending:
             self._all_sent = anyio.Event()
             await self._all_sent.wait()
 
@@ -151,6 +154,7 @@ class Desk:
             _outcomes["rescued"].inc(num_rescued)
             log.info("requests.rescued", worker=worker, num_requests=num_rescued)
             self.work()
+        self._tell_owners()
 
     def tick(self) -> None:
         """Do what is due every so often: hold on to what waits, give up what waited too long."""
@@ -159,6 +163,7 @@ class Desk:
         self._turned.set()
         if self.lead.is_leading and not self._is_stopped:
             self._publish([])
+            self._tell_owners()
         self.pool.note_time(now)
         for request, refusal in self.pool.expire(now):
             if request.origin is not None:
@@ -169,6 +174,15 @@ class Desk:
                 if entry.item.origin is not None and not entry.item.origin.is_acked:
                     entry.item.origin.delivery.in_progress()
         self.work()
+
+    def _tell_owners(self) -> None:
+        """Nobody has what a router and a worker that are gone had: their owners can make another attempt at once."""
+        if not self.lead.is_leading or not self.pool.orphans:
+            return
+        orphans, self.pool.orphans = self.pool.orphans, []
+        log.warning("requests.orphaned", num_requests=len(orphans))
+        for placed in orphans:
+            self._answers.lose(placed)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         if not self._pulls:
@@ -202,7 +216,13 @@ class Desk:
         """Append a job to the lane of its worker."""
         request = placement.request
         assert request.origin is not None
-        self._append(request.origin, placement.choice.worker, request.latency_class, partial(self._sent, placement))
+        choice = placement.choice
+        if choice.reason:
+            ROUTER_PREFILLS.labels("remote" if choice.role == "prefill" else "local").inc()
+            log.info(
+                "prefill.placed", request_id=request.key, worker=choice.worker, role=choice.role, why=choice.reason
+            )
+        self._append(request, choice.worker, choice.role, partial(self._sent, placement))
 
     def _sent(self, placement: Placement, answer: AppendAck | BuswayError) -> None:
         """The job is in the lane, or the broker lost it: then it waits again."""
@@ -234,7 +254,8 @@ class Desk:
         if origin is None:
             return
         if origin.is_acked:
-            self._append(origin, ANY_WORKER, entry.latency_class, self._returned)
+            role: Role = "both" if entry.item.num_prefilled_blocks is None else "decode"
+            self._append(entry.item, ANY_WORKER, role, self._returned)
         else:
             origin.delivery.nak()
 
@@ -243,8 +264,10 @@ class Desk:
         if isinstance(answer, BuswayError):
             log.warning("request.not_returned", reason=str(answer))
 
-    def _append(self, origin: Origin, worker: str, latency_class: LatencyClass, on_done: OnAppended) -> None:
-        subject = self._bus.subjects.work(self._model, "both", worker, latency_class)
+    def _append(self, request: Request, worker: str, role: Role, on_done: OnAppended) -> None:
+        origin = request.origin
+        assert origin is not None
+        subject = self._bus.subjects.work(self._model, role, worker, request.latency_class)
         self._bus.append_soon(
             subject,
             origin.delivery.payload,
@@ -253,11 +276,11 @@ class Desk:
             ttl_s=origin.lifetime_s,
             timeout_s=APPEND_TIMEOUT_S,
         )
-        self._num_sending += 1
+        self.num_sending += 1
 
     def _count_answer(self) -> None:
-        self._num_sending -= 1
-        if not self._num_sending:
+        self.num_sending -= 1
+        if not self.num_sending:
             self._all_sent.set()
 
     def _refuse(self, origin: Origin, refusal: Refusal, outcome: str) -> None:

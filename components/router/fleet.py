@@ -51,6 +51,7 @@ class WorkerState(Generic[T]):
     __slots__ = (
         "block_size",
         "decode",
+        "fetch_token_s",
         "flights",
         "free_blocks",
         "full_step_s",
@@ -84,6 +85,7 @@ class WorkerState(Generic[T]):
         self.reported = 0
         """Requests that it had, running or not."""
         self.decode = 0
+        self.fetch_token_s = 0.0
         self.kv_tokens = 0
         self.free_blocks = card.num_blocks
         self.waiting_blocks = 0
@@ -122,6 +124,8 @@ class Fleet(Generic[T]):
         """Cost of any request, beside that; infinite where there is no worker."""
         self.token_s: list[float] = []
         """Cost of each prompt token to compute."""
+        self.owners: set[str] = set()
+        """Shared tiers from which any worker could ever load."""
 
     def state(self, number: int) -> WorkerState[T]:
         state = self._states[number]
@@ -177,6 +181,8 @@ class Fleet(Generic[T]):
         state.waiting_blocks = -(-load.waiting_tokens // state.block_size)
         state.decode = load.running
         state.tiers = load.tiers
+        self.owners.update([rate.owner for rate in load.tiers if rate.owner])
+        state.fetch_token_s = load.fetch_token_s
         if load.steps:
             for step in load.steps:
                 state.model.observe(step.duration_s, step.prefill_tokens, step.decode_requests, step.kv_tokens)

@@ -9,14 +9,16 @@ import msgspec
 from bus.config import RouterConfig
 from bus.messages.base import pack_u64, unpack_u64
 from bus.messages.fleet import WorkerCard, WorkerLoad
-from bus.messages.inference import LatencyClass
+from bus.messages.inference import LatencyClass, Role
 from bus.messages.route import Placed
+from components.router.disaggregate import Disaggregation
 from components.router.drain import DrainRate
 from components.router.fleet import Fleet, Flight
 from components.router.policy import BlindChoice, Rank, pick_cheapest
 from components.router.queue import NO_DEADLINE, Entry, FairQueue
 from components.router.request import Request
-from components.router.scoring import Scorer
+from components.router.scoring import Scorer, Sent
+from components.router.sides import Sides
 from kv_events.index import PrefixIndex
 
 WINDOW = 8
@@ -28,6 +30,8 @@ makes the slowest answer slower still while other workers idle. On Mooncake's co
 99th percentile of TTFT, costs 3 % of the prefix reuse, and leaves the mean as it is."""
 ONLINE_S = 60.0
 """Batch requests leave room for others for so long after the last one of these."""
+MAX_ORPHANS = 4096
+"""Known at a time, the latest: owners of others learn of their loss when nobody took them in time."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -37,6 +41,10 @@ class Choice(msgspec.Struct, frozen=True):
     worker: str
     cost_s: float
     uncached_tokens: int
+    role: Role = "both"
+    """Whose lane of that worker the request goes to."""
+    reason: str = ""
+    """Why the prompt is computed by a worker of that role, where there is a choice."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -80,19 +88,22 @@ class Pool:
         self._drained = 0
         self._reserved: list[int] = []
         self._online_at = -math.inf
-        self.fleet: Fleet[Entry[Request]] = Fleet(config.compute_weight, config.decode_weight)
+        self.fleet: Fleet[Sent] = Fleet(config.compute_weight, config.decode_weight)
         self._scorer = Scorer(config, index, self.fleet)
+        self._sides = Sides(Disaggregation(config.disaggregate))
         shares: dict[LatencyClass, float] = {"standard": config.standard_share, "batch": config.batch_share}
         self.queue: FairQueue[Request] = FairQueue(config.tenant_weights, shares, max_waiting=config.queue_size)
         self.news: list[Placed] = []
         """Decisions that other routers have not heard of; whoever tells them clears it."""
+        self.orphans: list[Placed] = []
+        """What other routers sent to workers that are gone since: theirs to send again, unless they are gone, too."""
 
     # What comes in
 
     def join(self, card: WorkerCard, now: float) -> None:
-        """Take note of a worker that takes whole requests; others are of no use here."""
-        if "both" in card.roles:
-            self.fleet.join(card, now)
+        """Take note of a worker that generates, or of its new roles."""
+        if not {"both", "prefill", "decode"}.isdisjoint(card.roles):
+            self._sides.set_roles(self.fleet.join(card, now), frozenset(card.roles))
             self._reserve_workers()
 
     def leave(self, worker: str) -> int:
@@ -100,11 +111,15 @@ class Pool:
         number = self.fleet.numbers.get(worker)
         if number is None:
             return 0
-        entries = self.fleet.leave(worker)
+        lost = self.fleet.leave(worker)
+        self._sides.forget(number)
         self._reserve_workers()
         self._scorer.remove_worker(worker, number)
+        entries = [item for item in lost if not isinstance(item, Placed)]
         for entry in entries:
             self.put_back(entry)
+        orphans = [item for item in lost if isinstance(item, Placed) and item.frontend]
+        self.orphans = [*self.orphans, *orphans][-MAX_ORPHANS:]
         return len(entries)
 
     def report(self, load: WorkerLoad, now: float) -> None:
@@ -120,7 +135,7 @@ class Pool:
         if number is None:
             return
         blocks = -(-placed.uncached_tokens // max(1, placed.block_size))
-        self.fleet.place(number, placed.request_id, Flight(now, placed.uncached_tokens, blocks, None))
+        self.fleet.place(number, placed.request_id, Flight(now, placed.uncached_tokens, blocks, placed))
         self._scorer.expect(placed.worker, hashes, now)
 
     def block_sizes(self) -> set[int]:
@@ -204,11 +219,12 @@ class Pool:
     def choose(self, request: Request, now: float) -> Choice | None:
         """Return the best worker for a prompt at present, busy or not; None when there is no worker."""
         if self._blind is not None:
-            number = self._blind.pick(self.fleet.present, self.fleet.num_requests())
+            present = self._sides.present(request, self.fleet.present)
+            number = self._blind.pick(present, self.fleet.num_requests())
             return None if number is None else self._choice(request, number, 0.0)
-        costs = self._scorer.costs(request, now)
+        costs, reason = self._sides.narrow(request, self._scorer.costs(request, now), self._scorer)
         number = self._cheapest(request, costs, now)
-        return None if number is None else self._choice(request, number, costs[number])
+        return None if number is None else self._choice(request, number, costs[number], reason)
 
     def candidates(self, request: Request, now: float) -> list[Candidate]:
         """Return what the prompt would cost at every worker, the cheapest first."""
@@ -233,7 +249,9 @@ class Pool:
         self.fleet.place(number, request.key, Flight(now, choice.uncached_tokens, blocks, entry))
         chain = request.chains.get(size, array("Q"))
         self._scorer.expect(choice.worker, chain, now)
-        self._scorer.note_session(request.session, number)
+        if request.num_prefilled_blocks is None:
+            self._scorer.note_session(request.session, number)
+            self._sides.note(choice.role)
         self.queue.charge(request.latency_class, request.tenant, choice.uncached_tokens)
         self.news.append(
             Placed(
@@ -245,6 +263,8 @@ class Pool:
                 choice.uncached_tokens,
                 size,
                 pack_u64(chain),
+                request.origin.frontend if request.origin is not None else "",
+                request.origin.ticket if request.origin is not None else 0,
             )
         )
 
@@ -289,7 +309,7 @@ class Pool:
         """
         fleet = self.fleet
         if self._blind is not None:
-            present = [number for number in fleet.present if fleet.has_place(number)]
+            present = [n for n in self._sides.present(request, fleet.present) if fleet.has_place(n)]
             number = self._blind.pick(present, fleet.num_requests())
             return None if number is None else self._choice(request, number, 0.0)
         costs = self._scorer.costs(request, now)
@@ -297,14 +317,17 @@ class Pool:
             costs[number] += seconds
         for number in self._reserved if headroom else ():
             costs[number] = math.inf
+        costs, reason = self._sides.narrow(request, costs, self._scorer)
         number = self._cheapest(request, costs, now)
         if number is None:
             return None
-        choice = self._choice(request, number, costs[number])
+        choice = self._choice(request, number, costs[number], reason)
         state = fleet.state(number)
         if fleet.can_start(number, -(-choice.uncached_tokens // state.block_size), now, headroom):
             return choice
-        if parked or any(fleet.can_start(other, 0, now, headroom) for other in fleet.present):
+        if parked or any(
+            fleet.can_start(other, 0, now, headroom) for other in fleet.present if costs[other] < math.inf
+        ):
             _, token_s = state.model.prefill_line(state.decode, state.kv_tokens)
             parked[number] = parked.get(number, 0.0) + token_s * choice.uncached_tokens
         return None
@@ -327,8 +350,9 @@ class Pool:
         kept = names[: int(self._config.batch_headroom * len(names))]
         self._reserved = [self.fleet.numbers[name] for name in kept]
 
-    def _choice(self, request: Request, number: int, cost_s: float) -> Choice:
-        return Choice(number, self.fleet.state(number).name, cost_s, self._scorer.uncached(request, number))
+    def _choice(self, request: Request, number: int, cost_s: float, reason: str = "") -> Choice:
+        name, uncached = self.fleet.state(number).name, self._scorer.uncached(request, number)
+        return Choice(number, name, cost_s, uncached, self._sides.role(number), reason)
 
 
 def _overloaded(wait_s: float, limit_s: float) -> Refusal:

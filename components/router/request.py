@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from bus.messages.base import Fact
 from bus.messages.inference import LatencyClass, Ticket
+from bus.messages.transfer import Handover
 from bus.protocol import Delivery
 from bus.wire import TTL
 from components.router.tiers import Load
@@ -36,6 +37,7 @@ class RoutedJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     cache_salt: str = ""
     deadline_at: float | None = None
     session: str = ""
+    handover: Handover | None = None
 
 
 class Origin(msgspec.Struct, eq=False):
@@ -63,6 +65,8 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
     """Prompt, and output of earlier attempts."""
     chains: dict[int, "array[int]"]
     """Hashes of the blocks that can be cached, by block size."""
+    num_prefilled_blocks: int | None = None
+    """Another worker computed the prompt and offers so many blocks of it; None: it is to be computed."""
     origin: Origin | None = None
     holdings: list[Holding] = []
     matched_at: float = float("-inf")
@@ -81,7 +85,7 @@ def hash_chains(tokens: bytes | memoryview, root: int, block_sizes: Iterable[int
 def to_request(job: RoutedJob, delivery: Delivery, block_sizes: Iterable[int]) -> Request:
     """Return what the router needs of a job; `block_sizes` is empty where prefixes do not matter."""
     tokens = b"".join((job.prompt, job.output)) if job.output else job.prompt
-    key = f"{job.request_id}:{job.attempt}"
+    key = f"{job.request_id}:{job.attempt}" + (":decode" if job.handover is not None else "")
     return Request(
         key=key,
         tenant=job.tenant,
@@ -89,6 +93,7 @@ def to_request(job: RoutedJob, delivery: Delivery, block_sizes: Iterable[int]) -
         session=job.session,
         num_tokens=max(1, len(tokens) // 4),
         chains=hash_chains(tokens, salt_hash(job.model, job.cache_salt), block_sizes),
+        num_prefilled_blocks=None if job.handover is None else job.handover.num_blocks,
         origin=Origin(delivery, job.frontend, job.ticket, key, _lifetime_s(delivery.headers)),
     )
 

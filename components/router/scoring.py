@@ -3,13 +3,18 @@
 from array import array
 
 from bus.config import RouterConfig
+from bus.messages.route import Placed
 from components.router.affinity import Affinity
+from components.router.disaggregate import DEFAULT_FETCH_TOKEN_S
 from components.router.fleet import Fleet
 from components.router.predict import Predictions
 from components.router.queue import Entry
 from components.router.request import Holding, Request
 from components.router.tiers import NO_LOADS, best_load, find_loads
 from kv_events.index import Overlap, PrefixIndex
+
+Sent = Entry[Request] | Placed
+"""What is on its way to a worker: a request of this router, or one of which another router told."""
 
 STALE_S = 0.05
 """A request that waited for so long is matched with the index again before it leaves."""
@@ -22,7 +27,7 @@ class Scorer:
     What a worker holds is what its events told (`index`), and what it was just sent.
     """
 
-    def __init__(self, config: RouterConfig, index: PrefixIndex, fleet: Fleet[Entry[Request]]) -> None:
+    def __init__(self, config: RouterConfig, index: PrefixIndex, fleet: Fleet[Sent]) -> None:
         self._index = index
         self._fleet = fleet
         self._predictions = Predictions(config.predicted_ttl_s)
@@ -33,6 +38,8 @@ class Scorer:
     def costs(self, request: Request, now: float) -> list[float]:
         """Return the cost at each worker number; infinite where there is no worker."""
         self._match(request, now)
+        if request.num_prefilled_blocks is not None:
+            return self._prefilled_costs(request, request.num_prefilled_blocks, now)
         costs = self._fleet.costs(request.num_tokens, now)
         token_s = self._fleet.token_s
         for number, device, loads in request.holdings:
@@ -46,8 +53,28 @@ class Scorer:
             costs[home] -= self._affinity_s
         return costs
 
+    def fetch_token_s(self, number: int) -> float:
+        """Return the seconds that the KV of a token took to come to a worker lately; 0: none came."""
+        return self._fleet.state(number).fetch_token_s
+
+    def cached(self, request: Request, number: int) -> int:
+        """Return the tokens that a worker holds in device memory, as of the last look."""
+        return next((device for holder, device, _ in request.holdings if holder == number), 0)
+
+    def _prefilled_costs(self, request: Request, num_blocks: int, now: float) -> list[float]:
+        """Return what it costs to go on elsewhere than where the prompt was computed: what is not there comes over."""
+        fleet = self._fleet
+        costs = fleet.costs(1, now)
+        for number in fleet.present:
+            state = fleet.state(number)
+            missing = max(0, num_blocks * state.block_size - self.cached(request, number))
+            costs[number] += missing * (state.fetch_token_s or DEFAULT_FETCH_TOKEN_S)
+        return costs
+
     def uncached(self, request: Request, number: int) -> int:
         """Return the tokens that a worker has to compute, as of the last look."""
+        if request.num_prefilled_blocks is not None:
+            return max(1, request.num_tokens - request.num_prefilled_blocks * self._fleet.state(number).block_size)
         for holding in request.holdings:
             if holding[0] == number:
                 return self._uncached(request, holding)
@@ -87,7 +114,7 @@ class Scorer:
         for size, chain in request.chains.items():
             expected = self._predictions.match(chain, now)
             overlaps = self._index.match(chain)
-            shared = self._index.match_shared(chain)
+            shared = self._index.match_shared(chain) if fleet.owners else {}
             # What shared tiers have, any worker may have.
             workers = numbers.keys() if shared else overlaps.keys() | expected.keys()
             for worker in workers:

@@ -134,6 +134,24 @@ async def test_what_a_worker_never_accepted_goes_to_another_when_it_leaves(stage
     await stage.wait(lambda: len(stage.puppets[1].taken) == 3)
 
 
+async def test_what_a_dead_router_sent_to_a_dead_worker_is_told_to_its_owner_at_once(stage: Stage) -> None:
+    first = await stage.add_puppet("w-1")
+    leader = await stage.add_router("r-1")
+    first.is_accepting = False
+    await stage.wait(lambda: leader.find("m") is not None and leader.find("m").lead.is_leading)
+    second = await stage.add_router("r-2")
+    await stage.wait(lambda: second.find("m") is not None and second.find("m").pool.fleet.present != [])
+    for ticket in range(3):
+        await stage.owner.send(ticket)
+    await stage.wait(lambda: second.find("m").pool.fleet.num_requests() == [3])
+    await stage.wait(lambda: leader.find("m").num_sending == 0)
+    stage.kill("r-1")
+    stage.kill("w-1")
+    await stage.wait(lambda: len(stage.owner.failed) == 3, within_s=5.0)
+    assert {failed.ticket for failed in stage.owner.failed} == {0, 1, 2}
+    assert all(failed.is_retryable and failed.code == "router_lost" for failed in stage.owner.failed)
+
+
 async def test_a_request_that_cannot_be_served_in_time_is_refused(stage: Stage) -> None:
     puppet = await stage.add_puppet("w-1", slots=1)
     puppet.report_fields = {"running": 1, "waiting": 1}

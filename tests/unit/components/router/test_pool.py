@@ -270,9 +270,9 @@ def test_a_session_stays_unless_it_costs_too_much(stage: Make) -> None:
     assert s.place(s.request(length=200, session="s-1")) != home
 
 
-def test_workers_that_take_no_whole_requests_are_left_alone(stage: Make, card: Callable[..., WorkerCard]) -> None:
+def test_workers_that_generate_nothing_are_left_alone(stage: Make, card: Callable[..., WorkerCard]) -> None:
     s = stage(0)
-    s.pool.join(card("p", roles=["prefill"]), s.now)
+    s.pool.join(card("e", roles=["encode"]), s.now)
     assert s.place(s.request()) == ""
 
 
