@@ -36,6 +36,11 @@ class Canary:
         self._num_broken = 0
 
     @property
+    def stepped_at(self) -> float:
+        """When the last step ended."""
+        return self._stepped_at
+
+    @property
     def period_s(self) -> float:
         """How often `look` is to be called."""
         return min(1.0, self._stall_s / 4)

@@ -16,10 +16,13 @@ from bus.codec import codec, encode
 from bus.errors import BusUnavailable, BuswayError, EngineBusy, Malformed
 from bus.gone import watch_gone
 from bus.messages.base import pack_u64, unpack_u32, unpack_u64
+from bus.messages.fleet import WorkerCard
 from bus.messages.kv import BlocksCleared, BlocksStored, KvBatch, KvEvent
 from bus.messages.transfer import PeerAnswer, PeerQuery
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
+from bus.registry import watch_cards
+from bus.subjects import slug
 from components.engines.exchange import BlockMemory
 from components.transfer import Ending, Transfer
 from kv_events.index import PEERS
@@ -63,6 +66,7 @@ class PeerTier:
         self._model = model
         self._worker = worker
         self._holders = Holders()
+        self._present: set[str] = set()
 
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         return [Presence.MISS if self._holders.find(key.block_hash) is None else Presence.HIT for key in keys]
@@ -107,12 +111,13 @@ class PeerTier:
             self._bus.subscribe(subjects.kv(self._model, "*"), self._on_batch),
         ]
         try:
-            with watch_gone(self._bus, self._holders.forget):
+            async with watch_cards(self._bus, "worker", WorkerCard, self._on_card):
                 try:
                     await self._bus.replay("KV", subjects.kv(self._model, "*"), self._on_batch)
                 except BuswayError as error:
                     log.warning("peers.not_replayed", reason=str(error))
-                await anyio.sleep_forever()
+                with watch_gone(self._bus, self._forget):
+                    await anyio.sleep_forever()
         finally:
             for subscription in subscriptions:
                 subscription.unsubscribe()
@@ -167,12 +172,23 @@ class PeerTier:
     def _release(self, slots: Sequence[int], _: Ending) -> None:
         self._host.slots.complete_load(slots)
 
+    def _on_card(self, worker: str, card: WorkerCard | None) -> None:
+        if card is None:
+            self._forget(worker)
+        elif slug(card.model) == self._model and worker != self._worker:
+            self._present.add(worker)
+
+    def _forget(self, worker: str) -> None:
+        if worker in self._present:
+            self._present.discard(worker)
+            self._holders.forget(worker)
+
     def _on_batch(self, message: Incoming) -> None:
         """Note what other workers have in host memory; what is lost of this costs a miss, or a question in vain."""
         try:
             batch = _batches.decode(message.payload)
-            if batch.worker == self._worker or not message.subject.endswith(f".{batch.worker}"):
-                return
+            if batch.worker not in self._present or not message.subject.endswith(f".{batch.worker}"):
+                return  # the stream remembers the dead, too
             for raw in batch.events:
                 event = _events.decode(raw)
                 if event.tier != "host":

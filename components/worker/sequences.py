@@ -226,14 +226,22 @@ class Sequences:
         self.publisher.forget(owner)
         return len(attempts)
 
-    def hand_back(self, code: str, message: str) -> int:
-        """Give every attempt back to its owner for another worker; return how many there were."""
+    def hand_back(self, code: str, message: str, *, stepped_at: float | None = None) -> int:
+        """Give every attempt back to its owner for another worker; return how many there were.
+
+        With `stepped_at`, the end of the last step, those that came too late for the one after it, in which the engine
+        died, are told so: nobody is to blame them for it.
+        """
         now = self._loop.time()
         attempts = list(self.ledger.live.values())
+        began_at = now
+        if stepped_at is not None:
+            began_at = max(stepped_at, min((attempt.accepted_at for attempt in attempts), default=now))
         for attempt in attempts:
             self.ledger.end(attempt.key, now)
             self._abort(attempt, "handed_back")
-            attempt.outbox.failed.append(Failed(attempt.ticket, code, message, True))
+            is_late = attempt.accepted_at > began_at + TELL_AFTER_S
+            attempt.outbox.failed.append(Failed(attempt.ticket, "draining" if is_late else code, message, True))
         self.flush()
         self._on_change()
         return len(attempts)

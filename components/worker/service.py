@@ -329,7 +329,8 @@ class Worker:
         """Give everything back to its owners and raise `EngineDied`."""
         log.error("engine.died", reason=str(error), exc_info=not isinstance(error, EngineDied))
         self._intake.close()
-        self._sequences.hand_back(EngineDied.code, "the engine of the worker stopped")
+        message = "the engine of the worker stopped"
+        self._sequences.hand_back(EngineDied.code, message, stepped_at=self._canary.stepped_at)
         await self._say_goodbye()
         raise EngineDied(f"the engine stopped: {error}") from error
 

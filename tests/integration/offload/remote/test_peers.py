@@ -8,8 +8,10 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u64
+from bus.messages.fleet import WorkerCard
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch
 from bus.messages.transfer import PeerAnswer, PeerQuery
+from bus.registry import keep_card
 from bus.testing import MemoryBroker
 from components.transfer import open_transfer
 from components.worker.peer_tier import MAX_ASKED, PeerTier, arena_memory
@@ -27,6 +29,23 @@ FINGERPRINT = "model/float32"
 
 def keys_of(*hashes):
     return [BlockKey(SPACE, block) for block in hashes]
+
+
+def make_card(name):
+    return WorkerCard(
+        worker=name,
+        model="m",
+        engine="none",
+        roles=["both"],
+        slots=1,
+        block_size=16,
+        num_blocks=16,
+        max_model_len=99,
+        host="h",
+        pid=1,
+        version="0",
+        started_at=0.0,
+    )
 
 
 class Peer:
@@ -79,8 +98,9 @@ async def add_peer():
                         await bus.ensure()
                         tier = PeerTier(bus, host, transfer, model="m", worker=name)
                         made.append(Peer(name, bus, host, tier))
-                        ready.set()
-                        await tier.run()
+                        async with keep_card(bus, f"worker.{name}", make_card(name)):
+                            ready.set()
+                            await tier.run()
 
             tasks.start_soon(run)
             await ready.wait()
@@ -93,6 +113,7 @@ async def add_peer():
 
 async def test_what_a_peer_has_is_read_from_its_host_memory(add_peer, eventually):
     first, second, third = [await add_peer(f"w-{number}") for number in range(3)]
+    await eventually(lambda: third.tier._present == {"w-0", "w-1"})
     first.keep(1, 2, 3)
     second.keep(4, 5)
     await eventually(lambda: third.tier.lookup(keys_of(1, 2, 3, 4, 5, 6)) == [HIT] * 5 + [MISS])
@@ -105,6 +126,7 @@ async def test_what_a_peer_has_is_read_from_its_host_memory(add_peer, eventually
 
 async def test_what_a_peer_has_no_more_is_missed_once(add_peer, eventually):
     first, second = await add_peer("w-1"), await add_peer("w-2")
+    await eventually(lambda: second.tier._present == {"w-1"})
     first.keep(1, 2, 3)
     await eventually(lambda: second.tier.lookup(keys_of(1, 2, 3)) == [HIT] * 3)
     first.host.slots.remove(keys_of(2))
@@ -118,6 +140,7 @@ async def test_what_a_peer_has_no_more_is_missed_once(add_peer, eventually):
 
 async def test_a_peer_that_is_gone_is_a_miss(add_peer, eventually):
     first, second = await add_peer("w-1"), await add_peer("w-2")
+    await eventually(lambda: second.tier._present == {"w-1"})
     first.keep(1, 2)
     await eventually(lambda: second.tier.lookup(keys_of(1, 2)) == [HIT] * 2)
     second.tier._holders.store("w-gone", [7])
@@ -125,10 +148,15 @@ async def test_a_peer_that_is_gone_is_a_miss(add_peer, eventually):
     assert second.tier.lookup(keys_of(7)) == [MISS]
     first.scope.cancel()
     await eventually(lambda: second.tier.lookup(keys_of(1, 2)) == [MISS] * 2)
+    third = await add_peer("w-3")
+    await eventually(lambda: third.tier._present == {"w-2"})
+    await third.bus.replay("KV", third.bus.subjects.kv("m", "*"), third.tier._on_batch)
+    assert third.tier.lookup(keys_of(1, 2)) == [MISS] * 2, "the stream remembers what the dead had"
 
 
 async def test_frames_of_another_layout_are_refused(add_peer, eventually):
     first, second = await add_peer("w-1", fingerprint="model/bfloat16"), await add_peer("w-2")
+    await eventually(lambda: second.tier._present == {"w-1"})
     first.keep(1)
     await eventually(lambda: second.tier.lookup(keys_of(1)) == [HIT])
     assert await second.tier.load(second.frames(1)) == [False]
@@ -136,6 +164,7 @@ async def test_frames_of_another_layout_are_refused(add_peer, eventually):
 
 async def test_hostile_questions_and_answers(add_peer, eventually):
     first, second = await add_peer("w-1"), await add_peer("w-2")
+    await eventually(lambda: second.tier._present == {"w-1"})
     first.keep(1)
     subject = first.bus.subjects.peer("w-1")
     good = PeerQuery(space=SPACE, block_hashes=pack_u64([1]))

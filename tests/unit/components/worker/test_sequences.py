@@ -210,3 +210,14 @@ async def test_a_deadline_ends_what_still_runs_and_only_that(
     assert sequences.ledger.is_known("f-1", 2, 0.0), "a repeated delivery of it does not start again"
     sequences.cancel("f-1", [3])
     assert not sequences.ledger.live
+
+
+async def test_what_came_too_late_for_the_last_step_is_not_blamed_for_it(pipe: Pipe, sequences: Sequences) -> None:
+    for ticket in (1, 2):
+        accept(sequences, "f-1", ticket)
+    early, late = sequences.ledger.live.values()
+    late.accepted_at = early.accepted_at + 1.0
+    pipe.take()
+    sequences.hand_back("engine_died", "it died", stepped_at=early.accepted_at - 5.0)
+    ((_, batch),) = pipe.take()
+    assert [(failed.ticket, failed.code) for failed in batch.failed] == [(1, "engine_died"), (2, "draining")]
