@@ -1,4 +1,4 @@
-"""Pure. The events of a response that is made in the background, kept while it is made for who listens, and when."""
+"""I/O. The events of a response that is made in the background, kept while it is made for who listens, and when."""
 
 import asyncio
 from collections.abc import Callable

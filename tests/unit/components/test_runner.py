@@ -66,6 +66,6 @@ def test_a_durable_reads_the_stream_that_carries_its_subject() -> None:
 
 
 def test_a_durable_on_a_work_queue_is_refused_and_told_what_there_is() -> None:
-    streams = r"DEAD \(dead\.v1\.>\), KV \(kv\.v1\.>\), USAGE \(usage\.v1\.>\)"
+    streams = r"DEAD \(dead\.v1\.>\), KV \(kv\.v1\.>, tier\.v1\.>\), USAGE \(usage\.v1\.>\)"
     with pytest.raises(BadConfig, match=rf"'work\.v1\.>'.*{streams}"):
         find_stream(describe(Thief), readable_streams(Subjects()))
