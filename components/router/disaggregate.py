@@ -35,17 +35,17 @@ class Disaggregation:
         self._margin = margin
         self._was_remote = False
 
-    def weigh(self, local_s: float, prefill_s: float, fetch_tokens: int, fetch_token_s: float) -> Verdict:
+    def weigh(self, local_s: float, prefill_s: float, join_s: float, fetch_tokens: int) -> Verdict:
         """Say where a prompt goes, and change nothing.
 
         `local_s` is what it costs at the cheapest worker that decodes, `prefill_s` at the cheapest that prefills only,
-        `fetch_tokens` what the former would have to fetch from the latter, at `fetch_token_s` each (0: not measured).
+        and `join_s` what is left then for one that decodes: its turn there, the KV of `fetch_tokens` on its way, and
+        the tokens behind the last full block, which no transfer brings.
         """
-        transfer_s = fetch_tokens * (fetch_token_s or DEFAULT_FETCH_TOKEN_S)
-        remote_s = prefill_s + transfer_s + HANDOVER_S
+        remote_s = prefill_s + HANDOVER_S + join_s
         sums = (
-            f"prefill elsewhere {remote_s * 1000:.1f} ms, {transfer_s * 1000:.1f} ms of them until the KV of "
-            f"{fetch_tokens} tokens has come; here {local_s * 1000:.1f} ms"
+            f"prefilled elsewhere {remote_s * 1000:.1f} ms, {join_s * 1000:.1f} ms of them to fetch {fetch_tokens} "
+            f"tokens and go on; here {local_s * 1000:.1f} ms"
         )
         if self._mode != "auto":
             return Verdict(self._mode == "always", f"router.disaggregate = {self._mode}: {sums}")

@@ -222,7 +222,7 @@ class Pool:
             present = self._sides.present(request, self.fleet.present)
             number = self._blind.pick(present, self.fleet.num_requests())
             return None if number is None else self._choice(request, number, 0.0)
-        costs, reason = self._sides.narrow(request, self._scorer.costs(request, now), self._scorer)
+        costs, reason = self._sides.narrow(request, self._scorer.costs(request, now), self._scorer, now)
         number = self._cheapest(request, costs, now)
         return None if number is None else self._choice(request, number, costs[number], reason)
 
@@ -317,7 +317,7 @@ class Pool:
             costs[number] += seconds
         for number in self._reserved if headroom else ():
             costs[number] = math.inf
-        costs, reason = self._sides.narrow(request, costs, self._scorer)
+        costs, reason = self._sides.narrow(request, costs, self._scorer, now)
         number = self._cheapest(request, costs, now)
         if number is None:
             return None

@@ -39,7 +39,7 @@ class Scorer:
         """Return the cost at each worker number; infinite where there is no worker."""
         self._match(request, now)
         if request.num_prefilled_blocks is not None:
-            return self._prefilled_costs(request, request.num_prefilled_blocks, now)
+            return self.join_costs(request, now)
         costs = self._fleet.costs(request.num_tokens, now)
         token_s = self._fleet.token_s
         for number, device, loads in request.holdings:
@@ -53,23 +53,29 @@ class Scorer:
             costs[home] -= self._affinity_s
         return costs
 
-    def fetch_token_s(self, number: int) -> float:
-        """Return the seconds that the KV of a token took to come to a worker lately; 0: none came."""
-        return self._fleet.state(number).fetch_token_s
-
     def cached(self, request: Request, number: int) -> int:
         """Return the tokens that a worker holds in device memory, as of the last look."""
         return next((device for holder, device, _ in request.holdings if holder == number), 0)
 
-    def _prefilled_costs(self, request: Request, num_blocks: int, now: float) -> list[float]:
-        """Return what it costs to go on elsewhere than where the prompt was computed: what is not there comes over."""
+    def join_costs(self, request: Request, now: float) -> list[float]:
+        """Return what it costs to go on with a prompt that another worker computed: what is not there comes over."""
         fleet = self._fleet
         costs = fleet.costs(1, now)
         for number in fleet.present:
             state = fleet.state(number)
-            missing = max(0, num_blocks * state.block_size - self.cached(request, number))
-            costs[number] += missing * (state.fetch_token_s or DEFAULT_FETCH_TOKEN_S)
+            costs[number] += self.missing_tokens(request, number) * (state.fetch_token_s or DEFAULT_FETCH_TOKEN_S)
+            costs[number] += fleet.token_s[number] * (request.num_tokens - self._offered(request, number))
         return costs
+
+    def missing_tokens(self, request: Request, number: int) -> int:
+        """Return the tokens that a worker does not hold of those which another one could give it, as of the last look."""
+        return max(0, self._offered(request, number) - self.cached(request, number))
+
+    def _offered(self, request: Request, number: int) -> int:
+        """Return the tokens whose KV a worker can get from the one that prefills, or did so: those in full blocks."""
+        size = self._fleet.state(number).block_size
+        num_blocks = request.num_prefilled_blocks
+        return min(request.num_tokens, (request.num_tokens // size if num_blocks is None else num_blocks) * size)
 
     def uncached(self, request: Request, number: int) -> int:
         """Return the tokens that a worker has to compute, as of the last look."""

@@ -12,11 +12,11 @@ from components.router.request import Request
 class Holdings(Protocol):
     """What is known of a prompt at each worker."""
 
-    def cached(self, request: Request, number: int) -> int:
-        """Return the tokens that a worker holds in device memory."""
+    def join_costs(self, request: Request, now: float) -> list[float]:
+        """Return what is left for each worker once the prompt is computed elsewhere, in seconds."""
 
-    def fetch_token_s(self, number: int) -> float:
-        """Return the seconds that the KV of a token took to come to a worker lately; 0: none came."""
+    def missing_tokens(self, request: Request, number: int) -> int:
+        """Return the tokens in full blocks that a worker would have to fetch."""
 
 
 class Sides:
@@ -52,13 +52,13 @@ class Sides:
             return [number for number in numbers if self._decode.get(number) != "decode"]
         return [number for number in numbers if number in self._decode]
 
-    def narrow(self, request: Request, costs: list[float], holdings: Holdings) -> tuple[list[float], str]:
+    def narrow(self, request: Request, costs: list[float], holdings: Holdings, now: float) -> tuple[list[float], str]:
         """Make the other side infinitely dear; return the costs and, where there was a choice, the reason for it."""
         if not self._prefill or not self._decode:
             return costs, ""
         if request.num_prefilled_blocks is not None:
             return _without(costs, self._prefill), ""
-        verdict = self._weigh(request, costs, holdings)
+        verdict = self._weigh(request, costs, holdings, now)
         return _without(costs, self._decode.keys() if verdict.is_remote else self._prefill), verdict.reason
 
     def note(self, role: Role) -> None:
@@ -66,11 +66,13 @@ class Sides:
         if self._prefill and self._decode:
             self._disaggregation.note(Verdict(role == "prefill", ""))
 
-    def _weigh(self, request: Request, costs: list[float], holdings: Holdings) -> Verdict:
-        local = min(self._decode, key=costs.__getitem__)
+    def _weigh(self, request: Request, costs: list[float], holdings: Holdings, now: float) -> Verdict:
+        local_s = min(costs[number] for number in self._decode)
         prefill_s = min(costs[number] for number in self._prefill)
-        fetch_tokens = max(0, request.num_tokens - holdings.cached(request, local))
-        return self._disaggregation.weigh(costs[local], prefill_s, fetch_tokens, holdings.fetch_token_s(local))
+        join_costs = holdings.join_costs(request, now)
+        reader = min(self._decode, key=join_costs.__getitem__)
+        fetch_tokens = holdings.missing_tokens(request, reader)
+        return self._disaggregation.weigh(local_s, prefill_s, join_costs[reader], fetch_tokens)
 
 
 def _without(costs: list[float], numbers: Container[int]) -> list[float]:

@@ -47,7 +47,7 @@ def test_a_long_prompt_is_computed_elsewhere_while_many_decode_and_a_short_one_i
     long = make_pool().choose(request(4000), 0.0)
     assert long is not None
     assert (long.worker, long.role) == ("p", "prefill")
-    assert "prefill elsewhere" in long.reason
+    assert "prefilled elsewhere" in long.reason
     short = make_pool().choose(request(8), 0.0)
     assert short is not None
     assert (short.worker, short.role) == ("d", "decode")
@@ -101,19 +101,28 @@ def test_a_change_of_roles_counts_at_once() -> None:
 
 def test_the_side_of_the_last_choice_is_kept_while_the_other_is_hardly_cheaper() -> None:
     disaggregation = Disaggregation("auto", margin=0.2)
-    near = (1.0, 0.9 - HANDOVER_S, 0, 0.0)
+    near = (1.0, 0.9 - HANDOVER_S, 0.0, 0)
     assert not disaggregation.weigh(*near).is_remote
-    assert disaggregation.weigh(1.0, 0.8, 0, 0.0).is_remote
+    assert disaggregation.weigh(1.0, 0.5, 0.3, 0).is_remote
     disaggregation.note(Verdict(True, ""))
     assert disaggregation.weigh(*near).is_remote
-    assert disaggregation.weigh(1.0, 1.19 - HANDOVER_S, 0, 0.0).is_remote
-    assert not disaggregation.weigh(1.0, 1.21, 0, 0.0).is_remote
+    assert disaggregation.weigh(1.0, 1.19 - HANDOVER_S, 0.0, 0).is_remote
+    assert not disaggregation.weigh(1.0, 1.21, 0.0, 0).is_remote
 
 
 def test_the_way_of_the_blocks_counts() -> None:
-    disaggregation = Disaggregation("auto")
-    assert disaggregation.weigh(1.0, 0.5, 4000, 1e-6).is_remote
-    assert not disaggregation.weigh(1.0, 0.5, 4000, 1e-3).is_remote
+    pool = make_pool()
+    pool.report(load("d", running=16, fetch_token_s=1e-3), 0.0)
+    choice = pool.choose(request(4000), 0.0)
+    assert choice is not None
+    assert choice.worker == "d"
+
+
+def test_what_fills_no_block_cannot_move_and_stays_even_beside_many_that_decode() -> None:
+    choice = make_pool(decoding=32).choose(request(15), 0.0)
+    assert choice is not None
+    assert choice.worker == "d"
+    assert "fetch 0 tokens" in choice.reason
 
 
 def test_blind_policies_keep_to_roles_too() -> None:
