@@ -1,9 +1,10 @@
 """Pure. What the next step computes: continuous batching with chunked prefill over a pool of KV blocks.
 
-First come, first served. Every decoding sequence gets its token in every step; prompts share what is left of the
-step's token budget, in order. A sequence is admitted when the pool has room for all its tokens, so only decoding can
-run out of blocks; then the latest arrivals give theirs back and start again later (preemption by recomputation, much
-of which the prefix cache takes off). Invariant: whatever runs was admitted before whatever waits.
+First come, first served, where priority counts like an earlier arrival. Every decoding sequence gets its token in every
+step; prompts share what is left of the step's token budget, in order. A sequence is admitted when the pool has room for
+all its tokens, so only decoding can run out of blocks; then the latest arrivals give theirs back and start again later
+(preemption by recomputation, much of which the prefix cache takes off). Invariant: whatever runs was admitted before
+whatever waits.
 
 A sequence whose first blocks come from elsewhere takes its blocks when its turn has come, then *fills*: it holds no
 place in the batch while the bytes arrive, and is *ready* for the next place once they did.
@@ -20,6 +21,9 @@ from components.engines.batching.leases import Leases
 from components.engines.batching.pool import START, BlockPool
 from components.engines.batching.sequence import Sequence
 from components.engines.exchange import Fill, Note
+
+LEAD = 16
+"""Arrivals that one level of priority is worth: so many later ones, of one level more, overtake a sequence, no more."""
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -87,6 +91,7 @@ class Scheduler:
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._sequences: dict[int, Sequence] = {}
+        self._num_added = 0
 
     @property
     def has_work(self) -> bool:
@@ -118,7 +123,12 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits into the pool at its full length."""
         self._sequences[sequence.key] = sequence
-        self.waiting.append(sequence)
+        self._num_added += 1
+        sequence.turn = self._num_added - LEAD * sequence.request.hints.priority
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].turn > sequence.turn:
+            place -= 1
+        self.waiting.insert(place, sequence)
 
     def abort(self, key: int) -> None:
         """Forget a sequence in any state; unknown keys are no error.
@@ -298,6 +308,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
         sequence.forget_computed()
+        sequence.turn = float("-inf")  # its turn has come already
         self.waiting.appendleft(sequence)
 
     def _store_full(self, sequence: Sequence, num_tokens: int) -> None:

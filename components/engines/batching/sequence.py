@@ -34,6 +34,7 @@ class Sequence:
         "num_to_fill",
         "request",
         "tokens",
+        "turn",
         "was_admitted",
     )
 
@@ -55,6 +56,8 @@ class Sequence:
         self.cached_tokens = 0
         """Prompt tokens that were found in the prefix cache when the sequence was first admitted."""
         self.was_admitted = False
+        self.turn = 0.0
+        """Place among those that wait: the smallest goes first."""
         self.is_held = request.hold
         self.history = TokenHistory(request.prompt, request.output) if has_penalties(request.sampling) else None
         self._stop_ids = frozenset(stopping.stop_token_ids) | (

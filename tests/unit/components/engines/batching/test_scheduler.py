@@ -5,11 +5,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.messages.base import unpack_u64
-from bus.messages.inference import Sampling, Stopping
+from bus.messages.inference import Hints, Sampling, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored
 from components.engines import EngineRequest
 from components.engines.batching.pool import BlockPool
-from components.engines.batching.scheduler import Outcome, Plan, Scheduler
+from components.engines.batching.scheduler import LEAD, Outcome, Plan, Scheduler
 from components.engines.batching.sequence import Sequence
 from components.engines.exchange import Fill, Held
 from kv_events.hashing import block_hashes, salt_hash
@@ -47,6 +47,7 @@ class Dry:
         output: tuple[int, ...] = (),
         fill_blocks: int = 0,
         hold: bool = False,
+        priority: int = 0,
     ) -> Sequence:
         request = EngineRequest(
             key,
@@ -58,6 +59,7 @@ class Dry:
             cache_salt=salt,
             fill_blocks=fill_blocks,
             hold=hold,
+            hints=Hints(priority=priority),
         )
         sequence = Sequence(request, model="m", max_model_len=min(MAX_MODEL_LEN, self.pool.num_blocks * BLOCK_SIZE))
         self.scheduler.add(sequence)
@@ -214,6 +216,36 @@ def test_first_come_first_served() -> None:
         dry.add(key, [key + 1] * 6, max_tokens=1)
     dry.run()
     assert [outcome.sequence.key for outcome in dry.ended] == [0, 1, 2]
+
+
+def test_higher_priorities_start_first_and_equal_ones_in_order() -> None:
+    dry = Dry(max_running=1, max_batch_tokens=8)
+    for key, priority in enumerate([0, 0, -1, 0, 100, 1, 100]):
+        dry.add(key, [key + 1] * 6, max_tokens=1, priority=priority)
+    dry.run()
+    assert [outcome.sequence.key for outcome in dry.ended] == [4, 6, 5, 0, 1, 3, 2]
+
+
+def test_a_stream_of_higher_priorities_starves_nobody() -> None:
+    dry = Dry(max_running=1, max_batch_tokens=8)
+    dry.add(0, [1] * 6, max_tokens=1)
+    dry.step()
+    dry.add(1, [1] * 6, max_tokens=1, priority=-1)
+    for key in range(2, 6 * LEAD):
+        dry.add(key, [1] * 6, max_tokens=1, priority=2)
+        dry.step()
+    assert [outcome.sequence.key for outcome in dry.ended].index(1) == 3 * LEAD
+
+
+def test_what_was_preempted_goes_on_before_those_that_never_began() -> None:
+    dry = Dry(num_blocks=5, max_batch_tokens=32)
+    dry.add(1, list(range(100, 108)), max_tokens=10)
+    dry.add(2, list(range(200, 204)), max_tokens=10)
+    while not dry.preemptions:
+        dry.step()
+    dry.add(3, [1, 2, 3], max_tokens=10, priority=100)
+    dry.run()
+    assert [outcome.sequence.key for outcome in dry.ended] == [1, 2, 3]
 
 
 def test_a_stop_token_ends_a_sequence_and_counts() -> None:
@@ -401,7 +433,8 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
             output = (9,) * (number % 2)
             if len(prompt) + len(output) < room:
                 hold = number % 4 == 0
-                dry.add(added, prompt, max_tokens=size + 1, output=output, fill_blocks=number % 5, hold=hold)
+                fill_blocks, priority = number % 5, number % 7 - 3
+                dry.add(added, prompt, size + 1, output=output, fill_blocks=fill_blocks, hold=hold, priority=priority)
                 added += 1
         elif action == "fill":
             if dry.fills:
