@@ -69,6 +69,8 @@ class Pick(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     uncached_tokens: int
     cost_s: float
+    role: str = "both"
+    why_there: str = ""
     candidates: msgspec.Raw = msgspec.field(default_factory=lambda: _NO_CANDIDATES)
 
 
@@ -125,6 +127,9 @@ def read_pick(answer: bytes) -> Destination:
         f"costs least: {pick.cost_s * 1000:.1f} ms to the first token, waiting and what others lose included; {held}, "
         f"and computes {pick.uncached_tokens}"
     )
+    if pick.why_there:
+        part = "computes the prompt for one that decodes" if pick.role == "prefill" else "does all of it"
+        reason += f"; it {part}: {pick.why_there}"
     return Destination(via="router", worker=pick.worker, reason=reason, candidates=pick.candidates)
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 from bus.codec import Codec, codec
 from bus.errors import InvalidRequest, Malformed, NoWorker, UnknownModel
 from bus.messages.base import pack_u32
-from bus.messages.inference import LatencyClass
+from bus.messages.inference import LatencyClass, Role
 from components.router.pool import Candidate, Pool
 from components.router.request import Request, hash_chains
 from kv_events.hashing import salt_hash
@@ -49,6 +49,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     uncached_tokens: int
     cost_s: float
     """Estimated time to the first token, with what it costs others."""
+    role: Role
+    """`prefill`: this worker computes the prompt only, and hands it over to one that decodes."""
+    why_there: str
+    """Why the prompt is computed by a worker of that role; empty where there is no choice."""
     reserved: bool
     candidates: list[Candidate] | msgspec.UnsetType = msgspec.UNSET
     """If asked to explain: the cheapest workers, at most `MAX_CANDIDATES`."""
@@ -102,6 +106,8 @@ def answer(question: Question, pool: Pool | None, now: float) -> Answer:
         cached_tokens=request.num_tokens - choice.uncached_tokens,
         uncached_tokens=choice.uncached_tokens,
         cost_s=round(choice.cost_s, 6),
+        role=choice.role,
+        why_there=choice.reason,
         reserved=question.reserve,
         candidates=candidates,
     )

@@ -68,7 +68,7 @@ class Scorer:
         return costs
 
     def missing_tokens(self, request: Request, number: int) -> int:
-        """Return the tokens that a worker does not hold of those which another one could give it, as of the last look."""
+        """Return the tokens that another worker could give it and that it does not hold, as of the last look."""
         return max(0, self._offered(request, number) - self.cached(request, number))
 
     def _offered(self, request: Request, number: int) -> int:
