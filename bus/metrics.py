@@ -120,6 +120,12 @@ WORKER_FETCHES = Counter(
 )
 """`outcome`: `read`, `unneeded` (the cache had them, or nobody waits any more), or `failed` (computed again)."""
 
+WORKER_PREFILL_TOKENS = Counter(
+    "busway_worker_prefill_tokens",
+    "Tokens of prompts that were computed: neither cached nor fetched.",
+    registry=REGISTRY,
+)
+
 WORKER_TOKENS = Counter("busway_worker_tokens", "Tokens generated.", registry=REGISTRY)
 
 WORKER_STEP_SECONDS = Histogram(

@@ -63,6 +63,8 @@ class Books:
             ttft_s=ttft_s,
             duration_s=round(duration_s, 4),
             attempts=request.attempt + 1,
+            worker=request.worker,
+            **({"prefilled_by": request.prefilled_by} if request.prefilled_by else {}),
             **details,
         )
         self._publisher.publish(

@@ -107,6 +107,7 @@ class Request:
         "num_tokens",
         "opened_at",
         "output",
+        "prefilled_by",
         "request_id",
         "suspect_at",
         "ticket",
@@ -133,6 +134,8 @@ class Request:
         """It waits to be tried again alone (`frontend.suspects`)."""
         self.worker = ""
         """Empty until a worker accepts the present attempt."""
+        self.prefilled_by = ""
+        """The worker that computed the prompt, where another one goes on."""
         self.is_live = False
         self.is_routed = False
         """Whether the present attempt went to the routers."""

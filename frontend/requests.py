@@ -84,7 +84,7 @@ class Requests:
         request.num_faults = num_faults
         del self._by_ticket[request.ticket]
         request.attempt += 1
-        request.worker = ""
+        request.worker = request.prefilled_by = ""
         request.suspect_at = 0.0
         self._issue(request, now)
         return True
@@ -106,7 +106,7 @@ class Requests:
             request = by_ticket.get(accepted.ticket)
             if request is not None and accepted.source and request.worker == accepted.source:
                 # It was prefilled there and goes on here: nobody but its worker can leave a ticket to another one.
-                request.worker = batch.worker
+                request.worker, request.prefilled_by = batch.worker, accepted.source
             if request is None or not _has(batch.worker, request):
                 outcome.unknown.add(accepted.ticket)
             elif accepted.cached_tokens > request.cached_tokens:

@@ -18,7 +18,7 @@ from bus.messages.inference import (
     deadline_by_clock,
 )
 from bus.messages.kv import KvEvent
-from bus.metrics import WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
+from bus.metrics import WORKER_PREFILL_TOKENS, WORKER_SEQUENCES, WORKER_STEP_SECONDS, WORKER_TOKENS
 from components.engines import Ended, Engine, EngineRequest, Step
 from components.worker.events import EventPublisher
 from components.worker.exchange import Exchange, is_cut_short
@@ -183,6 +183,7 @@ class Sequences:
         self.steps.add(step.stats)
         WORKER_STEP_SECONDS.observe(step.stats.duration_s)
         WORKER_TOKENS.inc(len(step.tokens))
+        WORKER_PREFILL_TOKENS.inc(step.stats.prefill_tokens)
         if step.ended:
             self._on_change()
 
