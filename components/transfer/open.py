@@ -2,10 +2,10 @@
 
 import ctypes
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import anyio
 import structlog
@@ -24,22 +24,21 @@ LEASE_S = 10.0
 """How long blocks are kept for a reader of whom nothing is heard."""
 
 Transport = Literal["auto", "nixl", "loopback"]
+TransferOpener = Callable[[BlockMemory, str], AbstractAsyncContextManager[Transfer]]
+"""Opens the side of a worker, by its name, over some memory."""
+SealWords: TypeAlias = "ctypes.Array[ctypes.c_uint64]"
+WireOpener = Callable[["SealWords", OnNote], AbstractAsyncContextManager[Wire]]
+"""Opens a wire over the seals, which are written elsewhere; it is told what to call with peers' notes."""
 
 log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_transfer(
-    memory: BlockMemory, worker: str, *, transport: Transport = "auto", lease_s: float = LEASE_S
-) -> AsyncIterator[Transfer]:
-    """Offer and read blocks of an engine's memory while the context is open; at its end all leases do.
-
-    `auto` is NIXL where it is installed and works, else loopback, which reaches other processes of this host and user.
-    With NIXL it takes a second or two to open. Raises `BadConfig` when the transport cannot be had.
-    """
+async def open_agent(open_wire: WireOpener, *, lease_s: float = LEASE_S) -> AsyncIterator[Transfer]:
+    """Offer and read blocks over a wire while the context is open; at its end all leases do."""
     seals = (ctypes.c_uint64 * NUM_SLOTS)()
     leases = Leases(seals, lease_s=lease_s, draw=lambda: secrets.randbits(64))
-    async with _open_wire(memory, worker, transport, seals, partial(take_note, leases)) as wire:
+    async with open_wire(seals, partial(take_note, leases)) as wire:
         agent = TransferAgent(wire, leases, lease_s=lease_s)
         log.info("transfer.opened", transport=wire.address.transport, agent=wire.address.agent)
         failure: Exception | None = None
@@ -57,9 +56,20 @@ async def open_transfer(
         raise failure
 
 
+def open_transfer(
+    memory: BlockMemory, worker: str, *, transport: Transport = "auto", lease_s: float = LEASE_S
+) -> AbstractAsyncContextManager[Transfer]:
+    """Offer and read blocks of an engine's memory while the context is open; at its end all leases do.
+
+    `auto` is NIXL where it is installed and works, else loopback, which reaches other processes of this host and user.
+    With NIXL it takes a second or two to open. Raises `BadConfig` when the transport cannot be had.
+    """
+    return open_agent(partial(_open_wire, memory, worker, transport), lease_s=lease_s)
+
+
 @asynccontextmanager
 async def _open_wire(
-    memory: BlockMemory, worker: str, transport: Transport, seals: "ctypes.Array[ctypes.c_uint64]", on_note: OnNote
+    memory: BlockMemory, worker: str, transport: Transport, seals: SealWords, on_note: OnNote
 ) -> AsyncIterator[Wire]:
     async with AsyncExitStack() as stack:
         wire: Wire | None = None
@@ -78,7 +88,7 @@ async def _open_wire(
 
 
 def _open_nixl(
-    memory: BlockMemory, worker: str, seals: "ctypes.Array[ctypes.c_uint64]", on_note: OnNote
+    memory: BlockMemory, worker: str, seals: SealWords, on_note: OnNote
 ) -> AbstractAsyncContextManager[Wire]:
     wheel = find_nixl(memory.device)
     if wheel is None:

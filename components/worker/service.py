@@ -3,8 +3,8 @@
 import asyncio
 import importlib
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
@@ -24,7 +24,7 @@ from bus.protocol import Bus
 from bus.scrape import answer_scrapes
 from bus.subjects import ANY_WORKER, Subjects, slug
 from components.engines import Engine, Step
-from components.transfer import Transfer, open_transfer
+from components.transfer import Transfer, TransferOpener, open_transfer
 from components.worker.canary import Canary
 from components.worker.events import EventPublisher
 from components.worker.exchange import Exchange
@@ -68,6 +68,7 @@ async def run_worker(config: Config) -> None:
 
     Raises `BadConfig`, `BusUnavailable` or `StreamMismatch` at the start, `EngineDied` later.
     """
+    worker = process_name(config.bus, "worker")
     started_at = time.monotonic()
     model = await anyio.to_thread.run_sync(read_model, config.worker)
     engine = await anyio.to_thread.run_sync(load_engine, config, model)
@@ -78,18 +79,24 @@ async def run_worker(config: Config) -> None:
         num_blocks=engine.spec.num_blocks,
         duration_s=round(time.monotonic() - started_at, 3),
     )
-    worker = process_name(config.bus, "w")
     async with open_bus(config.bus, Subjects(config.namespace), name=worker) as bus:
         await bus.ensure()
-        tiers = open_tiers(
-            config.offload, engine, bus, model=model.name, worker=worker, transport=config.worker.transfer
-        )
+        opener = partial(open_transfer, transport=config.worker.transfer)
         with answer_scrapes(bus, worker):
-            async with tiers as tiered:
-                opener = _transfer_opener(config, tiered, worker)
-                process = Worker(config, bus, tiered, model, worker, open_transfer=opener)
+            async with open_worker(config, bus, engine, model, worker, opener=opener) as process:
                 with watchdog(lambda: process.has_failed):
                     await serve(process)
+
+
+@asynccontextmanager
+async def open_worker(
+    config: Config, bus: Bus, engine: Engine, model: Model, worker: str, *, opener: TransferOpener
+) -> AsyncIterator["Worker"]:
+    """Put the engine on its tiers, and a worker around both; raises as `open_tiers`."""
+    async with open_tiers(config.offload, engine, bus, model=model.name, worker=worker, open_transfer=opener) as tiered:
+        memory = tiered.memory
+        own = None if memory is None else partial(opener, memory, worker)
+        yield Worker(config, bus, tiered, model, worker, open_transfer=own)
 
 
 def load_engine(config: Config, model: Model) -> Engine:
@@ -108,13 +115,6 @@ def load_engine(config: Config, model: Model) -> Engine:
             f"engine {engine!r} needs the package {error.name!r}, which is not installed: "
             f"pip install 'busway[{engine}]', or take --engine mock"
         ) from error
-
-
-def _transfer_opener(config: Config, engine: Engine, worker: str) -> OpenTransfer | None:
-    memory = engine.memory
-    if memory is None:
-        return None
-    return lambda: open_transfer(memory, worker, transport=config.worker.transfer)
 
 
 class Worker:

@@ -13,12 +13,13 @@ from bus.protocol import Bus
 from bus.subjects import slug
 from components.engines import Engine
 from components.engines.exchange import BlockMemory
-from components.transfer import Transport, open_transfer
+from components.transfer import TransferOpener
 from components.worker.offload import TieredEngine
 from components.worker.peer_tier import PeerTier, arena_memory
 from offload.disk import open_disk
 from offload.gate import Gate
 from offload.host import HostArena
+from offload.key import frame_bytes
 from offload.mover import open_mover
 from offload.quota import Quota
 from offload.remote import RemoteTier
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def open_tiers(
-    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str, transport: Transport = "auto"
+    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str, open_transfer: TransferOpener
 ) -> AsyncIterator[Engine]:
     """Return an engine with the tiers that the configuration names; without any, the engine itself.
 
@@ -63,7 +64,7 @@ async def open_tiers(
         stack.callback(tasks.cancel_scope.cancel)
         if config.peers:
             arena = arena_memory(host, memory.fingerprint)
-            transfer = await stack.enter_async_context(open_transfer(arena, f"{worker}-host", transport=transport))
+            transfer = await stack.enter_async_context(open_transfer(arena, f"{worker}-host"))
             peers = PeerTier(bus, host, transfer, model=slug(model), worker=worker)
             tasks.start_soon(peers.run)
             tiers.append(peers)
@@ -92,6 +93,7 @@ def _remote_tiers(config: OffloadConfig, bus: Bus, memory: BlockMemory, *, model
             model=slug(model),
             worker=worker,
             fingerprint=memory.fingerprint,
+            block_bytes=frame_bytes(memory.block_bytes),
             quota=Quota(setting.max_bytes, setting.max_salt_bytes, setting.keep_s),
             keep_s=setting.keep_s,
         )
