@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bus.config import BusConfig
-from bus.errors import BadConfig
+from bus.errors import AccessDenied, BadConfig
 from bus.registry import new_id
-from bus.roles import OWNERS
+from bus.roles import OWNERS, BusRole
 
 if TYPE_CHECKING:
     from bus.identity import Identity
@@ -48,10 +48,41 @@ def read_access(config: BusConfig) -> Access:
     return Access(identity, client_context(config.tls_ca) if config.tls_ca else None)
 
 
-def process_name(config: BusConfig, prefix: str) -> str:
-    """Return the id of this process: what its credentials say, else a new one; raise `BadConfig`."""
+def process_name(config: BusConfig, role: BusRole) -> str:
+    """Return the id of this process: what its credentials say, else a new one.
+
+    Raises `BadConfig`, also for credentials of another role: what they do not allow would fail one by one.
+    """
     identity = read_access(config).identity
-    return new_id(prefix) if identity is None else identity.name
+    if identity is None:
+        return new_id(role[0])
+    if identity.role not in ("", "operator", role):
+        raise BadConfig(
+            f"bus.credentials_file: {config.credentials_file} makes its holder {identity.name}, {identity.role}, but "
+            f"this is a {role}: busway keys bus {role} --file {role}.creds"
+        )
+    return identity.name
+
+
+def why_denied(error: Exception, access: Access, config: BusConfig, where: str) -> AccessDenied | None:
+    """Return what to tell of a connection that failed in a way that will not pass by itself; else None."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        trusted = f"signed by {config.tls_ca}" if config.tls_ca else "that this machine trusts"
+        return AccessDenied(
+            f"the broker at {where} shows no certificate {trusted} ({error.verify_message})",
+            hint="--set bus.tls_ca=FILE: .busway/security/ca.pem of the machine that it runs on",
+        )
+    if "authorization violation" not in str(error).lower():
+        return None
+    hint = "busway keys bus ROLE --file FILE, where the broker runs, then --set bus.credentials_file=FILE"
+    if access.identity is None:
+        return AccessDenied(f"the broker at {where} lets nobody in without credentials", hint=hint)
+    reason = "they were revoked or have ended, or it is the broker of another system"
+    return AccessDenied(
+        f"the broker at {where} does not take the credentials of {access.identity.name} ({config.credentials_file}): "
+        f"{reason}",
+        hint=hint,
+    )
 
 
 def _read(path: str) -> str:

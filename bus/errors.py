@@ -131,6 +131,16 @@ class BadConfig(Fatal):
     code = "bad_config"
 
 
+class AccessDenied(Fatal):
+    """The broker does not let this process in, or is not the one that it should be; `hint` is the way on."""
+
+    code = "access_denied"
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 class StreamMismatch(Fatal):
     """A stream or bucket of that name exists with settings that Busway cannot work with."""
 

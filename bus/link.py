@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from bus import wire
-from bus.access import read_access
+from bus.access import read_access, why_denied
 from bus.addresses import parse_urls, reconnect_delay_s, redact
 from bus.config import BusConfig
 from bus.errors import BusUnavailable, BuswayError, Malformed, NoResponder
@@ -260,7 +260,7 @@ class Link:
     # Keeping the session
 
     async def open(self) -> None:
-        """Connect for the first time; raise `BusUnavailable` after the configured time."""
+        """Connect for the first time; raise `BusUnavailable` after the configured time, `AccessDenied` at once."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.connect_timeout_s
         attempt = 0
@@ -270,6 +270,8 @@ class Link:
                 self._restored_server_id = self._server_id
                 self._ready.set()
                 return
+            if denied := why_denied(error, self.access, self._config, self.where):
+                raise denied from error
             delay_s = reconnect_delay_s(attempt, random.random())
             if loop.time() + delay_s > deadline:
                 raise BusUnavailable(

@@ -22,6 +22,7 @@ from bus.subjects import Subjects
 
 FOLDER = "security"
 AUTHORITY_FILE = "ca.pem"
+SERVER_FILE = "server.pem"
 
 
 class Vault:
@@ -30,7 +31,7 @@ class Vault:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.authority_file = folder / AUTHORITY_FILE
-        self.server_file = folder / "server.pem"
+        self.server_file = folder / SERVER_FILE
 
     def guard(self, subjects: Subjects, declared: Sequence[Declared], names: Iterable[str]) -> Guard:
         """Return what a server is guarded with that is reached by `names`; a certificate that ends soon is replaced."""

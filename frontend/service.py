@@ -65,7 +65,7 @@ log = structlog.get_logger()
 
 async def run_frontend(config: Config) -> None:
     """Serve until a signal says stop; raise `BadConfig` for a port that is taken, `BusUnavailable` without a broker."""
-    frontend = process_name(config.bus, "f")
+    frontend = process_name(config.bus, "frontend")
     check_tls(config.frontend)
     door = config.frontend
     with listen(door.host, door.port, shares_port=door.shares_port) as listener:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -78,6 +79,8 @@ def check_system(config: Config) -> Iterator[Finding]:
     running = read_running(state_dir)
     if running is not None:
         yield _check_running(running, state_dir)
+        if running.tls_ca:
+            yield _check_certificate(Path(running.tls_ca).parent, state_dir)
         return
     yield Finding(Verdict.OK, f"nothing runs in {config.state_dir} yet: `busway up` starts it")
     port = config.frontend.port
@@ -194,6 +197,21 @@ def _check_running(running: RunningSystem, state_dir: Path) -> Finding:
     if not models or not ready:
         return Finding(Verdict.FAIL, f"system: {counts}; no model is ready", f"tail {state_dir}/logs/worker-0.log")
     return Finding(Verdict.OK, f"system at {running.url} serves {', '.join(models)}: {counts}")
+
+
+def _check_certificate(folder: Path, state_dir: Path) -> Finding:
+    from bus.certificates import RENEW_DAYS, days_left
+    from bus.vault import SERVER_FILE
+
+    path = folder / SERVER_FILE
+    option = option_for(state_dir)
+    mend = f"busway down{option}; busway up --secure{option}   (each start replaces one that ends in {RENEW_DAYS} days)"
+    try:
+        days = days_left(path.read_text(), datetime.now(UTC))
+    except (OSError, BuswayError) as error:
+        return Finding(Verdict.FAIL, f"certificate {path}: {error}", mend)
+    verdict = Verdict.OK if days > RENEW_DAYS else Verdict.WARN if days > 0 else Verdict.FAIL
+    return Finding(verdict, f"certificate of bus and HTTP: {days:.0f} days left", "" if verdict is Verdict.OK else mend)
 
 
 def _version(name: str) -> str:

@@ -48,7 +48,7 @@ _batches = codec(RouteBatch)
 
 async def run_router(config: Config) -> None:
     """Route until SIGTERM; raise `BusUnavailable` or `StreamMismatch` at the start."""
-    router = process_name(config.bus, "r")
+    router = process_name(config.bus, "router")
     async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
         await bus.ensure()
         with answer_scrapes(bus, router):

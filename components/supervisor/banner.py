@@ -16,7 +16,11 @@ def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Pa
     """Return the lines that are shown once the system serves; `model` is empty where only keys may ask for it."""
     question = {"role": "user", "content": QUESTION}
     body = {"model": model or "MODEL", "messages": [question], "stream": True}
-    curl = f"curl -N {system.url}/v1/chat/completions -H 'content-type: application/json' -d "
+    # Clients trust what the machine trusts: our own authority must be named to them.
+    trust = shlex.quote(system.tls_ca) if system.tls_ca else ""
+    curl = f"curl -N {f'--cacert {trust} ' if trust else ''}{system.url}/v1/chat/completions "
+    curl += "-H 'content-type: application/json' -d "
+    environment = f"{f'SSL_CERT_FILE={trust} ' if trust else ''}OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none"
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (shared by {len(more) + 1} frontends)" if more else "")
     option = option_for(state_dir)
@@ -27,9 +31,10 @@ def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Pa
             f"  URL         {urls}",
             f"  talk        busway chat{option}          or once: busway chat{option} {shlex.quote(QUESTION)}",
             f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
-            f"  any client  export OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none",
+            f"  any client  export {environment}",
             f"  look        busway tap '{system.namespace}.>'{option}   busway doctor{option}   {system.url}/metrics",
             *([f"  bus         {system.nats_url}"] if any(p.role == "nats" for p in system.processes) else []),
+            *(["  secure      each process has its own credentials; others: busway keys --help"] if trust else []),
             f"  stop        Ctrl-C, or: busway down{option}",
             "",
         ]

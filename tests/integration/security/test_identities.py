@@ -16,7 +16,7 @@ from bus.access import client_context, process_name
 from bus.codec import encode
 from bus.config import BusConfig
 from bus.connection import open_bus
-from bus.errors import BadConfig, BusUnavailable
+from bus.errors import AccessDenied, BadConfig, BusUnavailable
 from bus.gone import watch_gone
 from bus.messages.inference import Cancel
 from bus.protocol import ConsumerSpec, Delivery
@@ -47,7 +47,7 @@ def seed_of(config: BusConfig) -> str:
 
 async def refused(url: str, **options: Any) -> str:
     config = BusConfig(url=url, connect_timeout_s=0.3, **options)
-    with pytest.raises(BusUnavailable) as caught:
+    with pytest.raises((AccessDenied, BusUnavailable)) as caught:
         async with open_bus(config, SUBJECTS, name="stranger"):
             pass
     return str(caught.value)
@@ -55,10 +55,11 @@ async def refused(url: str, **options: Any) -> str:
 
 async def test_nobody_gets_in_without_credentials_of_this_authority(guarded: Any, tmp_path: Path) -> None:
     trusted = str(guarded.vault.authority_file)
-    assert "Authorization" in await refused(guarded.files.url, tls_ca=trusted)
+    assert "lets nobody in without credentials" in await refused(guarded.files.url, tls_ca=trusted)
     forger = open_vault(str(tmp_path))
     _, forged = forger.issue("operator", name="op", path=tmp_path / "forged.creds")
-    assert "Authorization" in await refused(guarded.files.url, tls_ca=trusted, credentials_file=str(forged))
+    why = await refused(guarded.files.url, tls_ca=trusted, credentials_file=str(forged))
+    assert "does not take the credentials of op" in why
     config = guarded.config("observer", "o-copied")
     stolen = tmp_path / "stolen.creds"
     stolen.write_text(content(config).replace(seed_of(config), "SUAA"))
@@ -113,7 +114,9 @@ async def test_tls_that_is_cut_out_of_the_greeting_is_noticed(guarded: Any) -> N
 
 async def test_a_process_is_called_what_its_credentials_say(guarded: Any, collect: Any) -> None:
     config = guarded.config("worker", "w-real")
-    assert process_name(config, "w") == "w-real"
+    assert process_name(config, "worker") == "w-real"
+    with pytest.raises(BadConfig, match=r"w-real, worker, but this is a router: busway keys bus router"):
+        process_name(config, "router")
     gone: list[str] = []
     left = anyio.Event()
 
@@ -211,7 +214,7 @@ async def test_revoked_credentials_end_the_connection_at_once(guarded: Any, raw:
     assert b"PONG" in other.say()
     path = Path(guarded.config("worker", "w-revoked").credentials_file)
     config = BusConfig(url=guarded.files.url, credentials_file=str(path), tls_ca=str(guarded.vault.authority_file))
-    assert "Authorization" in await refused(config.url, credentials_file=str(path), tls_ca=config.tls_ca)
+    assert "revoked" in await refused(config.url, credentials_file=str(path), tls_ca=config.tls_ca)
     victim.close()
     other.close()
 
