@@ -33,7 +33,7 @@ def grammar_for(body: ChatBody | CompletionBody, format: Format, vocabulary: Voc
 
     Raises `InvalidRequest` that names the field. `prompt_tail` tells whether the answer begins inside of a thought.
     """
-    if _is_free(body):
+    if not has_grammar(body):
         return ""
     param, content = _content(body)
     tools = _forced_tools(body)
@@ -70,17 +70,17 @@ def check_grammar(lark: str, param: str) -> str:
     return grammar
 
 
-def _is_free(body: ChatBody | CompletionBody) -> bool:
-    """Say whether nothing about the answer's form is asked: the common case, told quickly."""
+def has_grammar(body: ChatBody | CompletionBody) -> bool:
+    """Say whether anything about the answer's form is asked; it seldom is, and that is told quickly."""
     return (
-        body.structured_outputs is None
-        and body.guided_regex is None
-        and body.guided_choice is None
-        and body.guided_grammar is None
-        and not bytes(body.guided_json)
-        and (
-            not isinstance(body, ChatBody)
-            or (body.response_format is None and body.tool_choice in (None, "none", "auto"))
+        body.structured_outputs is not None
+        or body.guided_regex is not None
+        or body.guided_choice is not None
+        or body.guided_grammar is not None
+        or bool(bytes(body.guided_json))
+        or (
+            isinstance(body, ChatBody)
+            and (body.response_format is not None or body.tool_choice not in (None, "none", "auto"))
         )
     )
 

@@ -1,11 +1,13 @@
 """I/O. What both doors do with a request: prepare it, hand it to the dispatcher, wait for its end."""
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+import anyio
 import anyio.to_thread
 import msgspec
 
@@ -13,6 +15,7 @@ from bus.config import FrontendConfig
 from bus.errors import BuswayError, InvalidRequest
 from frontend.auth.identity import caller, salt_of
 from frontend.dispatch import Dispatcher
+from frontend.grammar import has_grammar
 from frontend.hints import NOTHING_GIVEN, Given, merge
 from frontend.model import ServedModel
 from frontend.models import Models
@@ -24,6 +27,8 @@ from frontend.request import Output, Request
 IN_THREAD_FROM_BYTES = 12 * 2**10
 """What is larger (about 2,000 words) is decoded and tokenized in a thread: the loop belongs to the tokens of others."""
 
+MAX_COMPILERS = 2
+"""Grammars that are compiled at a time; others wait. One of a small schema can take as long as a hundred prompts."""
 MAX_CHARGED = 4096
 """Output tokens that a caller with limits is charged before a request runs, at most: few use what they may."""
 
@@ -48,6 +53,7 @@ class Intake:
         self.config = config
         self.models = models
         self.dispatcher = dispatcher
+        self.compilers = anyio.CapacityLimiter(MAX_COMPILERS)
 
     async def decode(self, decoder: BodyDecoder[B], data: bytes) -> tuple[B, tuple[str, ...]]:
         """Return a body and the names in it that are unknown here; raise `InvalidRequest` for those, if so configured,
@@ -87,7 +93,11 @@ class Intake:
         identity = caller.get()
         seed = random.getrandbits(63)
         defaults = Defaults(self.config.default_max_tokens, seed, tenant or identity.tenant, lowers_bound)
-        plan = await off_loop(num_bytes, lambda given: make_plan(given, model, defaults), body)
+        make = functools.partial(make_plan, model=model, defaults=defaults)
+        if has_grammar(body):
+            plan = await anyio.to_thread.run_sync(make, body, limiter=self.compilers)
+        else:
+            plan = await off_loop(num_bytes, make, body)
         salt = salt_of(tenant) if tenant else identity.cache_salt
         merged = merge(body, hints)
         if salt or merged is not NOTHING_GIVEN:
