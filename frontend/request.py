@@ -181,7 +181,12 @@ class Request:
         return Usage(self.generation.num_prompt_tokens, self.num_tokens, self.cached_tokens)
 
     def ending(self) -> FinishReason | None:
-        """Return why the tokens so far are all there will be (the message that said so may be lost), else None."""
+        """Return why the tokens so far are all there will be (the message that said so may be lost), else None.
+
+        No tokens stand for a vector: a worker of an older version, which knows no such task, sends some instead.
+        """
+        if self.generation.task == "embed":
+            return "stop" if self.vector else None
         stopping = self.generation.stopping
         if self.num_tokens and self.num_tokens >= stopping.min_tokens:
             last = self.tokens[-1]

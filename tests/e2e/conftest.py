@@ -21,13 +21,13 @@ class Shell:
         self.directory = directory
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start a command; its output is kept for `output()`."""
+    def start(self, *words: str, tree: Path = ROOT) -> subprocess.Popen[str]:
+        """Start a command of the code in `tree`; its output is kept for `output()`."""
         log = (self.directory / f"{len(self._started)}.out").open("w")
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "components.cli", *words],
             cwd=self.directory,
-            env=self.environment(),
+            env=self.environment() | {"PYTHONPATH": str(tree)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

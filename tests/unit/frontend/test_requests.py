@@ -10,18 +10,21 @@ from bus.errors import BuswayError, Malformed
 from bus.messages.base import pack_u32, unpack_u32
 from bus.messages.inference import (
     Accepted,
+    Embedding,
     Failed,
     Finished,
     FinishReason,
     Sampling,
     StepBatch,
     Stopping,
+    Task,
     TokenLogprobs,
 )
 from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 from frontend.request import Generation, Request, Usage
 from frontend.requests import MAX_ALL_ATTEMPTS, Requests
+from frontend.tickets import make_tickets
 
 
 class Recorder:
@@ -57,10 +60,12 @@ class Gaps(DoublingHistogram):
 
 
 def make_table(max_requests: int = 100, max_attempts: int = 3) -> Requests:
-    return Requests(max_requests=max_requests, max_attempts=max_attempts, gaps=Gaps())
+    return Requests(max_requests=max_requests, max_attempts=max_attempts, gaps=Gaps(), tickets=make_tickets(bytes(16)))
 
 
-def make_request(max_tokens: int = 100, stop_token_ids: tuple[int, ...] = ()) -> tuple[Request, Recorder]:
+def make_request(
+    max_tokens: int = 100, stop_token_ids: tuple[int, ...] = (), task: Task = "generate"
+) -> tuple[Request, Recorder]:
     recorder = Recorder()
     generation = Generation(
         model="m",
@@ -69,6 +74,7 @@ def make_request(max_tokens: int = 100, stop_token_ids: tuple[int, ...] = ()) ->
         sampling=Sampling(seed=7),
         stopping=Stopping(max_tokens=max_tokens, stop_token_ids=list(stop_token_ids)),
         eos_token_ids=frozenset({0}),
+        task=task,
     )
     return Request("r", generation, recorder), recorder
 
@@ -199,6 +205,17 @@ def test_a_request_knows_when_its_tokens_are_all_there_will_be(tokens: list[int]
     table.open(request, 0.0)
     table.take(batch([(request.ticket, offset, token) for offset, token in enumerate(tokens)]), 1.0)
     assert request.ending() == ending
+
+
+def test_tokens_are_no_vector() -> None:
+    """What a worker sends for an embedding that does not know that task."""
+    table = make_table()
+    request, _ = make_request(max_tokens=1, task="embed")
+    table.open(request, 0.0)
+    outcome = table.take(batch([(request.ticket, 0, 7)], finished=[Finished(request.ticket, 1, "length")]), 1.0)
+    assert (outcome.finished, request.ending()) == ([], None)
+    table.take(batch([], seq=1, embeddings=[Embedding(request.ticket, bytes(8))]), 1.0)
+    assert request.ending() == "stop"
 
 
 def test_a_missing_batch_makes_the_workers_requests_suspect() -> None:
