@@ -1,6 +1,7 @@
 """I/O. Between the owner's state and the bus: jobs go out, step batches come in, lost attempts are made again."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -40,6 +41,7 @@ from frontend.request import Request
 from frontend.requests import Requests
 from frontend.routers import Routers
 from frontend.suspects import MAX_DEATHS, Suspects
+from frontend.tickets import make_tickets
 
 TICK_S = 0.25
 QUIET_S = 1.0
@@ -90,7 +92,10 @@ class Dispatcher:
         self._late_timer: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
         self.requests = Requests(
-            max_requests=config.max_requests, max_attempts=config.max_attempts, gaps=metrics.FRONTEND_ITL
+            max_requests=config.max_requests,
+            max_attempts=config.max_attempts,
+            gaps=metrics.FRONTEND_ITL,
+            tickets=make_tickets(os.urandom(16)),
         )
         metrics.FRONTEND_IN_FLIGHT.set_function(lambda: len(self.requests))
         self.is_draining = False

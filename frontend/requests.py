@@ -16,7 +16,6 @@ from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 from frontend.request import Request
 
-_TICKETS = 2**32
 MAX_ALL_ATTEMPTS = 200
 """Of one request, also when nobody is to blame for any of them."""
 
@@ -39,12 +38,14 @@ class StepOutcome(msgspec.Struct, gc=False):
 class Requests:
     """All requests of this frontend, by the ticket of their live attempt."""
 
-    def __init__(self, *, max_requests: int, max_attempts: int, gaps: DoublingHistogram) -> None:
-        """`gaps` counts the times between tokens."""
+    def __init__(
+        self, *, max_requests: int, max_attempts: int, gaps: DoublingHistogram, tickets: Iterator[int]
+    ) -> None:
+        """`gaps` counts the times between tokens; `tickets` never end."""
         self._max_requests = max_requests
         self._max_attempts = max_attempts
         self._by_ticket: dict[int, Request] = {}
-        self._next_ticket = 1
+        self._tickets = tickets
         self._next_seq: dict[str, int] = {}
         self.num_duplicates = 0
         """Tokens dropped because their offset was taken before."""
@@ -90,12 +91,9 @@ class Requests:
         return True
 
     def _issue(self, request: Request, now: float) -> None:
-        while self._next_ticket in self._by_ticket:
-            self._next_ticket = (self._next_ticket + 1) % _TICKETS
-        request.ticket = self._next_ticket
+        request.ticket = next(ticket for ticket in self._tickets if ticket not in self._by_ticket)
         request.dispatched_at = now
         self._by_ticket[request.ticket] = request
-        self._next_ticket = (self._next_ticket + 1) % _TICKETS
 
     def take(self, batch: StepBatch, now: float) -> StepOutcome:
         """Push the tokens of a batch that are next in their sequences; raise `Malformed` if its columns do not fit."""

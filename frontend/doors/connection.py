@@ -114,6 +114,8 @@ class HttpLimits(msgspec.Struct, frozen=True):
     connections: int
     """Open ones, of all clients together."""
     num_headers: int = 128
+    header_s: float = 5.0
+    """Time for request line and headers to arrive, from their first byte on."""
     request_s: float = 30.0
     """Time for a request to arrive; a larger body goes on as long as `progress_bytes` come in each such time."""
     progress_bytes: int = 2**20
@@ -133,6 +135,7 @@ class StreamingProtocol(HttpToolsProtocol):
         self._refusal: BuswayError | None = None
         self._arrival_timer: asyncio.TimerHandle | None = None
         self._is_arriving = False
+        self._is_head_timed = False
         self._num_arrived = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,7 +143,7 @@ class StreamingProtocol(HttpToolsProtocol):
         if len(self.connections) > self._limits.connections:
             self._refuse(TooManyConnections(f"{self._limits.connections} connections are open here.", delay_s=1.0))
             return
-        self._arm_arrival_timer()
+        self._arm_arrival_timer(self._limits.request_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm_arrival_timer()
@@ -156,8 +159,12 @@ class StreamingProtocol(HttpToolsProtocol):
         if self._is_in_headers:
             self._num_header_bytes += len(data)
         super().data_received(data)
-        if self._is_arriving and self._arrival_timer is None:
-            self._arm_arrival_timer()
+        if self._is_arriving and self._is_in_headers and not self._is_head_timed:
+            self._is_head_timed = True
+            self._disarm_arrival_timer()
+            self._arm_arrival_timer(self._limits.header_s)
+        elif self._is_arriving and self._arrival_timer is None:
+            self._arm_arrival_timer(self._limits.request_s)
         # A header that never ends is told to nobody before it does: only the bytes count.
         if self._is_in_headers and self._num_header_bytes > self._limits.header_bytes:
             self._refuse(self._too_many_headers())
@@ -168,6 +175,9 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
+        if self._is_head_timed:
+            self._is_head_timed = False
+            self._disarm_arrival_timer()
         # What arrived may hold a part of the body too: it is counted exactly only where it could be too much.
         is_long = self._num_header_bytes > self._limits.header_bytes
         self._num_header_bytes = 0
@@ -236,18 +246,18 @@ class StreamingProtocol(HttpToolsProtocol):
             f"The request line and headers may take {limits.header_bytes} bytes, and be {limits.num_headers}."
         )
 
-    def _arm_arrival_timer(self) -> None:
+    def _arm_arrival_timer(self, wait_s: float) -> None:
         self._num_arrived = 0
-        self._arrival_timer = self.loop.call_later(self._limits.request_s, self._give_up_waiting)
+        self._arrival_timer = self.loop.call_later(wait_s, self._give_up_waiting, wait_s)
 
     def _disarm_arrival_timer(self) -> None:
         if self._arrival_timer is not None:
             self._arrival_timer.cancel()
             self._arrival_timer = None
 
-    def _give_up_waiting(self) -> None:
+    def _give_up_waiting(self, waited_s: float) -> None:
         self._arrival_timer = None
         if self._num_arrived >= self._limits.progress_bytes and not self._is_in_headers:
-            self._arm_arrival_timer()
+            self._arm_arrival_timer(waited_s)
             return
-        self._refuse(ClientTooSlow(f"The request did not arrive within {self._limits.request_s:g} s."))
+        self._refuse(ClientTooSlow(f"The request did not arrive within {waited_s:g} s."))

@@ -19,7 +19,7 @@ from frontend.service import _Server, listen
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = HttpLimits(header_bytes=1000, slow_client_bytes=100_000, connections=100, request_s=0.2)
+LIMITS = HttpLimits(header_bytes=1000, slow_client_bytes=100_000, connections=100, header_s=0.2, request_s=0.2)
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -137,6 +137,27 @@ async def test_a_request_that_does_not_arrive_is_given_up(data: bytes) -> None:
         answer = await read_all(stream)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"client_too_slow"' in answer
+
+
+async def test_a_head_that_comes_byte_by_byte_is_given_up_in_its_own_time() -> None:
+    async def handle(exchange: Exchange) -> None:
+        exchange.respond(200, b"", b"ok")
+
+    async def trickle(stream: anyio.abc.SocketStream) -> None:
+        for byte in b"GET / HTTP/1.1\r\nx: " + b"y" * 500:
+            await stream.send(bytes([byte]))
+            await anyio.sleep(0.02)
+
+    limits = msgspec.structs.replace(LIMITS, request_s=60.0)
+    async with serving(handle, limits) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(GET)
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += await stream.receive()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(trickle, stream)
+            assert b" 408 " in await read_all(stream)
+            tasks.cancel_scope.cancel()
 
 
 async def test_a_large_body_may_take_as_long_as_it_makes_progress() -> None:
