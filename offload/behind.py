@@ -30,7 +30,7 @@ class WriteBehind:
         self._became_idle.set()
 
     def offer(self, keys: Sequence[BlockKey], retention: Retention) -> None:
-        """Have a chain written on while it is in host memory; with a retention, also if the tier has it already."""
+        """Have a chain written on while it is in host memory; what the tier has already, it is to keep for as long."""
         for start in range(0, len(keys), BATCH):
             self._queue.append((keys[start : start + BATCH], retention))
         self._num_queued += len(keys)
@@ -57,10 +57,12 @@ class WriteBehind:
             self._became_idle.set()
 
     async def _store(self, keys: Sequence[BlockKey], retention: Retention) -> None:
-        if retention == ORDINARY:
-            found = self._tier.lookup(keys)
-            keys = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS]
-        slots = [slot for key in keys for slot in self._host.slots.prepare_load([key])]
+        found = self._tier.lookup(keys)
+        if retention != ORDINARY:
+            held = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.HIT]
+            await self._tier.retain(held, retention)
+        new = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS]
+        slots = [slot for key in new for slot in self._host.slots.prepare_load([key])]
         if not slots:
             return
         started_at = anyio.current_time()

@@ -68,19 +68,30 @@ class DiskTier:
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         """See `Tier.store`; a disk that hangs is waited for."""
         now = time.time()
-        self._slots.retain([frame.key for frame in frames], retention, now)
         taken = [self._slots.prepare_store(frame.key, frame.parent_hash, retention, now) for frame in frames]
         places = [(slot, frame) for slot, frame in zip(taken, frames, strict=True) if slot is not None]
         written: set[int] = set()
         try:
             with anyio.CancelScope(shield=True):  # the threads read the frames
                 written = await self._move(places, self._files.write)
-                entries = [(slot, self._entry(slot, frame, retention)) for slot, frame in places if slot in written]
+                entries = [(slot, self._entry(slot)) for slot, _ in places if slot in written]
                 await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
         finally:
             self._slots.complete_store([slot for slot, _ in places if slot in written])
             self._slots.abort_store([slot for slot, _ in places if slot not in written])
         return [presence is Presence.HIT for presence in self._slots.lookup([frame.key for frame in frames])]
+
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        """See `Tier.retain`; a restarted worker knows it, too."""
+        slots = self._slots
+        pinned = [slot for key in keys for slot in slots.prepare_load([key])]
+        try:
+            slots.retain(keys, retention, time.time())
+            entries = [(slot, self._entry(slot)) for slot in pinned]
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
+        finally:
+            slots.complete_load(pinned)
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         """See `Tier.load`; a disk that hangs is waited for."""
@@ -106,8 +117,11 @@ class DiskTier:
                 tasks.start_soon(run, start, pages)
         return moved
 
-    def _entry(self, slot: int, frame: Frame, retention: Retention) -> bytes:
-        return write_entry(Entry(frame.key, frame.parent_hash, retention, next(self._order)))
+    def _entry(self, slot: int) -> bytes:
+        slots = self._slots
+        return write_entry(
+            Entry(slots.key_at(slot), slots.parent_at(slot), slots.retention_at(slot), next(self._order))
+        )
 
 
 class _Files(NamedTuple):

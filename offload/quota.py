@@ -1,7 +1,8 @@
 """Pure. How much the fleet stored in a shared tier lately, in all and under each cache salt, against what it may.
 
-What is stored leaves the tier after its time, so the bytes of one such time bound what is there. Every worker counts
-what all of them tell (`TierBatch`): a message that was lost lets a little more in, and none can be overtaken for long.
+What is stored leaves the tier after its time, so the bytes of one such time bound what is there; what is to stay longer
+counts as so many bytes more. Every worker counts what all of them tell (`TierBatch`): a message that was lost lets a
+little more in, and none can be overtaken for long.
 """
 
 from collections import Counter, deque

@@ -5,6 +5,7 @@ workers and routers know without asking the store. What nobody told of is asked 
 first block: it is a miss now, and a hit the next time.
 """
 
+import math
 import time
 from array import array
 from collections import deque
@@ -22,7 +23,7 @@ from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent,
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
 from kv_events.shared import SharedBlocks
-from offload.key import BlockKey, space_of
+from offload.key import BlockKey, Space, space_of
 from offload.quota import Quota
 from offload.store import Blob, Got, Store, StoreName, TierUnavailable, owner_of
 from offload.tier import Frame, Medium, Presence, Retention
@@ -33,6 +34,10 @@ MAX_PROBES = 64
 MAX_LISTED = 65_536
 MAX_PROBED = 1024
 """Blocks of a chain that are asked for when its first one is there."""
+MAX_KEPT = 262_144
+"""Blocks of which this worker knows how long they stay."""
+KEEP_MARGIN = 1.125
+"""A pin is made so much longer than asked, so that one that is asked for with every turn is not made with each."""
 PAUSE_S = 1.0
 """Between a failure of the store and the next question to it."""
 
@@ -55,11 +60,15 @@ class RemoteTier:
         model: str,
         worker: str,
         fingerprint: str,
+        block_bytes: int,
         quota: Quota,
         keep_s: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`model` is a slug, `fingerprint` the engine's; blocks stay for `keep_s` in the store, pinned ones longer."""
+        """`model` is a slug, `fingerprint` the engine's, `block_bytes` the size of a frame.
+
+        Blocks stay for `keep_s` in the store, pinned ones longer.
+        """
         self.owner = owner_of(store, fingerprint)
         """Name under which all workers that understand these bytes tell of the store."""
         self._space = space_of(fingerprint)
@@ -68,10 +77,13 @@ class RemoteTier:
         self._subject = bus.subjects.tier(model, self.owner)
         self._worker = worker
         self._quota = quota
+        self._block_bytes = block_bytes
         self._keep_s = keep_s
         self._wall = wall
         self._known = SharedBlocks(MAX_KNOWN_BLOCKS)
         self._storing: set[BlockKey] = set()
+        self._kept: dict[BlockKey, float] = {}
+        """Until when blocks stay at least, unix seconds, where that is known."""
         self._probes: deque[list[BlockKey]] = deque(maxlen=MAX_PROBES)
         self._has_probes = anyio.Event()
         self._failed_at: float | None = None
@@ -100,23 +112,33 @@ class RemoteTier:
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         done = [self._known.has(frame.key.block_hash) for frame in frames]
         now = self._wall()
-        keep_s = max(self._keep_s, retention.pinned_until - now)
+        keep_s = max(self._keep_s, KEEP_MARGIN * (retention.pinned_until - now))
         new = [frame for frame, is_there in zip(frames, done, strict=True) if not is_there]
-        if keep_s > self._keep_s:
-            await self._pin([frame.key for frame, is_there in zip(frames, done, strict=True) if is_there], keep_s)
         if not new:
             return done
-        space, num_bytes = new[0].key.space, len(new[0].view)
-        room = self._quota.room(space, now)
-        if room is not None:
-            new = new[: room // num_bytes]
-        stored = await self._put(new, keep_s)
+        space, cost = new[0].key.space, self._cost(keep_s)
+        stored = await self._put(new[: self._room(space, cost, now)], keep_s)
         if stored:
             self._note_stored(stored)
-            self._quota.note(space, num_bytes * len(stored), now)
-            self._tell(_stored_events(stored), space, num_bytes * len(stored))
+            self._note_kept([frame.key for frame in stored], now + keep_s)
+            self._quota.note(space, cost * len(stored), now)
+            self._tell(_stored_events(stored), space, cost * len(stored))
         kept = {frame.key for frame in stored}
         return [is_there or frame.key in kept for frame, is_there in zip(frames, done, strict=True)]
+
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        """See `Tier.retain`: a pin takes of the quota for the time that it adds, so far as that is known."""
+        now, until = self._wall(), retention.pinned_until
+        short = [key for key in keys if self._kept.get(key, now) < until]
+        if not short:
+            return
+        keep_s = KEEP_MARGIN * (until - now)
+        space, cost = short[0].space, self._cost(now + keep_s - min([self._kept.get(key, now) for key in short]))
+        kept = await self._keep(short[: self._room(space, cost, now)], keep_s)
+        if kept:
+            self._note_kept(kept, now + keep_s)
+            self._quota.note(space, cost * len(kept), now)
+            self._tell([], space, cost * len(kept))
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         try:
@@ -223,15 +245,34 @@ class RemoteTier:
         self._note_success()
         return [frame for frame, is_there in zip(frames, done, strict=True) if is_there]
 
-    async def _pin(self, keys: Sequence[BlockKey], keep_s: float) -> None:
+    async def _keep(self, keys: Sequence[BlockKey], keep_s: float) -> list[BlockKey]:
+        """Let blocks stay and return those that are there."""
         if not keys:
-            return
+            return []
         try:
             there = await self._store.keep(keys, keep_s)
         except TierUnavailable as error:
             self._note_failure(error)
-            return
+            return []
+        self._note_success()
         self._forget([key.block_hash for key, is_there in zip(keys, there, strict=True) if not is_there])
+        return [key for key, is_there in zip(keys, there, strict=True) if is_there]
+
+    def _cost(self, keep_s: float) -> int:
+        """Return what a block that stays for so long takes of the quota, which is for `self._keep_s`."""
+        return math.ceil(self._block_bytes * max(0.0, keep_s) / self._keep_s)
+
+    def _room(self, space: Space, cost: int, now: float) -> int | None:
+        """Return for how many blocks there is room, None for any number."""
+        room = self._quota.room(space, now)
+        return room // cost if room is not None and cost else None
+
+    def _note_kept(self, keys: Sequence[BlockKey], until: float) -> None:
+        for key in keys:
+            self._kept.pop(key, None)
+            self._kept[key] = until
+        while len(self._kept) > MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
 
     def _note_stored(self, frames: Sequence[Frame]) -> None:
         for event in _stored_events(frames):

@@ -66,7 +66,7 @@ class Slots:
         """
         if self._index.find(key) is not None:
             return None
-        slot = self._take(key.block_hash, now)
+        slot = self._take(key.block_hash, now, is_pinned=retention.pinned_until > now)
         if slot is None:
             return None
         self._index.insert(key, parent_hash, slot)
@@ -136,20 +136,21 @@ class Slots:
                     self._free(slot)
 
     def retain(self, keys: Iterable[BlockKey], retention: Retention, now: float) -> None:
-        """Let blocks that are here count as stored with this retention, if it keeps them longer."""
+        """Let blocks that are here, or on their way, count as stored with this retention, if it keeps them longer."""
         for key in keys:
             slot = self._index.find(key)
-            if slot is None or self._states[slot] != _READY:
+            if slot is None:
                 continue
+            is_in_levels = self._states[slot] == _READY and slot not in self._kept
             if retention.priority > self._priorities[slot]:
                 self._priorities[slot] = retention.priority
-                if slot not in self._kept:
+                if is_in_levels:
                     self._levels.remove(slot)
                     self._levels.insert(slot, retention.priority)
-            if retention.pinned_until > max(now, self._kept.get(slot, 0.0)):
-                was_kept = slot in self._kept
-                if self._keep(slot, retention.pinned_until) and not was_kept:
-                    self._levels.remove(slot)
+            until = retention.pinned_until
+            is_longer = until > max(now, self._kept.get(slot, 0.0))
+            if is_longer and self._keep(slot, until) and is_in_levels:
+                self._levels.remove(slot)
 
     def restore(self, slot: int, key: BlockKey, parent_hash: int, retention: Retention) -> None:
         """Put a block into a slot in which it was found; before any other call, what is to leave first comes first."""
@@ -166,6 +167,10 @@ class Slots:
         """Have the other slots ready to be filled."""
         self._num_fresh = 0
         self._freed = array("I", [slot for slot in reversed(range(self.num_slots)) if self._states[slot] == _EMPTY])
+
+    @property
+    def _can_pin(self) -> bool:
+        return len(self._kept) < MAX_PINNED_PART * self.num_slots
 
     def key_at(self, slot: int) -> BlockKey:
         """Return the key of the block in a slot that has one."""
@@ -207,7 +212,7 @@ class Slots:
             return Presence.MISS
         return Presence.HIT if self._states[slot] == _READY else Presence.PENDING
 
-    def _take(self, block_hash: int, now: float) -> int | None:
+    def _take(self, block_hash: int, now: float, *, is_pinned: bool) -> int | None:
         """Return an empty slot, emptied for a block of this hash if need be; None when it is not worth another one."""
         if self._freed:
             return self._freed.pop()
@@ -218,7 +223,8 @@ class Slots:
         slot = self._levels.victim(lambda slot: self._pins[slot] > 0)
         if slot is None:
             return None
-        if self._admission is not None and not self._admission.admits(block_hash, self._index.hashes[slot]):
+        admission = None if is_pinned and self._can_pin else self._admission
+        if admission is not None and not admission.admits(block_hash, self._index.hashes[slot]):
             return None
         self._forget(slot)
         self._num_evicted += 1
@@ -236,7 +242,7 @@ class Slots:
 
     def _keep(self, slot: int, until: float) -> bool:
         """Hold a slot until a time, unless too many are held already; say whether it is held."""
-        if slot not in self._kept and len(self._kept) >= MAX_PINNED_PART * self.num_slots:
+        if slot not in self._kept and not self._can_pin:
             return False
         self._kept[slot] = until
         heapq.heappush(self._expiries, (until, slot))

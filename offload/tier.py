@@ -80,6 +80,9 @@ class Tier(Protocol):
         Either the whole frame can be loaded afterwards or nothing of it, whatever happens meanwhile.
         """
 
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        """Keep blocks that are here for as long as this says, if that is longer than they would be kept."""
+
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         """Fill the views of these keys; say of each whether all its bytes came."""
 

@@ -75,6 +75,9 @@ class PeerTier:
         """Keep nothing; what is here already is with somebody."""
         return [self._holders.find(frame.key.block_hash) is not None for frame in frames]
 
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        """Whoever has these blocks was told by the requests that it served."""
+
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         """Read from all holders at once, for `LOAD_S` at most."""
         parts: dict[tuple[str, Space], list[int]] = defaultdict(list)

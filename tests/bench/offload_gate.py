@@ -49,6 +49,9 @@ class SlowTier:
         self._frames |= {frame.key: bytes(frame.view) for frame in frames}
         return [True] * len(frames)
 
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        pass
+
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         await anyio.sleep(min(self.delay_s, DEAD_S))
         if self.delay_s > DEAD_S:

@@ -77,6 +77,9 @@ class ToldTier:
         self.frames |= {frame.key: bytes(frame.view) for frame in frames}
         return [True] * len(frames)
 
+    async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
+        pass
+
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         self.num_loads += 1
         await self.may_go_on.wait()

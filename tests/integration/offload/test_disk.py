@@ -90,6 +90,22 @@ async def test_what_was_stored_is_loaded_and_found_again_by_the_next_worker(tmp_
         assert await disk.store(memory.sealed(*range(100, 113)), ORDINARY) == [True] * 13
 
 
+async def test_a_pin_that_comes_later_keeps_blocks_through_restarts_and_hours_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, now = Memory(), 1e9
+    monkeypatch.setattr("time.time", lambda: now)
+    keys = [BlockKey(SPACE, number) for number in (1, 2, 3)]
+    async with open_slots(tmp_path) as disk:
+        await disk.store(memory.sealed(1, 2, 3), ORDINARY)
+        await disk.retain(keys, Retention(0, now + 8 * 3600))
+    for hour in range(12):
+        now = 1e9 + 3600 * hour + 60
+        async with open_slots(tmp_path) as disk:
+            await disk.store(memory.sealed(*range(100 * (hour + 1), 100 * (hour + 1) + 40)), ORDINARY)
+            assert (await sound(disk, memory, 1, 2, 3) == [1, 2, 3]) == (hour < 8)
+
+
 async def test_nothing_of_another_model_or_shape_is_found(tmp_path: Path) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as disk:

@@ -205,3 +205,32 @@ async def test_a_pinned_prompt_outlives_others_in_host_memory(asked: Asked) -> N
             for each in asked[1:7]:
                 await one.run(*each)
         assert (await one.run(prompt, sampling))[1] == PROMPT_TOKENS // 16 * 16
+
+
+async def test_a_session_that_is_pinned_for_hours_is_found_after_them_and_not_kept_forever(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1e9
+    monkeypatch.setattr("time.time", lambda: now)
+    rng, hours = Random(9), 0
+
+    async def pass_hour(one: Driven) -> None:
+        nonlocal now, hours
+        hours += 1
+        now = 1e9 + 3600 * hours
+        for _ in range(8):  # twice of what there is room for
+            await one.run([rng.randrange(2, 500) for _ in range(PROMPT_TOKENS)], Sampling(temperature=0.0))
+
+    async with tiered(mock_engine(NUM_BLOCKS), host_blocks=40) as one:
+        prompt, sampling, _ = asked[0]
+        await one.result(one.submit(prompt, sampling, hints=Hints(pin_ttl_s=4 * 3600.0)))
+        for _ in range(3):
+            await pass_hour(one)
+        turn = one.submit(prompt, sampling, hints=Hints(pin_ttl_s=4 * 3600.0))
+        assert (await one.result(turn))[1] == PROMPT_TOKENS // 16 * 16
+        for _ in range(3):
+            await pass_hour(one)
+        assert (await one.run(prompt, sampling))[1] == PROMPT_TOKENS // 16 * 16, "the second turn pinned it again"
+        for _ in range(2):
+            await pass_hour(one)
+        assert (await one.run(prompt, sampling))[1] == 0

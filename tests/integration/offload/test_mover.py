@@ -201,15 +201,16 @@ async def test_a_store_or_load_that_ends_at_any_await_leaves_nothing_wrong_and_n
 
 
 async def test_pins_with_a_time_reach_the_tiers(stage: Any, told_tier: Any, eventually: Any, links: Any) -> None:
-    kept: list[Retention] = []
+    kept: list[tuple[int, Retention]] = []
 
     class Noting(told_tier):  # type: ignore[misc]
-        async def store(self, frames: Any, retention: Retention) -> list[bool]:
-            kept.append(retention)
-            return await super().store(frames, retention)  # type: ignore[no-any-return]
+        async def retain(self, keys: Any, retention: Retention) -> None:
+            kept.append((len(keys), retention))
 
-    async with stage(Noting()) as at:
+    async with stage(tier := Noting()) as at:
         await at.store(*NUMBERS)
-        await eventually(lambda: len(kept) == 1)
+        await eventually(lambda: len(tier.frames) == len(NUMBERS))
+        assert not kept
+        at.forget_host(*NUMBERS)
         at.mover.retain(links(*NUMBERS), Retention(5, 2e10))
-        await eventually(lambda: kept[-1] == Retention(5, 2e10))
+        await eventually(lambda: kept == [(len(NUMBERS), Retention(5, 2e10))])

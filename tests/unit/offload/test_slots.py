@@ -175,6 +175,29 @@ def test_a_pin_that_comes_later_counts_as_well() -> None:
     assert present(slots, 1, 2) == [1, 2]
 
 
+def test_a_pin_that_comes_while_a_block_is_loaded_counts_as_well() -> None:
+    slots = Slots(8, medium="host")
+    taken = [slots.prepare_store(key(number), number - 1, ORDINARY, 0.0) for number in (1, 2)]
+    slots.retain([key(1), key(2)], Retention(3, 60.0), 0.0)
+    slots.complete_store([slot for slot in taken if slot is not None])
+    store(slots, *range(10, 30))
+    assert present(slots, 1, 2) == [1, 2]
+    assert slots.retention_at(taken[0] or 0) == Retention(3, 60.0)
+
+
+def test_a_filter_lets_in_what_is_pinned_as_long_as_there_is_room_for_pins() -> None:
+    slots = Slots(64, medium="disk", is_selective=True)
+    for _ in range(40):
+        for number in range(100, 200):  # in circles, one and a half times as many as there is room for
+            slots.touch([key(number)])
+            store(slots, number)
+    assert slots._admission is not None
+    assert slots._admission.is_filtering
+    store(slots, 1)
+    store(slots, *range(2, 40), retention=Retention(pinned_until=60.0))
+    assert present(slots, 1, *range(2, 34)) == list(range(2, 34))
+
+
 def test_low_priority_leaves_first_and_high_priority_has_no_more_than_its_part() -> None:
     slots = Slots(8, medium="host")
     store(slots, 1, 2, retention=Retention(priority=-5))

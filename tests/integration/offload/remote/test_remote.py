@@ -15,7 +15,7 @@ from kv_events.index import PrefixIndex
 from offload.key import is_sound
 from offload.quota import Quota
 from offload.redis import RedisStore
-from offload.remote import RemoteTier
+from offload.remote import KEEP_MARGIN, RemoteTier
 from offload.s3 import ObjectStore
 from offload.tier import ORDINARY, Presence, Retention
 
@@ -34,7 +34,7 @@ class Fleet:
         self._tasks = tasks
         self._make_store = make_store
 
-    async def add(self, worker, *, fingerprint=FINGERPRINT, quota=None, store=None):
+    async def add(self, worker, *, fingerprint=FINGERPRINT, quota=None, store=None, wall=time.time):
         """Return the tier of one more worker, which runs until the test ends or its scope is cancelled."""
         ready, scope, made = anyio.Event(), anyio.CancelScope(), []
 
@@ -48,8 +48,10 @@ class Fleet:
                         model="m",
                         worker=worker,
                         fingerprint=fingerprint,
+                        block_bytes=len(make_frames(1)[0].view),
                         quota=quota or Quota(0, 0, 60.0),
                         keep_s=60.0,
+                        wall=wall,
                     )
                     made.append(tier)
                     ready.set()
@@ -169,12 +171,47 @@ async def test_quotas_hold_for_the_fleet_and_for_each_salt(fleet, eventually):
 
 
 async def test_pins_reach_the_store(fleet):
-    tier = await fleet.add("w-1")
-    frames = make_frames(4)
+    tier, other = await fleet.add("w-1"), await fleet.add("w-2")
+    frames, pin = make_frames(4), Retention(0, time.time() + 5000)
     await tier.store(frames[:2], ORDINARY)
-    assert await tier.store(frames, Retention(0, time.time() + 5000)) == [True] * 4
+    assert await tier.store(frames[2:], pin) == [True] * 2
+    await other.retain(keys(frames[:2]), pin)
     async for part in tier._store.listing():
         assert all(each.expires_at - time.time() > 4900 for each in part)
+
+
+async def test_a_pin_counts_from_when_it_is_asked_for_and_is_not_made_with_every_turn(fleet, redis_server):
+    now = time.time()
+    tier = await fleet.add("w-1", wall=lambda: now)
+    frames = make_frames(2)
+    await tier.store(frames, ORDINARY)
+    now += 30.0
+    await tier.retain(keys(frames), Retention(0, now + 20.0))
+    assert await lifetimes(tier) == pytest.approx([60.0] * 2, abs=1.0), "it stays for longer anyway"
+    await tier.retain(keys(frames), Retention(0, now + 58.0))
+    assert await lifetimes(tier) == pytest.approx([58.0 * KEEP_MARGIN] * 2, abs=1.0)
+    redis_server.kill()
+    await tier.retain(keys(frames), Retention(0, now + 62.0))
+    assert tier._failed_at is None, "nobody was asked"
+    await tier.retain(keys(frames), Retention(0, now + 80.0))
+    assert tier._failed_at is not None
+
+
+async def lifetimes(tier):
+    return [each.expires_at - time.time() async for part in tier._store.listing() for each in part]
+
+
+async def test_pins_take_of_the_quota_by_their_time(fleet, eventually):
+    size = len(make_frames(1)[0].view)
+    tier, other = [await fleet.add(name, quota=Quota(10 * size, 0, 60.0)) for name in ("w-1", "w-2")]
+    frames, now = make_frames(4), time.time()
+    await tier.store(frames, ORDINARY)
+    for _ in range(3):
+        await tier.retain(keys(frames[:2]), Retention(0, now + 120.0 / KEEP_MARGIN))
+    await eventually(lambda: other._quota.room(b"", now) == pytest.approx(4 * size, rel=0.02))
+    await tier.retain(keys(frames), Retention(0, now + 240.0 / KEEP_MARGIN))
+    left = sorted(await lifetimes(tier))
+    assert left == pytest.approx([60.0, 60.0, 120.0, 240.0], rel=0.05), "as much as there was room for"
 
 
 async def test_what_others_say_may_be_wrong_or_no_message(fleet, eventually):
