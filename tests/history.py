@@ -65,6 +65,12 @@ class Idle(msgspec.Struct, frozen=True):
     waiting: int
     free_blocks: int
     num_blocks: int
+    leases: int = 0
+    """Offers of blocks that are out, and offers of others that are in use."""
+    moving: int = 0
+    """Sequences whose blocks are kept for another worker, or on their way here."""
+    pinned: int = 0
+    """Blocks of the tiers that may not leave, or are not there yet."""
 
 
 def expect(prompt: Sequence[int], num_tokens: int, vocab_size: int, decode: Callable[[Sequence[int]], str]) -> Expected:
@@ -110,10 +116,12 @@ def check_idle(states: Iterable[Idle]) -> list[str]:
     wrong = []
     for state in states:
         held = state.num_blocks - state.free_blocks
-        if state.live or state.running or state.waiting or held:
+        elsewhere = (state.leases, state.moving, state.pinned)
+        if state.live or state.running or state.waiting or held or any(elsewhere):
             wrong.append(
                 f"{state.worker}: idle, but holds {state.live} slots, {state.running} running and {state.waiting} "
-                f"waiting sequences, {held} blocks"
+                f"waiting sequences, {held} blocks, {state.leases} leases, {state.moving} moving sequences, "
+                f"{state.pinned} pins in tiers"
             )
     return wrong
 

@@ -35,6 +35,8 @@ MAX_ASKED = 256
 """Blocks of one question: who offers them passes over each once."""
 ANSWER_S = 0.25
 LOAD_S = 2.0
+RETRY_S = 1.0
+"""Until a registry that was not reached is asked again."""
 SPACE_BYTES = 16
 
 log = structlog.get_logger()
@@ -114,16 +116,25 @@ class PeerTier:
             self._bus.subscribe(subjects.kv(self._model, "*"), self._on_batch),
         ]
         try:
-            async with watch_cards(self._bus, "worker", WorkerCard, self._on_card):
+            while True:
                 try:
-                    await self._bus.replay("KV", subjects.kv(self._model, "*"), self._on_batch)
-                except BuswayError as error:
-                    log.warning("peers.not_replayed", reason=str(error))
-                with watch_gone(self._bus, self._forget):
-                    await anyio.sleep_forever()
+                    await self._follow()
+                except BusUnavailable as error:
+                    log.warning("peers.not_followed", reason=str(error))
+                    await anyio.sleep(RETRY_S)
         finally:
             for subscription in subscriptions:
                 subscription.unsubscribe()
+
+    async def _follow(self) -> None:
+        """Hear who is there and what they told lately; raise `BusUnavailable` when the registry is not reached."""
+        async with watch_cards(self._bus, "worker", WorkerCard, self._on_card):
+            try:
+                await self._bus.replay("KV", self._bus.subjects.kv(self._model, "*"), self._on_batch)
+            except BuswayError as error:
+                log.warning("peers.not_replayed", reason=str(error))
+            with watch_gone(self._bus, self._forget):
+                await anyio.sleep_forever()
 
     async def _read(self, holder: str, frames: Sequence[Frame], positions: list[int], done: list[bool]) -> None:
         """Read the first of these frames, as many as the holder has; one that does not answer has nothing."""

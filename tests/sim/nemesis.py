@@ -7,12 +7,15 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from bus.codec import encode
+from bus.messages.inference import Role, SetRoles
 from bus.testing.connection import MemoryBus
 from tests.sim.stage import Process, Stage
 from tests.sim.weather import INTRUDER, Climate
 
 EVERY_S = 1.5
 """Mean time between two faults."""
+ROLES: tuple[tuple[Role, ...], ...] = (("both",), ("prefill",), ("decode",), ("prefill", "decode"))
 MAX_FUSE = 60
 """Things that a process still does before its fuse has burnt down, at most."""
 
@@ -41,6 +44,8 @@ class Nemesis:
             self._garbage,
             self._jump,
         )
+        if any(roles != ("both",) for roles in stage.layout.roles):
+            self._faults += (self._set_roles, self._set_roles)
 
     async def run(self, duration_s: float) -> None:
         """Break things for so long."""
@@ -124,3 +129,10 @@ class Nemesis:
         name, by_s = self._any_process().name, self._rng.choice((-3600.0, -5.0, -0.5, 0.5, 5.0, 3600.0))
         self._stage.trace.note("fault.clock_jump", f"{name} {by_s:+}")
         self._stage.wall.shifts[name] = self._stage.wall.shifts.get(name, 0.0) + by_s
+
+    async def _set_roles(self) -> None:
+        """Let a worker change what it does."""
+        assert self._intruder is not None
+        worker, roles = self._rng.choice(list(self._stage.of_kind("worker"))).name, self._rng.choice(ROLES)
+        self._stage.trace.note("fault.set_roles", f"{worker} {' '.join(roles)}")
+        self._intruder.publish(self._intruder.subjects.ctl(worker), encode(SetRoles(roles=list(roles))))

@@ -10,15 +10,19 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
-from bus.metrics import REGISTRY
+from bus.config import OffloadConfig
+from bus.messages.inference import Role
 from bus.testing import MemoryBroker
+from components.router.service import Router
 from tests.history import Asked, Ended, Event, check_history, check_idle
 from tests.sim.batches import PATIENCE_S as BATCH_PATIENCE_S
 from tests.sim.batches import BatchClient
 from tests.sim.clients import ask, draw_question
+from tests.sim.idle import held_by_router
 from tests.sim.loop import SimLoop
+from tests.sim.metered import Meters
 from tests.sim.nemesis import Nemesis
-from tests.sim.stage import DRAIN_S, Stage
+from tests.sim.stage import AGGREGATED, DRAIN_S, HOST_BYTES, Layout, Stage
 from tests.sim.stdlib import WallClock, deterministic, loop_time
 from tests.sim.trace import Trace
 from tests.sim.weather import Climate, Weather
@@ -31,6 +35,8 @@ CALM_S = 15.0
 """After the last fault, until everything must be as if nothing had happened."""
 PATIENCE_S = 30.0
 """When every request must have ended, after the calm."""
+IDLE_S = 6.0
+"""When processes must have let go of everything, after the last request."""
 NUM_BATCHES = 3
 NUM_LAST = 12
 """Requests after the calm: none of them may fail."""
@@ -52,10 +58,18 @@ FAILURES = frozenset({"attempts_exhausted", "request_quarantined"})
 """How an answer may end while processes die every few seconds: one request may meet too many of them."""
 
 
-def _dropped(reason: str) -> float:
-    """Return how many tokens this process dropped since it began."""
-    found = REGISTRY.get_sample_value("busway_frontend_dropped_tokens_total", {"reason": reason})
-    return found or 0.0
+LAYOUTS: Sequence[tuple[Sequence[tuple[Role, ...]], int]] = (
+    (AGGREGATED, 3),
+    ((("prefill",), ("decode",)), 2),
+    ((("prefill",), ("decode",), ("both",)), 3),
+    ((("prefill",), ("decode",)), 4),
+)
+"""Roles, and how many workers."""
+TIERS = (
+    OffloadConfig(),
+    OffloadConfig(host_bytes=HOST_BYTES),
+    OffloadConfig(host_bytes=HOST_BYTES, policy="s3fifo", peers=True),
+)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -122,11 +136,14 @@ class _Run:
     async def main(self) -> None:
         weather = Weather(self._rng("weather"), self._trace, loop_time)
         broker = MemoryBroker("sim", weather)
-        stage = Stage(self._rng("stage"), broker, weather, self._wall, self._trace)
-        dropped = {reason: _dropped(reason) for reason in ("duplicate", "stale")}
+        rng = self._rng("stage")
+        roles, num_workers = rng.choice(LAYOUTS)
+        layout = Layout(roles, rng.choice(TIERS))
+        stage = Stage(rng, broker, weather, self._wall, self._trace, layout=layout)
+        meters = Meters()
         limit_s = SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + NUM_BATCHES * BATCH_PATIENCE_S + 2 * DRAIN_S
         with anyio.move_on_after(limit_s) as limit:
-            async with anyio.create_task_group() as tasks, stage.run(3, 2, 2):
+            async with anyio.create_task_group() as tasks, stage.run(num_workers, 2, 2):
                 await anyio.sleep(SETTLE_S)
                 batches = [
                     BatchClient(stage, self._rng(f"batch {number}"), f"b{number}", self.history)
@@ -139,8 +156,7 @@ class _Run:
         if limit.cancelled_caught:
             self.wrong.append("processes that were told to stop did not")
         self.wrong += stage.crashes
-        for reason, path in (("duplicate", "path.doubled_token"), ("stale", "path.stale_token")):
-            self._trace.counts[path] += int(_dropped(reason) - dropped[reason])
+        self._trace.counts.update(meters.read())
         self.simulated_s = loop_time()
 
     async def _break_things(self, stage: Stage, tasks: TaskGroup) -> None:
@@ -171,8 +187,7 @@ class _Run:
         self._check(lambda name: name not in last | self._joint, may_refuse=REFUSALS, may_fail=FAILURES)
         # One choice that is refused ends the others, which may have begun.
         self._check(lambda name: name in self._joint - last, may_refuse=(), may_fail=FAILURES | REFUSALS)
-        await anyio.sleep(3.0)
-        self.wrong += check_idle(stage.idle_workers())
+        self.wrong += await self._wait_idle(stage)
 
     def _check(self, is_meant: Callable[[str], bool], *, may_refuse: Iterable[str], may_fail: Iterable[str]) -> None:
         events = [event for event in self.history if is_meant(event.request)]
@@ -184,6 +199,18 @@ class _Run:
         if question.num_choices > 1:
             self._joint.update(question.names)
         tasks.start_soon(partial(ask, stage, rng, question, self.history))
+
+    async def _wait_idle(self, stage: Stage) -> list[str]:
+        """Return what processes still hold after `IDLE_S`; the engine's proof that it lives may be under way before."""
+        held = ["nobody looked"]
+        with anyio.move_on_after(IDLE_S):
+            while held:
+                await anyio.sleep(0.5)
+                held = check_idle(stage.idle_workers())
+                for process in stage.of_kind("router"):
+                    if isinstance(process.component, Router):
+                        held += held_by_router(process.name, process.component)
+        return held
 
     async def _wait_ended(self, when: str) -> None:
         """Wait until all requests ended."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from random import Random
 from typing import Literal
@@ -10,21 +10,24 @@ from typing import Literal
 import anyio
 import msgspec
 
-from bus.config import Config, FrontendConfig, MockConfig, WorkerConfig
+from bus.config import Config, FrontendConfig, MockConfig, OffloadConfig, WorkerConfig
 from bus.errors import BuswayError
 from bus.lifecycle import Component
+from bus.messages.inference import Role
 from bus.protocol import Bus
 from bus.testing import MemoryBroker
-from components.replay.world import make_worker
+from components.engines.mock.engine import MockEngine
 from components.router.service import Router
-from components.worker.service import Worker
+from components.worker.service import Worker, open_worker
 from frontend.service import Frontend
 from tests.history import Idle
+from tests.sim.idle import look_at_worker
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.model import MAX_MODEL_LEN, model
 from tests.sim.stdlib import WallClock
 from tests.sim.trace import Trace
 from tests.sim.weather import Weather
+from tests.sim.wire import Host
 
 Kind = Literal["worker", "router", "frontend"]
 KINDS: tuple[Kind, ...] = ("worker", "router", "frontend")
@@ -49,6 +52,22 @@ SLOW = 8.0
 """How much slower a slow engine is."""
 
 
+AGGREGATED: Sequence[tuple[Role, ...]] = (("both",),)
+HOST_BYTES = 32 * 4096
+"""A third of what the device holds."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What the workers of a deployment are."""
+
+    roles: Sequence[tuple[Role, ...]] = AGGREGATED
+    """Of worker after worker, from the beginning again when there are more workers."""
+    offload: OffloadConfig = OffloadConfig()
+
+
+PLAIN = Layout()
+
+
 class Process:
     """One place for a process, and who has it at present."""
 
@@ -69,11 +88,22 @@ class Process:
 class Stage:
     """Everything that a run consists of but its clients and its faults."""
 
-    def __init__(self, rng: Random, broker: MemoryBroker, weather: Weather, wall: WallClock, trace: Trace) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        broker: MemoryBroker,
+        weather: Weather,
+        wall: WallClock,
+        trace: Trace,
+        *,
+        layout: Layout = PLAIN,
+    ) -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, SimLoop)
         self.loop = loop
+        self.layout = layout
         self.broker = broker
+        self.host = Host(weather)
         self.weather = weather
         self.wall = wall
         self.trace = trace
@@ -122,6 +152,7 @@ class Stage:
             self.broker.cut(bus)
         if (door := self.loop.servers.get(name)) is not None:
             door.die()
+        self.host.lose(name)
         self.loop.thaw(name)
         process.scope.cancel()
 
@@ -134,7 +165,7 @@ class Stage:
     def idle_workers(self) -> list[Idle]:
         """Return what the workers hold."""
         return [
-            _idle(process.name, process.component)
+            look_at_worker(process.name, process.component, self.host)
             for process in self.of_kind("worker")
             if isinstance(process.component, Worker)
         ]
@@ -154,8 +185,7 @@ class Stage:
             with anyio.CancelScope() as process.scope:
                 async with self.broker.connect(process.name) as bus:
                     await bus.ensure()
-                    with closing(socket.socket()) as listener:
-                        process.component = self._make(process, bus, listener)
+                    async with self._open(process, bus) as process.component:
                         await process.component.run()
         except BuswayError as error:
             self.trace.note("process.ended", f"{process.name}: {error}")
@@ -166,30 +196,26 @@ class Stage:
             PROCESS.reset(token)
             self.loop.servers.pop(process.name, None)
 
-    def _make(self, process: Process, bus: Bus, listener: socket.socket) -> Component:
+    @asynccontextmanager
+    async def _open(self, process: Process, bus: Bus) -> AsyncIterator[Component]:
         if process.kind == "router":
-            return Router(Config(), bus, process.name, wall=self.wall.now)
-        if process.kind == "frontend":
-            return Frontend(bus, process.name, FrontendConfig(), listener)
+            yield Router(Config(), bus, process.name, wall=self.wall.now)
+        elif process.kind == "frontend":
+            with closing(socket.socket()) as listener:
+                yield Frontend(bus, process.name, FrontendConfig(), listener)
+        else:
+            config = self._worker_config(process)
+            engine = MockEngine(config.mock, model=model().name, vocab_size=model().vocab_size)
+            async with open_worker(
+                config, bus, engine, model(), process.name, opener=self.host.open_transfer
+            ) as worker:
+                yield worker
+
+    def _worker_config(self, process: Process) -> Config:
         engine = ENGINE
         if process.number == 0 and self._rng.random() < 0.4:
             self.trace.note("fault.slow_engine", process.name)
             engine = msgspec.structs.replace(engine, step_base_s=SLOW * ENGINE.decode_base_s)
-        return make_worker(
-            Config(worker=WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S), mock=engine),
-            bus,
-            model(),
-            process.name,
-        )
-
-
-def _idle(name: str, worker: Worker) -> Idle:
-    load = worker._engine.load()
-    return Idle(
-        name,
-        len(worker._sequences.ledger),
-        load.running,
-        load.waiting,
-        load.free_blocks,
-        worker._engine.spec.num_blocks,
-    )
+        roles = self.layout.roles[process.number % len(self.layout.roles)]
+        worker = WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S, roles=roles)
+        return Config(worker=worker, offload=self.layout.offload, mock=engine)

@@ -6,12 +6,13 @@ from random import Random
 import anyio
 import pytest
 
+from bus.config import OffloadConfig
 from bus.testing import MemoryBroker
 from bus.testing.faults import Fate
 from tests.history import Asked, Ended, Event, Shown, check_history
 from tests.sim.clients import Question, ask
 from tests.sim.run import simulate
-from tests.sim.stage import Stage
+from tests.sim.stage import HOST_BYTES, PLAIN, Layout, Stage
 from tests.sim.stdlib import WallClock, loop_time
 from tests.sim.trace import Trace
 from tests.sim.weather import Weather
@@ -34,15 +35,21 @@ class Scripted(Weather):
         return self.fate(subject)
 
 
-def play(script: Callable[[Stage, Scripted], Awaitable[None]], *, num_routers: int = 0) -> Trace:
-    """Play a scenario with one worker and one frontend; processes must end when told to."""
+def play(
+    script: Callable[[Stage, Scripted], Awaitable[None]],
+    *,
+    num_workers: int = 1,
+    num_routers: int = 0,
+    layout: Layout = PLAIN,
+) -> Trace:
+    """Play a scenario with one frontend; processes must end when told to."""
     trace, wall = Trace(loop_time), WallClock()
 
     async def main() -> None:
         weather = Scripted(trace)
-        stage = Stage(Random(0), MemoryBroker("sim", weather), weather, wall, trace)
+        stage = Stage(Random(0), MemoryBroker("sim", weather), weather, wall, trace, layout=layout)
         with anyio.fail_after(120):
-            async with stage.run(1, num_routers, 1):
+            async with stage.run(num_workers, num_routers, 1):
                 await anyio.sleep(3)
                 await script(stage, weather)
         assert not stage.crashes
@@ -114,3 +121,18 @@ def test_a_choice_that_cannot_be_asked_for_ends_the_stream_of_the_others_in_orde
     assert check_history(history, may_fail=["bus_unavailable"]) == []
     assert {type(event) for event in history} == {Asked, Shown, Ended}
     assert [event.why for event in history if isinstance(event, Ended)] == ["bus_unavailable"] * 2
+
+
+def test_a_worker_whose_tiers_do_not_reach_the_registry_goes_on_without_them() -> None:
+    """It crashed: the tier of peers let an unreachable registry end the whole process."""
+    history: list[Event] = []
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        stage.broker.stop()
+        stage.kill(next(stage.of_kind("worker")))
+        await anyio.sleep(6)
+        await stage.broker.start()
+        await ask(stage, Random(0), question(1), history)
+
+    play(script, layout=Layout(offload=OffloadConfig(host_bytes=HOST_BYTES, peers=True)))
+    assert check_history(history) == []

@@ -30,6 +30,8 @@ class Climate(msgspec.Struct):
     append_lost: float = 0.0
     append_unanswered: float = 0.0
     ack_lost: float = 0.0
+    read_lost: float = 0.0
+    read_slow: float = 0.0
 
 
 class Weather:
@@ -107,6 +109,20 @@ class Weather:
             self._trace.note("fault.append_unanswered", f"{connection} {subject}")
             return "unanswered"
         return "kept"
+
+    def read_s(self, process: str) -> float:
+        """Draw how long a few KV blocks of another worker take; in bad weather longer than anybody waits."""
+        if self._happens(self.climate.read_slow):
+            self._trace.note("fault.read_slow", process)
+            return 3.0
+        return 0.0001 + 0.0004 * self._rng.random()
+
+    def breaks_read(self, process: str) -> bool:
+        """Draw whether a read of KV blocks ends here."""
+        is_broken = self._happens(self.climate.read_lost)
+        if is_broken:
+            self._trace.note("fault.read_lost", process)
+        return is_broken
 
     def _note_path(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
         """Count what says that a path was taken."""

@@ -55,6 +55,8 @@ def test_an_idle_worker_holds_nothing() -> None:
     assert check_idle([Idle("w-1", 0, 0, 0, 10, 10)]) == []
     for leak in (Idle("w-1", 1, 0, 0, 10, 10), Idle("w-1", 0, 0, 1, 10, 10), Idle("w-1", 0, 0, 0, 9, 10)):
         assert check_idle([leak])
+    for elsewhere in ("leases", "moving", "pinned"):
+        assert check_idle([Idle("w-1", 0, 0, 0, 10, 10, **{elsewhere: 1})])
 
 
 def test_the_oracle_is_asked_for_as_many_tokens_as_the_request() -> None:
