@@ -28,6 +28,8 @@ LONG_S = 0.2
 """A prompt that takes longer to compute is started before others by what it takes more: left to the end of a burst, it
 makes the slowest answer slower still while other workers idle. On Mooncake's conversation trace this takes 2 % off the
 99th percentile of TTFT, costs 3 % of the prefix reuse, and leaves the mean as it is."""
+PRIORITY_S = 0.1
+"""By which one level of priority counts as an earlier arrival: nobody waits for longer than that for later ones."""
 ONLINE_S = 60.0
 """Batch requests leave room for others for so long after the last one of these."""
 MAX_ORPHANS = 4096
@@ -163,7 +165,7 @@ class Pool:
                 tokens,
                 NO_DEADLINE if deadline is None else deadline,
                 now,
-                self._lead_s(tokens),
+                self._lead_s(tokens) + PRIORITY_S * request.priority,
             )
         )
         return None

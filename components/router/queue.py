@@ -3,7 +3,7 @@
 Classes first: interactive, then standard, then batch; a lower class with a share gets that part of the tokens while
 higher ones wait. Within a class tenants share by weight: the one that was served the fewest uncached tokens, divided by
 its weight, comes next (fair queueing in virtual time, which is deficit round robin without a quantum). Within a tenant
-the earliest deadline goes first, then the earliest arrival, some requests counting as earlier (`lead_s`).
+the earliest deadline goes first, then the earliest arrival, some requests counting as earlier or later (`lead_s`).
 
 Several routers that tell each other what they place (`charge`) share as one does.
 """

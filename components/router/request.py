@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from bus.messages.base import Fact
-from bus.messages.inference import LatencyClass, Ticket
+from bus.messages.inference import Hints, LatencyClass, Ticket
 from bus.messages.transfer import Handover
 from bus.protocol import Delivery
 from bus.wire import TTL
@@ -37,6 +37,7 @@ class RoutedJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
     cache_salt: str = ""
     deadline_at: float | None = None
     session: str = ""
+    hints: Hints = Hints()
     handover: Handover | None = None
 
 
@@ -60,6 +61,8 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
     key: str
     tenant: str
     latency_class: LatencyClass
+    priority: int = 0
+    """As `Hints.priority`."""
     session: str = ""
     num_tokens: int
     """Prompt, and output of earlier attempts."""
@@ -90,6 +93,7 @@ def to_request(job: RoutedJob, delivery: Delivery, block_sizes: Iterable[int]) -
         key=key,
         tenant=job.tenant,
         latency_class=job.latency_class,
+        priority=job.hints.priority,
         session=job.session,
         num_tokens=max(1, len(tokens) // 4),
         chains=hash_chains(tokens, salt_hash(job.model, job.cache_salt), block_sizes),

@@ -156,6 +156,22 @@ def test_saturated_tenants_share_by_weight(stage: Make) -> None:
     assert 3.8 <= tokens["gold"] / tokens["tin"] <= 4.2
 
 
+def test_priority_orders_a_tenants_requests_and_is_worth_a_bounded_time(stage: Make) -> None:
+    at = stage(1)
+    full = [at.request(length=8192) for _ in range(40)]
+    for request in full:
+        at.admit(request)
+    at.plan()
+    names = {}
+    for name, priority, wait_s in (("low", -5, 0.0), ("plain", 0, 0.1), ("high", 10, 0.1), ("late", 10, 2.0)):
+        at.now += wait_s
+        request = at.request(priority=priority)
+        names[request.key] = name
+        assert at.admit(request) is None
+    order = [entry.item.key for entry in at.pool.queue.peek(100)]
+    assert [names[key] for key in order if key in names] == ["high", "plain", "low", "late"]
+
+
 def test_a_batch_flood_leaves_workers_for_others_while_there_are_any(stage: Make) -> None:
     s = stage(4)
     assert s.place(s.request(length=10, latency_class="interactive"))

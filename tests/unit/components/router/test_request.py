@@ -6,7 +6,7 @@ import pytest
 from bus.codec import codec, encode
 from bus.errors import Malformed
 from bus.messages.base import pack_u32
-from bus.messages.inference import GenerateJob, Stopping
+from bus.messages.inference import GenerateJob, Hints, Stopping
 from components.router.request import RoutedJob, to_request
 from kv_events.hashing import block_hashes, salt_hash
 
@@ -22,6 +22,7 @@ JOB = GenerateJob(
     tenant="t",
     cache_salt="s",
     session="c",
+    hints=Hints(priority=-3, pin_ttl_s=60.0),
 )
 
 
@@ -49,7 +50,7 @@ def test_a_request_is_hashed_with_what_earlier_attempts_produced():
     tokens = [*range(100), *range(30)]
     assert request.num_tokens == 130
     assert list(request.chains[16]) == block_hashes(tokens[:-1], 16, salt_hash("m", "s"))
-    assert (request.key, request.tenant, request.session) == ("q:2", "t", "c")
+    assert (request.key, request.tenant, request.session, request.priority) == ("q:2", "t", "c", -3)
 
 
 def test_a_request_without_output_is_its_prompt():
