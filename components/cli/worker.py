@@ -1,4 +1,4 @@
-"""I/O. Run one worker: an inference engine that takes its work from the bus. Or give one that runs another role."""
+"""I/O. Run one worker: an inference engine that takes its work from the bus. Or list those that run; change a role."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ from components.cli.terminal import find_broker, run_async
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.epilog = "busway worker set-role WORKER ROLE...    what WORKER serves from now on: prefill, decode, both"
-    parser.add_argument("action", nargs="*", help="nothing: run a worker; or set-role WORKER ROLE...")
+    parser.add_argument("action", nargs="*", help="nothing: run a worker; ls: list them; or set-role WORKER ROLE...")
     parser.add_argument("--model", metavar="DIR", help="model directory (config.json, safetensors, tokenizer.json)")
     parser.add_argument("--engine", choices=["torch", "mock"], help="mock computes nothing: for load tests")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM."""
     if options.action:
-        return _set_roles(options)
+        return _manage(options)
     import structlog
 
     from bus.logs import set_up_logs
@@ -43,16 +43,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _set_roles(options: argparse.Namespace) -> int:
+def _manage(options: argparse.Namespace) -> int:
     from msgspec.structs import replace
 
     from bus.logs import set_up_logs
-    from components.cli.worker_roles import read_words, set_roles
+    from components.cli.worker_roles import list_workers, read_words, set_roles
 
-    worker, roles = read_words(options.action)
+    change = read_words(options.action)
     config = find_broker(read_config(options))
-    set_up_logs(replace(config.log, level="warning"), "set-role")
-    run_async(set_roles, config, worker, roles)
+    set_up_logs(replace(config.log, level="warning"), "worker")
+    if change is None:
+        run_async(list_workers, config)
+    else:
+        run_async(set_roles, config, *change)
     return 0
 
 

@@ -42,6 +42,7 @@ class Exchange:
         self.fetch_token_s = 0.0
         self.handovers = Handovers(bus, worker, engine, peers, on_handed)
         self.fetches = Fetches(engine, self._note_read)
+        self._worker = worker
         self._peers = peers
         self._on_wanted = on_wanted
         self._block_size = engine.spec.block_size
@@ -66,7 +67,7 @@ class Exchange:
     def prepare(self, job: GenerateJob, request: EngineRequest, lane: Role) -> EngineRequest:
         """Return what the engine is to do here for a job that came by a lane of that role."""
         if job.handover is not None:
-            if self._can_transfer:
+            if self._can_fetch(job):
                 self._on_wanted()
                 return msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks)
         elif job.task == "generate" and hands_over(lane, self.roles, self._peers.roles):
@@ -81,7 +82,7 @@ class Exchange:
         """The engine took the request."""
         if request.hold:
             self.handovers.expect(request.key)
-        if job.handover is not None and self._can_transfer and self._tasks is not None:
+        if job.handover is not None and self._can_fetch(job) and self._tasks is not None:
             self.fetches.start(request.key, job.handover, self._tasks)
 
     def on_note(self, note: Note) -> None:
@@ -95,6 +96,18 @@ class Exchange:
         """Hand a sequence over whose first token is on its way to the owner."""
         assert self._transfer is not None
         self.handovers.send(key, job, token, self._transfer)
+
+    def _can_fetch(self, job: GenerateJob) -> bool:
+        return self._can_transfer and not self.is_from_here(job)
+
+    def is_from_here(self, job: GenerateJob) -> bool:
+        """Say whether a job was handed over by this worker."""
+        return job.handover is not None and job.handover.worker == self._worker
+
+    def take_back(self, key: int) -> None:
+        """Let nobody read the blocks of a sequence any more that was handed over."""
+        assert self._transfer is not None
+        self.handovers.take_back(key, self._transfer)
 
     def stop(self, key: int) -> None:
         """The sequence is over here."""

@@ -71,6 +71,17 @@ class Handovers:
             del self._kept[key]
             self._engine.release(key)
 
+    def is_leased(self, key: int) -> bool:
+        """Say whether a sequence waits for its reader."""
+        kept = self._kept.get(key)
+        return kept is not None and kept.lease is not None
+
+    def take_back(self, key: int, transfer: Transfer) -> None:
+        """End the lease of a sequence that has one."""
+        lease = self._kept[key].lease
+        assert lease is not None
+        transfer.withdraw(lease)
+
     def send(self, key: int, job: GenerateJob, token: int, transfer: Transfer) -> None:
         """Offer the blocks, and send the job on behind its first token `token`; what fails is told by `on_end`."""
         kept = self._kept[key]

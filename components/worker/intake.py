@@ -104,7 +104,8 @@ class Intake:
 
     def _decide(self, lane: Role, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences
-        if sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
+        comes_back = self._exchange.is_from_here(job) and sequences.take_back(job)
+        if not comes_back and sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
             delivery.ack()
             return "repeated"
         try:

@@ -86,11 +86,15 @@ class Ledger:
 
     def cancel(self, owner: str, ticket: int, now: float) -> Attempt | None:
         """End the attempt with this ticket; return it, or None and remember the ticket if it is not here (yet)."""
-        attempt = self._by_owner.get(owner, {}).get(ticket)
+        attempt = self.find(owner, ticket)
         if attempt is None:
             self._bury(owner, ticket, now)
             return None
         return self.end(attempt.key, now)
+
+    def find(self, owner: str, ticket: int) -> Attempt | None:
+        """Return the live attempt with this ticket."""
+        return self._by_owner.get(owner, {}).get(ticket)
 
     def of_owner(self, owner: str) -> list[Attempt]:
         return list(self._by_owner.get(owner, {}).values())

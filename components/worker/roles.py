@@ -14,13 +14,16 @@ def shared_lanes(roles: Collection[Role], others: Iterable[Set[Role]]) -> frozen
     """Return the roles whose shared lanes a worker pulls from, given the roles of the pool's other workers.
 
     Whole requests (`both`) are for workers that prefill; with none of those left, those that decode take them. What was
-    prefilled (`decode`) is for workers that decode and, as soon as somebody prefills only, for those that do both.
+    prefilled (`decode`) is for workers that decode and, as soon as somebody prefills only, for those that do both; with
+    none of either left, those that prefill take it back.
     """
     others = list(others)
     lanes = set(roles)
     if "prefill" in roles or ("decode" in roles and not _any_has(others, PREFILLS)):
         lanes.add("both")
     if "both" in roles and any("prefill" in each for each in others):
+        lanes.add("decode")
+    if "prefill" in roles and not _any_has(others, DECODES):
         lanes.add("decode")
     return frozenset(lanes)
 

@@ -200,6 +200,16 @@ class Sequences:
             self.flush_soon()
         self._on_change()
 
+    def take_back(self, job: GenerateJob) -> bool:
+        """Let a sequence go on here that was handed over and found nobody else; False: that is over."""
+        attempt = self.ledger.find(job.frontend, job.ticket)
+        if attempt is None or not self._exchange.handovers.is_leased(attempt.key):
+            return False
+        self._end(attempt.key, self._loop.time())
+        _ended["handed_over"].inc()
+        self._exchange.take_back(attempt.key)
+        return True
+
     def finish_at_once(self, job: GenerateJob, finished: Finished) -> None:
         """Tell the owner of a job that earlier attempts completed already."""
         self.publisher.outbox(job.frontend).finished.append(finished)

@@ -117,6 +117,25 @@ async def test_an_owner_hears_of_a_handover_that_nobody_takes_and_the_blocks_ret
     stage.owner.cancel(decode.name, 1)
 
 
+async def test_a_handover_that_comes_back_goes_on_where_it_was_prefilled(
+    nats_stage: Any, text: Text, eventually: Any
+) -> None:
+    stage, owner = nats_stage, nats_stage.owner
+    prefill = await stage.add_worker(roles=("prefill",), mock=MOCK, make_engine=CountingEngine)
+    decode = await stage.add_worker(roles=("decode",), mock={**MOCK, "step_base_s": 0.01}, slots=1)
+    await owner.send(1, prompt(64), max_tokens=4000 - 64)
+    await owner.wait(lambda: owner.accepted.get(1) == decode.name and len(owner.texts[1]) > 2)
+    await owner.send(2, prompt(300), max_tokens=30)
+    await owner.wait(lambda: len(owner.texts[2]) == 1)  # it waits for the one slot of the decode worker
+    decode.scope.cancel()
+    await decode.ended.wait()
+    await owner.wait(lambda: 2 in owner.finished or 2 in owner.failed)
+    assert owner.texts[2] == text(prompt(300), 30)
+    assert owner.accepted[2] == prefill.name
+    assert prefill.engine.prefill_tokens < 64 + 300 + 16, "what is in its cache is not computed again"
+    await eventually(lambda: all_free(prefill))
+
+
 async def test_roles_change_under_load_and_nothing_is_lost(nats_stage: Any, text: Text, eventually: Any) -> None:
     stage, owner = nats_stage, nats_stage.owner
     workers = [await stage.add_worker(roles=(role,), mock=MOCK) for role in ("prefill", "decode", "both")]
