@@ -126,7 +126,11 @@ class Dispatcher:
             raise ShuttingDown("This frontend is shutting down.", delay_s=1.0)
         if not self._bus.is_connected:
             raise BusUnavailable("The message bus is not reachable at present.", delay_s=1.0)
-        self.requests.open(request, time.monotonic())
+        generation, now = request.generation, time.monotonic()
+        self._admission.check(generation.model_slug, generation.latency_class)
+        if generation.deadline_at is not None:
+            request.expires_at = now + generation.deadline_at - time.time()
+        self.requests.open(request, now)
         try:
             subject, payload = self._address(request)
             self._bus.append_soon(
@@ -358,7 +362,8 @@ class Dispatcher:
                 self._cancels.tell(request.worker, (request.ticket,), now)
             self._fail(request, DeadlinePassed(f"The deadline passed after {request.num_tokens} output tokens."))
         waiting = self.requests.unaccepted()
-        self._admission.update(waiting, now)
+        # Routers know better what waits with them, and for whom.
+        self._admission.update((request for request in waiting if not request.is_routed), now)
         for request in waiting:
             if now - request.dispatched_at > self._config.accept_timeout_s:
                 message = f"No worker took the request within {self._config.accept_timeout_s:g} s."

@@ -8,6 +8,7 @@ import httptools
 import msgspec
 from anyio.abc import ByteStream
 
+from bus.messages.inference import LatencyClass
 from components.chaos.history import Answer, Question
 
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -27,6 +28,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """For a whole answer."""
     deadline_s: float = 0.0
     """After which the system is to give up by itself; 0: never."""
+    latency_class: LatencyClass = "standard"
 
 
 class _Choice(msgspec.Struct):
@@ -181,5 +183,7 @@ def _render(target: Target, question: Question) -> bytes:
     key = f"authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
     if target.deadline_s:
         key += f"x-busway-timeout-s: {target.deadline_s:g}\r\n"
+    if target.latency_class != "standard":
+        key += f"x-busway-latency-class: {target.latency_class}\r\n"
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}:{target.port}\r\ncontent-type: application/json\r\n"
     return f"{head}{key}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body

@@ -18,7 +18,7 @@ from components.chaos.faults import Fault, Schedule
 from components.chaos.history import Answer, Downtime, Question, Verdict, check, gap_across
 from components.chaos.inflict import inflict, list_processes
 from components.chaos.load import learn_answers, running_load
-from components.chaos.slots import count_leaked
+from components.chaos.slots import Held, find_leaks
 
 QUESTIONS_A_STREAM = 2
 
@@ -49,12 +49,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     num_faults: int
     gaps: dict[str, float]
     """By fault: the longest time, in seconds, that a stream stood still across one of them."""
-    num_leaked: int
-    """Requests that workers still hold though nobody waits for them."""
+    leaked: Held
+    """What workers still hold though nobody waits for it."""
 
     @property
     def is_good(self) -> bool:
-        return self.verdict.is_good and self.num_leaked == 0
+        return self.verdict.is_good and not self.leaked
 
 
 async def run_chaos(config: Config, options: ChaosOptions, say: Say) -> Report:
@@ -90,7 +90,7 @@ async def run_chaos(config: Config, options: ChaosOptions, say: Say) -> Report:
         num_questions=len(questions),
         gaps=worst_gaps(load.answers, done),
         num_faults=len(done),
-        num_leaked=await count_leaked(config),
+        leaked=await find_leaks(config),
     )
 
 
@@ -123,8 +123,8 @@ def render(report: Report) -> Sequence[str]:
         + ", ".join(f"{name} {gap_s:.2f}" for name, gap_s in sorted(report.gaps.items())),
         f"texts compared with known answers: {report.num_known} of {report.num_questions} questions",
     ]
-    if report.num_leaked:
-        lines.append(f"{report.num_leaked} requests are still held by workers")
+    if report.leaked:
+        lines.append(f"workers still hold {report.leaked.requests} requests and {report.leaked.blocks} KV blocks")
     if verdict.first_bad:
         lines.append(f"first of what should not be: {verdict.first_bad}")
     return [*lines, "", "verdict: " + ("nothing lost, nothing doubled" if report.is_good else "NOT GOOD")]

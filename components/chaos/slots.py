@@ -1,6 +1,7 @@
 """I/O. Whether the workers let go of everything: what a load report says once nobody asks any more."""
 
 import anyio
+import msgspec
 
 from bus.config import Config
 from bus.connection import open_bus
@@ -15,15 +16,26 @@ LISTEN_S = 1.0
 """Four heartbeats: who says nothing for so long is not there."""
 
 
-async def count_leaked(config: Config) -> int:
-    """Return how many requests the workers still hold, after the time they have to let go.
+class Held(msgspec.Struct, frozen=True):
+    """What workers have in use; blocks that are only cached, for whoever may want them, are free."""
 
-    Counts other clients' requests too: nobody else should ask meanwhile. Raises `BusUnavailable` when none is heard.
+    requests: int = 0
+    blocks: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.blocks)
+
+
+async def find_leaks(config: Config) -> Held:
+    """Return what the workers still hold, after the time they have to let go.
+
+    Counts what is other clients' too, and what they have pinned: nobody else should ask meanwhile. Raises
+    `BusUnavailable` when no worker is heard.
     """
-    held: dict[str, int] = {}
+    held: dict[str, Held] = {}
 
     def on_load(load: WorkerLoad, incoming: Incoming) -> None:
-        held[load.worker] = load.running + load.waiting
+        held[load.worker] = Held(load.running + load.waiting, load.num_blocks - load.free_blocks)
 
     async with open_bus(config.bus, Subjects(config.namespace), name="chaos") as bus:
         subscription = subscribe_typed(bus, bus.subjects.load("*", "*"), WorkerLoad, on_load)
@@ -33,9 +45,9 @@ async def count_leaked(config: Config) -> int:
                     held.clear()
                     await anyio.sleep(LISTEN_S)
                     if held and not any(held.values()):
-                        return 0
+                        return Held()
         finally:
             subscription.unsubscribe()
     if not held:
         raise BusUnavailable("no worker is heard on the bus")
-    return sum(held.values())
+    return Held(sum(each.requests for each in held.values()), sum(each.blocks for each in held.values()))

@@ -9,7 +9,7 @@ import pytest
 
 from components.chaos.history import Downtime, Question, check
 from components.chaos.load import Load, running_load
-from components.chaos.slots import count_leaked
+from components.chaos.slots import Held, find_leaks
 from tests.faults.matrix import CASES, read_measured, render
 from tests.faults.system import Settings, System, make_questions
 
@@ -91,6 +91,6 @@ def under_load() -> UnderLoad:
         verdict = check(running.answers, downtimes or [])
         assert verdict.is_good, (verdict, {name: system.log(name)[-1500:] for name in system.processes})
         assert may_refuse or not verdict.counts["refused"], verdict  # type: ignore[index]
-        assert await count_leaked(system.config) == 0
+        assert await find_leaks(system.config) == Held()
 
     return load

@@ -175,6 +175,24 @@ async def test_a_full_queue_is_429(stage: OpenStage) -> None:
     assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "queue_full", "1")
 
 
+async def test_who_would_wait_too_long_is_told_so_at_once(stage: OpenStage) -> None:
+    async with stage(max_queue_s=0.1) as on, anyio.create_task_group() as tasks:
+        on.worker.takes_jobs = False
+        for _ in range(8):
+            tasks.start_soon(on.post, "/v1/chat/completions", CHAT)
+        with anyio.fail_after(5.0):
+            while True:
+                request = CHAT | {"busway": {"timeout_s": 0.3}}
+                status, headers, answer = await on.post("/v1/chat/completions", request)
+                if status == 429:
+                    break
+        assert answer["error"]["code"] == "overloaded"
+        assert int(headers["retry-after"]) >= 1
+        batch = CHAT | {"busway": {"timeout_s": 0.3, "latency_class": "batch"}}
+        assert (await on.post("/v1/chat/completions", batch))[0] == 408, "another class waits in another queue"
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_broker_that_lost_everything_gets_waiting_requests_again(stage: OpenStage) -> None:
     broker = MemoryBroker()
     async with stage(broker=broker) as on, anyio.create_task_group() as tasks:
