@@ -9,7 +9,7 @@ import pytest
 
 from bus.config import BusConfig
 from bus.connection import open_bus
-from bus.errors import BusUnavailable
+from bus.errors import AccessDenied, BusUnavailable
 from bus.protocol import ConsumerSpec
 from bus.subjects import Subjects
 
@@ -68,7 +68,7 @@ async def test_everything_goes_over_tls_and_on_after_a_cut(tls_server, namespace
 
 async def test_a_server_whose_certificate_is_not_trusted_is_not_used(tls_server, namespace, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(BusUnavailable, match="certificate"):
+    with pytest.raises(AccessDenied, match="certificate"):
         async with our_bus(tls_server.url, namespace):
             pass
 

@@ -1,11 +1,21 @@
 """What a reviewer tries over HTTP: each is refused with its status, and the next request is served."""
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+import anyio
 import pytest
+
+from bus.codec import encode
+from bus.keys import digest_of
+from bus.messages.base import pack_u32
+from bus.messages.inference import Accepted, Failed, Finished, StepBatch
 
 pytestmark = pytest.mark.anyio
 
@@ -133,7 +143,12 @@ async def test_bodies_that_are_bombs_are_refused(stage: OpenStage, body: bytes) 
     """Attacks 10 to 12, and a pickle, which is never taken for anything but bytes."""
     async with stage() as on:
         on.worker.script = on.worker.echo
-        assert (await on.post(PATH, body))[0] == 400
+        tracemalloc.start()
+        try:
+            assert (await on.post(PATH, body))[0] == 400
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000 + 4 * len(body)
+        finally:
+            tracemalloc.stop()
         assert on.worker.jobs == []
         assert await still_serves(on)
 
@@ -159,3 +174,136 @@ async def test_grammars_that_are_bombs_hold_nothing_up(stage: OpenStage, form: d
         status, _, _ = await on.post(PATH, chat(**given))
         assert status in (200, 400)
         assert await still_serves(on)
+
+
+@asynccontextmanager
+async def trickling(on: Any, count: int) -> AsyncIterator[Callable[[], int]]:
+    """Open connections that send a byte of a request every half second; yield how many of them are open."""
+    num_open = 0
+
+    async def trickle() -> None:
+        nonlocal num_open
+        stream = await on.send(f"POST {PATH} HTTP/1.1\r\nx: ".encode())
+        num_open += 1
+        try:
+            async with stream:
+                while True:
+                    with anyio.move_on_after(0.5):
+                        await stream.receive()
+                        return
+                    await stream.send(b"y")
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            pass
+        finally:
+            num_open -= 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(trickle)
+        yield lambda: num_open
+        tasks.cancel_scope.cancel()
+
+
+async def seconds_each(on: Any, *headers: str, count: int = 20) -> list[float]:
+    """Ask so many questions, one after another; return how long each took."""
+    times = []
+    for _ in range(count):
+        began = time.monotonic()
+        assert (await on.post(PATH, chat(), *headers))[0] == 200
+        times.append(time.monotonic() - began)
+    return times
+
+
+async def test_clients_that_send_a_byte_now_and_then_are_cut_off(stage: OpenStage, eventually: Any) -> None:
+    """Attack 7: 500 of them; others are served meanwhile as before."""
+    async with stage() as on:
+        on.worker.script = on.worker.echo
+        before = await seconds_each(on)
+        async with trickling(on, 500) as num_open:
+            await eventually(lambda: num_open() == 500)
+            meanwhile = await seconds_each(on)
+            assert num_open() == 500
+            await eventually(lambda: num_open() == 0, timeout_s=6.0)
+        assert median(meanwhile) < 2 * max(median(before), 0.02)
+
+
+async def test_one_key_that_floods_takes_nothing_from_another(stage: OpenStage, tmp_path: Path) -> None:
+    """Attack 24: its requests beyond its limits are 429 at once; those of another key are served as before."""
+    keys = {"greedy": {"name": "greedy", "requests_per_s": 1, "burst": 5, "tenant": "greedy"}, "calm": {"name": "calm"}}
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"keys": {digest_of(name.encode()): key for name, key in keys.items()}}))
+    async with stage(keys=str(file)) as on:
+        on.worker.script = on.worker.echo
+        statuses: list[int] = []
+        is_over = False
+
+        async def flood() -> None:
+            while not is_over:
+                status, headers, _ = await on.post(PATH, chat(), "x-api-key: greedy")
+                assert status == 200 or int(headers["retry-after"]) >= 1
+                statuses.append(status)
+
+        before = await seconds_each(on, "x-api-key: calm")
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(flood)
+            meanwhile = await seconds_each(on, "x-api-key: calm")
+            is_over = True
+        assert statuses.count(429) > 20
+        assert set(statuses) == {200, 429}
+        assert statuses.count(200) < 5 + 1 + sum(meanwhile)
+        # The flood and the others share this test's one thread: four clients beside the one that is measured.
+        assert median(meanwhile) < 6 * max(median(before), 0.01)
+
+
+async def test_what_was_recorded_and_what_is_forged_changes_no_answer(stage: OpenStage) -> None:
+    """Attacks 20 and 21: batches played again, and batches of a worker about requests of another one."""
+    async with stage() as on, on.connect("w-evil") as evil:
+        text = "The quick brown fox jumps over the lazy dog."
+        heard: list[tuple[str, bytes]] = []
+        out = on.bus.subjects.out(on.frontend.name, "*")
+        on.bus.subscribe(out, lambda incoming: heard.append((incoming.subject, incoming.payload)))
+        on.worker.script = lambda job: on.worker.echo(job, text)
+        body = chat(max_tokens=40)
+        _, _, answer = await on.post(PATH, body)
+        recorded, first = list(heard), on.worker.jobs[-1]
+        assert recorded
+
+        def attack(ticket: int, *, source: str = "") -> None:
+            for subject, payload in recorded:
+                evil.publish(subject, payload)  # this bus is open; a guarded one denies it
+            forged = StepBatch(
+                worker="w-evil",
+                seq=0,
+                tickets=pack_u32([ticket]),
+                offsets=pack_u32([0]),
+                tokens=pack_u32([9]),
+                accepted=[Accepted(ticket, source=source)],
+                finished=[Finished(ticket, 1, "stop")],
+                failed=[Failed(ticket, "engine_died", "so it says", False)],
+            )
+            mine = on.bus.subjects.out(on.frontend.name, "w-evil")
+            evil.publish(mine, encode(forged))
+            evil.publish(mine, encode(StepBatch(worker=on.worker.name, seq=0, failed=forged.failed)))
+
+        on.worker.script = None
+        tokens = on.worker.tokenizer.encode(text).ids
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append(await on.post(PATH, body))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            job = await on.worker.wait_jobs(2)
+            for guess in range(first.ticket + 1, first.ticket + 50):
+                assert guess != job.ticket, "what a worker saw says nothing of what comes"
+                attack(guess, source=on.worker.name)
+            await evil.flush()
+            on.worker.say(job, tokens[:3])
+            await on.worker.bus.flush()
+            attack(job.ticket)
+            await evil.flush()
+            on.worker.say(job, tokens[3:], at=3, reason="stop")
+        status, _, told = answers[0]
+        assert (status, told["choices"]) == (200, answer["choices"])

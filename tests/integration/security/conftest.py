@@ -53,6 +53,10 @@ class Guarded:
         change_guard(str(self._directory), self.guard())
         self.process.send_signal(signal.SIGHUP)
 
+    def log(self) -> str:
+        """What the server wrote."""
+        return (self._directory / "server.log").read_text()
+
     def guard(self) -> Any:
         return self.vault.guard(SUBJECTS, load_declared(SUBJECTS), NAMES)
 
@@ -102,7 +106,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("guarded")
     vault = open_vault(str(directory))
     files = prepare(str(directory), guard=vault.guard(SUBJECTS, load_declared(SUBJECTS), NAMES))
-    with subprocess.Popen(files.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    log = (directory / "server.log").open("wb")
+    with log, subprocess.Popen(files.command, stdout=log, stderr=log) as process:
         try:
             anyio.run(wait_answering, files.port)
             yield Guarded(files, vault, process, directory)

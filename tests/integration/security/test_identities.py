@@ -230,6 +230,31 @@ async def test_what_a_worker_says_to_others_is_not_heard(guarded: Any, collect: 
         await victim.flush()
         assert heard.items == []
         assert worker.is_connected
+    said = [line for line in guarded.log().splitlines() if "w-shouts" in line and "Violation" in line]
+    assert any('Subject "busway.ctl.v1.w-hears"' in line for line in said), "the server notes who tried what"
+
+
+async def test_owners_of_streams_destroy_none(guarded: Any) -> None:
+    """Attack 19: what a frontend makes it can neither delete nor purge, nor read whole."""
+    async with guarded.open("frontend", "f-destroys") as frontend:
+        await frontend.ensure()
+        await frontend.append(SUBJECTS.job("acme"), b"1")
+        for verb in ("DELETE", "PURGE", "SNAPSHOT", "RESTORE", "MSG.DELETE", "MSG.GET"):
+            with pytest.raises(BusUnavailable):
+                await frontend.request(f"$JS.API.STREAM.{verb}.BUSWAY_JOBS", b"{}", timeout_s=0.1)
+        info = await frontend.request("$JS.API.STREAM.INFO.BUSWAY_JOBS", b"")
+        assert json.loads(info.payload)["state"]["messages"] == 1
+
+
+async def test_monitoring_is_answered_on_the_loopback_address_only(guarded: Any) -> None:
+    port = guarded.files.monitor_port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as monitor:
+        monitor.sendall(b"GET /varz HTTP/1.0\r\n\r\n")
+        assert b"200 OK" in monitor.recv(1000)
+    for address in ("127.0.0.2", socket.gethostbyname(socket.gethostname())):
+        if address != "127.0.0.1":
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((address, port), timeout=5)
 
 
 async def test_secrets_are_not_told(guarded: Any, caplog: pytest.LogCaptureFixture, capsys: Any) -> None:

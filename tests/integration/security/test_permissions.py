@@ -21,6 +21,7 @@ PUBLISH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "busway.job.v1.acme",
             "busway.pick.v1.tiny",
             "busway.response.v1.f-other",
+            "busway.spent.v1.f-me",
             "busway.dead.v1.jobs",
             "$KV.BUSWAY_REG.frontend.f-me",
             "$KV.BUSWAY_RESPONSES.acme.r1",
@@ -33,6 +34,7 @@ PUBLISH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"{API}.DIRECT.GET.KV_BUSWAY_RESPONSES.$KV.BUSWAY_RESPONSES.acme.r1",
         ),
         (
+            "busway.spent.v1.f-other",
             f"{API}.STREAM.DELETE.BUSWAY_WORK",
             f"{API}.STREAM.PURGE.BUSWAY_REQ",
             f"{API}.STREAM.CREATE.MINE",
