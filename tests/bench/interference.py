@@ -1,10 +1,10 @@
-"""I/O. Measure how long prompts disturb those who decode: `python -m tests.bench.interference`.
+"""I/O. Measure how long prompts disturb those who decode: `python -m tests.bench.interference --engine torch`.
 
 The same load twice: 16 streams decode while long prompts arrive, on two workers that do all, and on one that prefills
-and one that decodes. Real processes and real transfers of blocks; the engines are mocks, whose steps take as long as
-those of a GPU would (a step with a chunk of a prompt in it is as long as that chunk), so that the two cores of a laptop
-measure the system and not themselves. Figures are what clients see: the times between a stream's tokens while prompts
-are being prefilled.
+and one that decodes. Real processes and real transfers of blocks. The mock engine's steps take as long as those of a
+GPU would (a step with a chunk of a prompt in it is as long as that chunk), so that the two cores of a laptop measure
+the system and not themselves; the PyTorch engine's take what they take. Figures are what clients see: the times between
+a stream's tokens while prompts are being prefilled.
 """
 
 import argparse
@@ -28,20 +28,24 @@ from bus.server import run_server
 from tests.bench.processes import started, take_free_port, wait_for_model
 
 MODEL = "busway-tiny"
+MAX_MODEL_LEN = 8192
+"""Of the built-in model."""
 STREAMS = 16
-STREAM_PROMPT, LONG_OUTPUT = 32, 4
+STREAM_PROMPT, STREAM_OUTPUT, LONG_OUTPUT = 32, 8000, 4
+"""Tokens; streams are cut when they were watched for long enough."""
 WARM_S = 1.5
-ENGINE = (
-    "worker.engine=mock",
-    "worker.max_model_len=32768",
-    "worker.publish_gap_s=0",
-    "mock.step_base_s=0.004",
-    "mock.decode_base_s=0.004",
-    "mock.decode_sequence_s=0.0001",
-    "mock.prefill_token_s=0.00004",
-    "mock.max_batch_tokens=2048",
-    "mock.max_model_len=32768",
-)
+ENGINES = {
+    "mock": (
+        "worker.engine=mock",
+        "mock.step_base_s=0.004",
+        "mock.decode_base_s=0.004",
+        "mock.decode_sequence_s=0.0001",
+        "mock.prefill_token_s=0.00004",
+        "mock.max_batch_tokens=2048",
+        f"mock.max_model_len={MAX_MODEL_LEN}",
+    ),
+    "torch": ("worker.engine=torch", "worker.kv_cache_bytes=134217728"),
+}
 LAYOUTS = {"aggregated": ("both", "both"), "disaggregated": ("prefill", "decode")}
 
 
@@ -63,8 +67,11 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def workers(url: str, roles: Sequence[str], folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Run a frontend and a worker for each role; yield the address of the former and the latter's metrics ports."""
+def workers(url: str, engine: str, roles: Sequence[str], folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """Run a frontend and a worker for each role; yield the address of the former and the latter's metrics ports.
+
+    Each token is sent by itself.
+    """
     port = take_free_port()
     metrics_ports = [take_free_port() for _ in roles]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BUSWAY__BUS__URL": url}
@@ -82,7 +89,8 @@ def workers(url: str, roles: Sequence[str], folder: Path) -> Iterator[tuple[str,
         start("frontend", f"frontend.port={port}", "frontend.write_gap_s=0")
         for number, role in enumerate(roles):
             metrics = ("--metrics-port", str(metrics_ports[number]))
-            start(f"worker-{number}", *ENGINE, f'worker.roles=["{role}"]', options=metrics)
+            settings = (*ENGINES[engine], "worker.publish_gap_s=0", f'worker.roles=["{role}"]')
+            start(f"worker-{number}", *settings, options=metrics)
         wait_for_model(f"http://127.0.0.1:{port}", MODEL, logs[0], processes)
         deadline = time.monotonic() + 30.0
         while not all("worker.started" in log.read_text() for log in logs[1:]):
@@ -103,8 +111,8 @@ def read_metric(ports: Sequence[int], line_start: str) -> float:
     return total
 
 
-async def stream(address: str, prompt: list[int], max_tokens: int) -> list[float]:
-    """Send one completion of token ids; return when its bytes arrived, one time for each arrival with tokens."""
+async def stream(address: str, prompt: list[int], max_tokens: int, arrivals: list[float]) -> None:
+    """Send one completion of token ids; put down when its bytes arrived, one time for each arrival with tokens."""
     host, _, port = address.partition(":")
     body = msgspec.json.encode(
         {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
@@ -112,7 +120,6 @@ async def stream(address: str, prompt: list[int], max_tokens: int) -> list[float
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\n"
     )
-    arrivals: list[float] = []
     is_done = False
     async with await anyio.connect_tcp(host, int(port)) as connection:
         await connection.send(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -125,7 +132,6 @@ async def stream(address: str, prompt: list[int], max_tokens: int) -> list[float
         except anyio.EndOfStream:
             if not is_done:
                 raise SystemExit(f"a stream was cut after {len(arrivals)} arrivals") from None
-    return arrivals
 
 
 async def drive(address: str, load: Load) -> Figures:
@@ -135,27 +141,25 @@ async def drive(address: str, load: Load) -> Figures:
     def draw(length: int) -> list[int]:
         return dice.choices(range(300, 400), k=length)
 
-    streams: list[list[float]] = []
+    streams: list[list[float]] = [[] for _ in range(STREAMS)]
     firsts: list[float] = []
 
-    async def decode(prompt: list[int], num_tokens: int) -> None:
-        streams.append(await stream(address, prompt, num_tokens))
-
     async def prefill(prompt: list[int]) -> None:
-        begun_at = time.perf_counter()
-        firsts.append((await stream(address, prompt, LONG_OUTPUT))[0] - begun_at)
+        begun_at, arrivals = time.perf_counter(), list[float]()
+        await stream(address, prompt, LONG_OUTPUT, arrivals)
+        firsts.append(arrivals[0] - begun_at)
 
-    num_tokens = int((load.seconds + WARM_S + 1.0) / 0.0096)
-    async with anyio.create_task_group() as tasks:
-        for _ in range(STREAMS):
-            tasks.start_soon(decode, draw(STREAM_PROMPT), num_tokens)
+    async with anyio.create_task_group() as decoding:
+        for arrivals in streams:
+            decoding.start_soon(stream, address, draw(STREAM_PROMPT), STREAM_OUTPUT, arrivals)
         await anyio.sleep(WARM_S)
         begun_at = time.perf_counter()
-        for number in range(int(load.rate * load.seconds)):
-            await anyio.sleep(max(0.0, begun_at + number / load.rate - time.perf_counter()))
-            tasks.start_soon(prefill, draw(load.tokens))
-        await anyio.sleep(max(0.0, begun_at + load.seconds - time.perf_counter()))
+        async with anyio.create_task_group() as prefilling:
+            for number in range(int(load.rate * load.seconds)):
+                await anyio.sleep(max(0.0, begun_at + number / load.rate - time.perf_counter()))
+                prefilling.start_soon(prefill, draw(load.tokens))
         ended_at = time.perf_counter()
+        decoding.cancel_scope.cancel()
     gaps = [
         (after - before) * 1000
         for arrivals in streams
@@ -165,13 +169,13 @@ async def drive(address: str, load: Load) -> Figures:
     return Figures(gaps, [each * 1000 for each in firsts])
 
 
-async def main(load: Load, layouts: Sequence[str]) -> None:
+async def main(engine: str, load: Load, layouts: Sequence[str]) -> None:
     """Measure each layout and print."""
     tails = {}
     for layout in layouts:
         with tempfile.TemporaryDirectory() as name:
             async with run_server(name) as server:
-                with workers(server.url, LAYOUTS[layout], Path(name)) as (address, metrics_ports):
+                with workers(server.url, engine, LAYOUTS[layout], Path(name)) as (address, metrics_ports):
                     figures = await drive(address, load)
                     num_read = read_metric(metrics_ports, 'busway_worker_fetches_total{outcome="read"}')
                     num_blocks = read_metric(metrics_ports, "busway_transfer_blocks_total")
@@ -191,9 +195,11 @@ async def main(load: Load, layouts: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--engine", default="mock", choices=tuple(ENGINES))
     parser.add_argument("--tokens", type=int, default=6000, help="length of a long prompt")
     parser.add_argument("--rate", type=float, default=2.0, help="long prompts a second")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--layout", action="append", choices=tuple(LAYOUTS), help="only this one")
     given = parser.parse_args()
-    anyio.run(main, Load(given.tokens, given.rate, given.seconds), given.layout or tuple(LAYOUTS))
+    load = Load(given.tokens, given.rate, given.seconds)
+    anyio.run(main, given.engine, load, given.layout or tuple(LAYOUTS))
