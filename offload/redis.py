@@ -43,6 +43,11 @@ class RedisStore:
     def location(self) -> str:
         return self._address.location
 
+    @property
+    def check(self) -> str:
+        at = f"-s {self._address.path}" if self._address.path else f"-h {self._address.host} -p {self._address.port}"
+        return f"redis-cli {at} ping"
+
     async def put(self, blobs: Sequence[Blob], keep_s: float) -> list[bool]:
         keep_ms = _milliseconds(keep_s)
 

@@ -32,6 +32,8 @@ MAX_RETRIES = 2
 LIST_CHUNK = 1000
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
 """Variables that name a server; one without TLS is for tests and for networks that are trusted."""
+METADATA_HOST = "169.254.169.254"
+"""Where machines in clouds get credentials, asked when the environment has none."""
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 
 S = TypeVar("S")
@@ -71,6 +73,15 @@ class ObjectStore:
         self.location = url.rstrip("/")
         self._keep_s = keep_s
         self._timeout_s = timeout_s
+
+    @property
+    def check(self) -> str:
+        scheme, _, place = self.location.partition("://")
+        if scheme.startswith("s3"):
+            return f"aws s3 ls s3://{place}/"
+        if scheme == "gs":
+            return f"gcloud storage ls {self.location}"
+        return f"az storage blob list --container-name {place.partition('/')[0]}"
 
     async def put(self, blobs: Sequence[Blob], keep_s: float) -> list[bool]:
         async def put(blob: Blob) -> bool:
@@ -179,7 +190,7 @@ class ObjectStore:
         except TimeoutError:
             raise TierUnavailable(f"{self.location} took longer than {self._timeout_s:g} s") from None
         except (obstore.exceptions.BaseError, OSError) as error:
-            raise TierUnavailable(f"{self.location}: {_first_line(error)}") from error
+            raise TierUnavailable(f"{self.location}: {_reason(error)}") from error
 
     async def _for_all(self, items: Sequence[S], do: Callable[[S], Awaitable[bool]]) -> list[bool]:
         return [got is Got.ALL for got in await self._try_all(items, do)]
@@ -198,9 +209,9 @@ class ObjectStore:
                     got[place] = Got.ABSENT
                     if "NoSuchBucket" in str(error):
                         got[place] = Got.FAILED
-                        failures.append(_first_line(error))
+                        failures.append(_reason(error))
                 except (obstore.exceptions.BaseError, OSError) as error:
-                    failures.append(_first_line(error))
+                    failures.append(_reason(error))
                 if failures:
                     tasks.cancel_scope.cancel()
 
@@ -215,5 +226,11 @@ class ObjectStore:
         return got
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+def _reason(error: Exception) -> str:
+    """Return one line for people; what the library tells is long and begins with what matters least."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if "NoSuchBucket" in text:
+        return "there is no such bucket (NoSuchBucket)"
+    if METADATA_HOST in text:
+        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine a role"
+    return text.removeprefix("Generic S3 error: ")[:300]

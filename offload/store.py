@@ -57,6 +57,10 @@ class Store(Protocol):
     def location(self) -> str:
         """Where it is, for people and for telling stores apart; no secrets."""
 
+    @property
+    def check(self) -> str:
+        """Command by which a person sees whether the store answers."""
+
     async def put(self, blobs: Sequence[Blob], keep_s: float) -> list[bool]:
         """Keep each for `keep_s`; False: there is no room."""
 

@@ -13,7 +13,7 @@ import msgspec
 from bus.codec import encode
 from bus.config import Config, RedisTierConfig, S3TierConfig
 from bus.connection import open_bus
-from bus.errors import BusUnavailable, Malformed
+from bus.errors import BusUnavailable, BuswayError, Malformed
 from bus.messages.base import pack_u64
 from bus.messages.fleet import WorkerLoad
 from bus.messages.kv import BlocksRemoved, TierBatch
@@ -25,7 +25,7 @@ from components.cli.parser import Parser, UsageError
 from components.cli.terminal import find_broker, run_async, say
 from offload.collect import find_garbage
 from offload.key import BlockKey, Space
-from offload.store import Listed, Store
+from offload.store import Listed, Store, TierUnavailable
 from offload.stores import make_stores
 
 LISTEN_S = 1.0
@@ -70,14 +70,31 @@ async def _run(config: Config, options: argparse.Namespace, matches: Callable[[B
         raise UsageError("no shared store is configured", "busway cache ls --set offload.redis.url=redis://127.0.0.1")
     for store in stores:
         async with aclosing(store):
-            if options.action == "ls":
-                await _list(store)
-            elif options.action == "pin":
-                await _pin(store, matches, keep_s)
-            elif options.action == "drop":
-                await _remove(config, store, [each.key for each in await _all(store) if matches(each.key)], "dropped")
-            else:
-                await _collect(config, store, config.offload.redis if store.name == "redis" else config.offload.s3)
+            try:
+                await _do(config, options.action, store, matches, keep_s)
+            except TierUnavailable as error:
+                raise StoreFailed(str(error), store.check) from error
+
+
+class StoreFailed(BuswayError):
+    """A store did not do what it was asked; `hint` is the next command to type."""
+
+    code = "store_failed"
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+async def _do(config: Config, action: str, store: Store, matches: Callable[[BlockKey], bool], keep_s: float) -> None:
+    if action == "ls":
+        await _list(store)
+    elif action == "pin":
+        await _pin(store, matches, keep_s)
+    elif action == "drop":
+        await _remove(config, store, [each.key for each in await _all(store) if matches(each.key)], "dropped")
+    else:
+        await _collect(config, store, config.offload.redis if store.name == "redis" else config.offload.s3)
 
 
 async def _list(store: Store) -> None:

@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> int:
 
     from bus.logs import set_up_logs
     from components.cli.checks import Verdict, check_broker, check_machine, check_system
+    from components.cli.store_checks import check_stores
 
     config = read_config(options)
     set_up_logs(replace(config.log, level="error"), "doctor")
@@ -29,8 +30,9 @@ def run(options: argparse.Namespace) -> int:
         for finding in check(config):
             num_failed += finding.verdict is Verdict.FAIL
             say(finding.line(sys.stdout.isatty()))
-    for finding in run_async(check_broker, find_broker(config)):
-        num_failed += finding.verdict is Verdict.FAIL
-        say(finding.line(sys.stdout.isatty()))
+    for look in (check_broker, check_stores):
+        for finding in run_async(look, find_broker(config)):
+            num_failed += finding.verdict is Verdict.FAIL
+            say(finding.line(sys.stdout.isatty()))
     say(f"\n{num_failed} to mend" if num_failed else "\nall well")
     return EXIT_FAILED if num_failed else 0

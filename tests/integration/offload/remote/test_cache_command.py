@@ -13,7 +13,7 @@ from bus.messages.base import pack_u64
 from bus.messages.fleet import TierRate, WorkerLoad
 from bus.messages.kv import BlocksStored, KvEvent, TierBatch
 from bus.subjects import Subjects
-from components.cli.entry import EXIT_USAGE, main
+from components.cli.entry import EXIT_FAILED, EXIT_USAGE, main
 from offload.redis import RedisStore
 from offload.s3 import ObjectStore
 
@@ -147,6 +147,22 @@ def test_rates_are_those_that_workers_report(busway, nats_url, namespace):
         thread.join()
     assert "remote redis-1" in text
     assert "2.00 ms and     3.00 us a token" in text
+
+
+def test_stores_that_fail_are_told_with_a_way_to_look(busway, put, s3_stub, redis_server, monkeypatch):
+    _, _, setting = put
+    redis = ("--set", setting)
+    missing = ("--set", "offload.s3.url=s3://missing/x")
+    assert f"ok    redis at {redis_server.tcp_url} answers" in busway("doctor", *redis)[1]
+    code, text = busway("cache", "ls", *missing)
+    assert code == EXIT_FAILED
+    assert "s3://missing/x: there is no such bucket (NoSuchBucket)\n  try: aws s3 ls s3://missing/x/" in text
+    assert "there is no such bucket" in busway("doctor", *missing)[1]
+    redis_server.kill()
+    code, text = busway("cache", "drop", "--all", *redis)
+    assert code == EXIT_FAILED
+    assert f"Connection refused\n  try: redis-cli -h 127.0.0.1 -p {redis_server.port} ping" in text
+    assert "mend: redis-cli" in busway("doctor", *redis)[1]
 
 
 @pytest.mark.parametrize(

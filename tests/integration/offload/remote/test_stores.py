@@ -139,9 +139,9 @@ async def test_redis_with_a_password(redis_server):
 
 @pytest.mark.parametrize("fault", ['{"status": 500}', '{"status": 403}', '{"hang": true}', '{"delay_s": 1.0}'])
 async def test_an_s3_that_fails_or_hangs_is_left_in_time(s3_stub, fault):
-    store = ObjectStore("s3://kv-blocks", keep_s=60.0, timeout_s=0.4)
+    store, patient = [ObjectStore("s3://kv-blocks", keep_s=60.0, timeout_s=limit) for limit in (0.4, 20.0)]
     frames = make_frames(3)
-    assert all(await store.put(blobs(frames), 60.0))
+    assert all(await patient.put(blobs(frames), 60.0))
     s3_stub.set_fault(fault)
     with anyio.fail_after(3.0):
         while await _answers(store):
@@ -154,12 +154,12 @@ async def test_an_s3_that_fails_or_hangs_is_left_in_time(s3_stub, fault):
         started_at = time.monotonic()
         with pytest.raises(TierUnavailable):
             await call()
-        assert time.monotonic() - started_at < 0.7
+        assert time.monotonic() - started_at < 0.9
     s3_stub.set_fault("{}")
     with anyio.fail_after(3.0):
         while not await _answers(store):
             pass
-    assert await store.get(blobs(empty(frames))) == [ALL] * 3
+    assert await patient.get(blobs(empty(frames))) == [ALL] * 3
 
 
 async def _answers(store):
