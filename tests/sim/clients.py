@@ -1,11 +1,12 @@
 """I/O (in memory). Clients: they ask frontends over HTTP, write down what they see, and some leave before the end."""
 
+from itertools import pairwise
 from random import Random
 
 import anyio
 import msgspec
 
-from tests.history import Asked, Ended, Ending, Event, Shown, expect
+from tests.history import Asked, Ended, Ending, Event, Expected, Shown, expect
 from tests.sim.http import Client, Refused
 from tests.sim.model import EOS, NAME, decode, model
 from tests.sim.stage import Stage
@@ -14,6 +15,10 @@ RETRY_S = 0.1
 """When a client that found no frontend tries again."""
 LEAVES = 0.06
 """Share of clients that want no more after a while."""
+HURRIES = 0.08
+"""Share of clients to whom an answer that is late is of no use."""
+STOPS = 0.15
+"""Share of clients that want no more after some letters."""
 
 
 class _Choice(msgspec.Struct):
@@ -51,8 +56,13 @@ class Question(msgspec.Struct, frozen=True):
     num_tokens: int
     is_stream: bool
     shows_tokens: bool
-    num_choices: int
-    leaves_after_s: float | None
+    num_choices: int = 1
+    leaves_after_s: float | None = None
+    timeout_s: float | None = None
+    """After that, the answer is of no use to the client."""
+    stop: str = ""
+    hints: dict[str, object] = {}
+    """Others than `timeout_s`: they may change where and when something is computed, never what."""
 
     @property
     def names(self) -> list[str]:
@@ -73,22 +83,63 @@ class Question(msgspec.Struct, frozen=True):
             body["stream_options"] = {"include_usage": True}
         if self.shows_tokens:
             body["return_token_ids"] = True
+        if self.stop:
+            body["stop"] = self.stop
+        if self.timeout_s is not None:
+            body["busway"] = {**self.hints, "timeout_s": self.timeout_s}
+        elif self.hints:
+            body["busway"] = self.hints
         return msgspec.json.encode(body)
 
 
 def draw_question(rng: Random, name: str, *, may_leave: bool = True) -> Question:
-    """Draw a question; some share the beginning of their prompts, so that there is something to cache."""
-    prefix = [EOS + 1 + (rng.randrange(4) * 7 + place) % 200 for place in range(rng.choice((0, 16, 64)))]
+    """Draw a question; some share the beginning of their prompts, more of them than an engine can keep."""
+    kind, length = rng.randrange(12), rng.choice((0, 16, 64))
+    prefix = [EOS + 1 + (kind * 7 + place) % 200 for place in range(length)]
     own = [rng.randrange(1, model().vocab_size) for _ in range(rng.randint(1, 40))]
+    num_tokens = rng.choice((1, 4, 12, 30, 60, 120))
+    stop = _draw_stop(rng, expect(prefix + own, num_tokens, model().vocab_size, decode).text)
     return Question(
         name,
         tuple(prefix + own),
-        rng.choice((1, 4, 12, 30, 60, 120)),
+        num_tokens,
         is_stream=rng.random() < 0.8,
-        shows_tokens=rng.random() < 0.5,
-        num_choices=1 if rng.random() < 0.85 else 2,
+        shows_tokens=not stop and rng.random() < 0.5,
+        num_choices=rng.choices((1, 2, 3), (0.85, 0.1, 0.05))[0],
         leaves_after_s=rng.random() if may_leave and rng.random() < LEAVES else None,
+        timeout_s=rng.choice((0.3, 1.0, 4.0)) if rng.random() < HURRIES else None,
+        stop=stop,
+        hints=_draw_hints(rng),
     )
+
+
+def _draw_stop(rng: Random, text: str) -> str:
+    """Draw two letters that come in a text, seldom; empty: the text goes to its end."""
+    pairs = [pair for pair in map("".join, pairwise(text)) if pair.isascii() and pair.isalpha()]
+    return rng.choice(pairs) if pairs and rng.random() < STOPS else ""
+
+
+def _draw_hints(rng: Random) -> dict[str, object]:
+    hints: dict[str, object] = {}
+    if rng.random() < 0.2:
+        hints["latency_class"] = rng.choice(("interactive", "standard", "batch"))
+    if rng.random() < 0.2:
+        hints["priority"] = rng.randint(-5, 5)
+    if rng.random() < 0.2:
+        hints["session"] = f"s{rng.randrange(3)}"
+    if rng.random() < 0.2:
+        hints["cache_salt"] = f"salt{rng.randrange(2)}"
+    if rng.random() < 0.1:
+        hints["pin_ttl_s"] = rng.choice((0.5, 5.0, 60.0))
+    return hints
+
+
+def what_is_due(question: Question) -> Expected:
+    """Return what the oracle says to a question; of what stops early, how many tokens it takes is not said."""
+    whole = expect(question.prompt, question.num_tokens, model().vocab_size, decode)
+    if not question.stop:
+        return whole
+    return Expected(whole.tokens, whole.text[: whole.text.index(question.stop)], "stop")
 
 
 class _Reader:
@@ -136,11 +187,14 @@ class _Reader:
         for index, name in enumerate(question.names):
             reason = why or self._reasons.get(index, "no reason")
             # Usage is of all choices together.
-            used = (
-                None if self._num_tokens is None else self._num_tokens - question.num_tokens * (len(question.names) - 1)
-            )
+            used = None
+            if self._num_tokens is not None and not question.stop:
+                used = self._num_tokens - question.num_tokens * (len(question.names) - 1)
             self._history.append(Ended(name, now, how, reason, used))
-        self._stage.trace.note(f"client.{how}", f"{question.name} {why}")
+        trace = self._stage.trace
+        trace.note(f"client.{how}", f"{question.name} {why}")
+        trace.counts["client.stopped"] += "stop" in self._reasons.values()
+        trace.counts["client.late"] += why == "deadline_passed"
         self.over.set()
 
     def _read(self, data: bytes) -> None:
@@ -163,7 +217,7 @@ async def ask(stage: Stage, rng: Random, question: Question, history: list[Event
     client = Client(reader.on_body, reader.on_end)
     while not await _send(stage, rng, client, question):  # noqa: ASYNC110 (a client that tries again)
         await anyio.sleep(RETRY_S)
-    expected = expect(question.prompt, question.num_tokens, model().vocab_size, decode)
+    expected = what_is_due(question)
     history += [Asked(name, stage.loop.time(), expected) for name in question.names]
     stage.trace.note("client.asked", question.name)
     with anyio.move_on_after(question.leaves_after_s):

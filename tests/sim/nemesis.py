@@ -44,7 +44,7 @@ class Nemesis:
             self._garbage,
             self._jump,
         )
-        if any(roles != ("both",) for roles in stage.layout.roles):
+        if stage.layout.has_roles:
             self._faults += (self._set_roles, self._set_roles)
 
     async def run(self, duration_s: float) -> None:
@@ -92,6 +92,8 @@ class Nemesis:
         """Make the weather bad in one way for a while."""
         climate, share = self._stage.weather.climate, self._rng.choice((0.01, 0.05, 0.15))
         kind = self._rng.choice(Climate.__struct_fields__)
+        if kind.startswith("read_"):
+            share *= 4  # there are few of them
         setattr(climate, kind, share)
         await anyio.sleep(0.5 + 3 * self._rng.random())
         setattr(climate, kind, 0.0)

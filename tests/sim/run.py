@@ -1,7 +1,7 @@
 """I/O (in memory). One run: a deployment under load and faults, then a calm in which everything must come right."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -10,19 +10,19 @@ import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
-from bus.config import OffloadConfig
-from bus.messages.inference import Role
 from bus.testing import MemoryBroker
 from components.router.service import Router
-from tests.history import Asked, Ended, Event, check_history, check_idle
+from tests.history import Asked, Event, check_idle
 from tests.sim.batches import PATIENCE_S as BATCH_PATIENCE_S
 from tests.sim.batches import BatchClient
 from tests.sim.clients import ask, draw_question
 from tests.sim.idle import held_by_router
+from tests.sim.layout import draw_layout
 from tests.sim.loop import SimLoop
 from tests.sim.metered import Meters
 from tests.sim.nemesis import Nemesis
-from tests.sim.stage import AGGREGATED, DRAIN_S, HOST_BYTES, Layout, Stage
+from tests.sim.promises import Promises
+from tests.sim.stage import DRAIN_S, Stage
 from tests.sim.stdlib import WallClock, deterministic, loop_time
 from tests.sim.trace import Trace
 from tests.sim.weather import Climate, Weather
@@ -40,36 +40,6 @@ IDLE_S = 6.0
 NUM_BATCHES = 3
 NUM_LAST = 12
 """Requests after the calm: none of them may fail."""
-
-REFUSALS = frozenset(
-    {
-        "bus_unavailable",
-        "no_responder",
-        "no_worker",
-        "overloaded",
-        "queue_full",
-        "shutting_down",
-        "too_many_requests",
-    }
-)
-"""What a client may be told at once, or after a wait, while things are broken; never in the middle of an answer."""
-
-FAILURES = frozenset({"attempts_exhausted", "request_quarantined"})
-"""How an answer may end while processes die every few seconds: one request may meet too many of them."""
-
-
-LAYOUTS: Sequence[tuple[Sequence[tuple[Role, ...]], int]] = (
-    (AGGREGATED, 3),
-    ((("prefill",), ("decode",)), 2),
-    ((("prefill",), ("decode",), ("both",)), 3),
-    ((("prefill",), ("decode",)), 4),
-)
-"""Roles, and how many workers."""
-TIERS = (
-    OffloadConfig(),
-    OffloadConfig(host_bytes=HOST_BYTES),
-    OffloadConfig(host_bytes=HOST_BYTES, policy="s3fifo", peers=True),
-)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -126,9 +96,7 @@ class _Run:
         self._trace = trace
         self._wall = wall
         self._faults_s = faults_s
-        self._names: list[str] = []
-        self._joint: set[str] = set()
-        """Choices that are not alone in their answer."""
+        self._promises = Promises()
 
     def _rng(self, purpose: str) -> Random:
         return Random(f"{purpose} {self._seed}")
@@ -137,13 +105,11 @@ class _Run:
         weather = Weather(self._rng("weather"), self._trace, loop_time)
         broker = MemoryBroker("sim", weather)
         rng = self._rng("stage")
-        roles, num_workers = rng.choice(LAYOUTS)
-        layout = Layout(roles, rng.choice(TIERS))
-        stage = Stage(rng, broker, weather, self._wall, self._trace, layout=layout)
+        stage = Stage(rng, broker, weather, self._wall, self._trace, layout=draw_layout(rng))
         meters = Meters()
         limit_s = SETTLE_S + self._faults_s + CALM_S + 2 * PATIENCE_S + NUM_BATCHES * BATCH_PATIENCE_S + 2 * DRAIN_S
         with anyio.move_on_after(limit_s) as limit:
-            async with anyio.create_task_group() as tasks, stage.run(num_workers, 2, 2):
+            async with anyio.create_task_group() as tasks, stage.run(2, 2):
                 await anyio.sleep(SETTLE_S)
                 batches = [
                     BatchClient(stage, self._rng(f"batch {number}"), f"b{number}", self.history)
@@ -166,38 +132,27 @@ class _Run:
         with anyio.move_on_after(self._faults_s):
             while True:
                 await anyio.sleep(rng.expovariate(ARRIVALS_PER_S))
-                self._ask(stage, rng, tasks, may_leave=True)
+                self._ask(stage, rng, tasks, is_calm=False)
 
     async def _check_calm(self, stage: Stage, tasks: TaskGroup, batches: Sequence[BatchClient]) -> None:
         """Let everything come right, then hold the system to all that it promises."""
         await anyio.sleep(CALM_S)
         stage.weather.climate = Climate()
         stage.weather.fuses.clear()
-        num_before = len(self._names)
         await self._wait_ended("after the faults")
         rng = self._rng("last")
         for _ in range(NUM_LAST):
-            self._ask(stage, rng, tasks, may_leave=False)
+            self._ask(stage, rng, tasks, is_calm=True)
             await anyio.sleep(0.2)
         await self._wait_ended("in the calm")
         for batch in batches:
             await batch.end()
-        last = set(self._names[num_before:])
-        self._check(lambda name: name in last, may_refuse=(), may_fail=())
-        self._check(lambda name: name not in last | self._joint, may_refuse=REFUSALS, may_fail=FAILURES)
-        # One choice that is refused ends the others, which may have begun.
-        self._check(lambda name: name in self._joint - last, may_refuse=(), may_fail=FAILURES | REFUSALS)
+        self.wrong += self._promises.check(self.history)
         self.wrong += await self._wait_idle(stage)
 
-    def _check(self, is_meant: Callable[[str], bool], *, may_refuse: Iterable[str], may_fail: Iterable[str]) -> None:
-        events = [event for event in self.history if is_meant(event.request)]
-        self.wrong += check_history(events, may_refuse=may_refuse, may_fail=may_fail)
-
-    def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, may_leave: bool) -> None:
-        question = draw_question(rng, f"q{len(self._names)}", may_leave=may_leave)
-        self._names += question.names
-        if question.num_choices > 1:
-            self._joint.update(question.names)
+    def _ask(self, stage: Stage, rng: Random, tasks: TaskGroup, *, is_calm: bool) -> None:
+        question = draw_question(rng, f"q{len(self._promises.names)}", may_leave=not is_calm)
+        self._promises.note(question, is_calm=is_calm)
         tasks.start_soon(partial(ask, stage, rng, question, self.history))
 
     async def _wait_idle(self, stage: Stage) -> list[str]:
@@ -215,11 +170,7 @@ class _Run:
     async def _wait_ended(self, when: str) -> None:
         """Wait until all requests ended."""
         with anyio.move_on_after(PATIENCE_S):
-            while self._open_requests():  # noqa: ASYNC110 (nobody signals it)
+            while self._promises.open(self.history):  # noqa: ASYNC110 (nobody signals it)
                 await anyio.sleep(0.25)
-        if left := self._open_requests():
+        if left := self._promises.open(self.history):
             self.wrong.append(f"{PATIENCE_S:g} s {when} these had not ended: {', '.join(left)}")
-
-    def _open_requests(self) -> list[str]:
-        ended = {event.request for event in self.history if isinstance(event, Ended)}
-        return [name for name in self._names if name not in ended]

@@ -60,6 +60,8 @@ PATHS = {
     "path.peer_loaded": "blocks came from another worker's host memory",
     "path.peer_missed": "another worker did not have the blocks that it was asked for",
     "client.finished": "an answer was complete",
+    "client.stopped": "an answer ended at letters that its client had named",
+    "client.late": "an answer was given up because its deadline had passed",
     "client.failed": "a client was told that there is no answer",
     "client.left": "a client left before the end",
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from random import Random
 from typing import Literal
@@ -10,10 +10,9 @@ from typing import Literal
 import anyio
 import msgspec
 
-from bus.config import Config, FrontendConfig, MockConfig, OffloadConfig, WorkerConfig
+from bus.config import Config, FrontendConfig, MockConfig, WorkerConfig
 from bus.errors import BuswayError
 from bus.lifecycle import Component
-from bus.messages.inference import Role
 from bus.protocol import Bus
 from bus.testing import MemoryBroker
 from components.engines.mock.engine import MockEngine
@@ -22,6 +21,7 @@ from components.worker.service import Worker, open_worker
 from frontend.service import Frontend
 from tests.history import Idle
 from tests.sim.idle import look_at_worker
+from tests.sim.layout import PLAIN, Layout
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.model import MAX_MODEL_LEN, model
 from tests.sim.stdlib import WallClock
@@ -50,22 +50,6 @@ ENGINE = MockConfig(
 )
 SLOW = 8.0
 """How much slower a slow engine is."""
-
-
-AGGREGATED: Sequence[tuple[Role, ...]] = (("both",),)
-HOST_BYTES = 32 * 4096
-"""A third of what the device holds."""
-
-
-class Layout(msgspec.Struct, frozen=True):
-    """What the workers of a deployment are."""
-
-    roles: Sequence[tuple[Role, ...]] = AGGREGATED
-    """Of worker after worker, from the beginning again when there are more workers."""
-    offload: OffloadConfig = OffloadConfig()
-
-
-PLAIN = Layout()
 
 
 class Process:
@@ -114,10 +98,14 @@ class Stage:
         self._rng = rng
 
     @asynccontextmanager
-    async def run(self, num_workers: int, num_routers: int, num_frontends: int) -> AsyncIterator[None]:
+    async def run(self, num_routers: int, num_frontends: int) -> AsyncIterator[None]:
         """Keep the processes going; at the end all are told to stop, and must."""
         async with anyio.create_task_group() as tasks:
-            counts: dict[Kind, int] = {"worker": num_workers, "router": num_routers, "frontend": num_frontends}
+            counts: dict[Kind, int] = {
+                "worker": len(self.layout.roles),
+                "router": num_routers,
+                "frontend": num_frontends,
+            }
             for kind in KINDS:
                 for number in range(counts[kind]):
                     process = Process(kind, number)
@@ -216,6 +204,5 @@ class Stage:
         if process.number == 0 and self._rng.random() < 0.4:
             self.trace.note("fault.slow_engine", process.name)
             engine = msgspec.structs.replace(engine, step_base_s=SLOW * ENGINE.decode_base_s)
-        roles = self.layout.roles[process.number % len(self.layout.roles)]
-        worker = WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S, roles=roles)
+        worker = WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S, roles=self.layout.roles[process.number])
         return Config(worker=worker, offload=self.layout.offload, mock=engine)

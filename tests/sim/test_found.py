@@ -11,8 +11,9 @@ from bus.testing import MemoryBroker
 from bus.testing.faults import Fate
 from tests.history import Asked, Ended, Event, Shown, check_history
 from tests.sim.clients import Question, ask
+from tests.sim.layout import HOST_BYTES, PLAIN, Layout
 from tests.sim.run import simulate
-from tests.sim.stage import HOST_BYTES, PLAIN, Layout, Stage
+from tests.sim.stage import Stage
 from tests.sim.stdlib import WallClock, loop_time
 from tests.sim.trace import Trace
 from tests.sim.weather import Weather
@@ -38,7 +39,6 @@ class Scripted(Weather):
 def play(
     script: Callable[[Stage, Scripted], Awaitable[None]],
     *,
-    num_workers: int = 1,
     num_routers: int = 0,
     layout: Layout = PLAIN,
 ) -> Trace:
@@ -49,7 +49,7 @@ def play(
         weather = Scripted(trace)
         stage = Stage(Random(0), MemoryBroker("sim", weather), weather, wall, trace, layout=layout)
         with anyio.fail_after(120):
-            async with stage.run(num_workers, num_routers, 1):
+            async with stage.run(num_routers, 1):
                 await anyio.sleep(3)
                 await script(stage, weather)
         assert not stage.crashes
@@ -59,7 +59,7 @@ def play(
 
 
 def question(num_tokens: int, *, is_stream: bool = True, num_choices: int = 1) -> Question:
-    return Question("q", (5, 6, 7), num_tokens, is_stream, True, num_choices, None)
+    return Question("q", (5, 6, 7), num_tokens, is_stream=is_stream, shows_tokens=True, num_choices=num_choices)
 
 
 def nth(family: str, *numbers: int) -> Callable[[str], bool]:
