@@ -23,7 +23,7 @@ from bus.messages.fleet import (
     WorkerLoad,
 )
 from bus.messages.inference import Cancel, Drain, GenerateJob, Resume, SetRoles, StepBatch, UsageBatch
-from bus.messages.keys import ApiKey
+from bus.messages.keys import ApiKey, KeyUses
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import RouteBatch
@@ -177,6 +177,14 @@ CHANNELS: tuple[Channel, ...] = (
         receiver="frontend",
         messages=(ResponseQuery, ResponseState),
         purpose="whether a frontend is at work on a response, and its end; the state goes to the reply subject",
+    ),
+    Channel(
+        pattern=_relative(_S.spent("{frontend}")),
+        carrier=CORE,
+        sender="frontend",
+        receiver="frontend",
+        messages=(KeyUses,),
+        purpose="what API keys with limits used at a frontend, ten times a second at most",
     ),
     Channel(
         pattern=_relative(_S.job("{tenant}")),

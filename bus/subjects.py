@@ -103,6 +103,10 @@ class Subjects(msgspec.Struct, frozen=True):
         """Questions to one frontend about the responses that it makes."""
         return f"{self.namespace}.response.v1.{frontend}"
 
+    def spent(self, frontend: str) -> str:
+        """What keys used at one frontend."""
+        return f"{self.namespace}.spent.v1.{frontend}"
+
     def job(self, tenant: str) -> str:
         """Batches that are to be carried on."""
         return f"{self.namespace}.job.v1.{tenant}"
@@ -144,6 +148,7 @@ FAMILIES = frozenset(
         "pick",
         "usage",
         "response",
+        "spent",
         "job",
         "metrics",
         "dead",

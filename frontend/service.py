@@ -26,6 +26,7 @@ from bus.scrape import answer_scrapes
 from bus.subjects import Subjects
 from bus.version import VERSION
 from frontend.auth.keys import open_keys
+from frontend.auth.sharing import share_use
 from frontend.batch.runner import BatchRunner
 from frontend.batch.slots import Slots
 from frontend.batch.store import Batches
@@ -137,6 +138,8 @@ class Frontend:
                 )
                 tasks.start_soon(dispatcher.run)
                 tasks.start_soon(models.run)
+                if keys is not None:
+                    tasks.start_soon(share_use, self._bus, self.name, keys)
                 intake = Intake(self._config, models, dispatcher)
                 status = Status(self._bus, models)
                 generate = Generate(intake)

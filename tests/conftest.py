@@ -9,8 +9,13 @@ from typing import Any
 import anyio
 import pytest
 import structlog
+from hypothesis import settings
 
 from bus.server import Server, prepare, run_server, wait_answering
+
+# How long an example takes says nothing on a machine that does other things, too.
+settings.register_profile("busway", deadline=None)
+settings.load_profile("busway")
 
 # One plain line an event: the default renders tracebacks with all locals, which takes seconds.
 structlog.configure(

@@ -10,7 +10,7 @@ import structlog
 from bus.codec import codec
 from bus.errors import BadConfig, Malformed
 from bus.keys import BUCKET, decode_key_file, digest_of
-from bus.messages.keys import ApiKey
+from bus.messages.keys import ApiKey, KeyUse
 from bus.protocol import Bus, Entry
 from frontend.auth.identity import Identity
 from frontend.auth.limits import Account
@@ -27,6 +27,8 @@ class Keys:
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
+        self._used: set[Account] = set()
+        """Those with limits that were used since the last call of `take_used`."""
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -36,7 +38,21 @@ class Keys:
         if key is None:
             self._accounts.pop(digest, None)
         else:
-            self._accounts[digest] = Account(key, time.monotonic())
+            self._accounts[digest] = Account(key, time.monotonic(), digest=digest, on_use=self._used.add)
+
+    def take_used(self) -> frozenset[Account]:
+        """Return the accounts with limits that were used since the last call."""
+        used = frozenset(self._used)
+        self._used.clear()
+        return used
+
+    def hear(self, frontend: str, uses: list[KeyUse]) -> None:
+        """Count what another frontend let through."""
+        now = time.monotonic()
+        for use in uses:
+            account = self._accounts.get(use.digest)
+            if account is not None:
+                account.hear(frontend, use, now)
 
     def identify(self, key: bytes) -> Identity:
         """Return whose key it is, and count the request; raise `InvalidKey`, `RateLimited`.

@@ -12,7 +12,9 @@ import pytest
 from bus.codec import encode
 from bus.keys import digest_of
 from bus.messages.inference import GenerateJob
-from bus.messages.keys import ApiKey
+from bus.messages.keys import ApiKey, KeyUse, KeyUses
+from bus.protocol import Incoming
+from bus.typed import subscribe_typed
 
 pytestmark = pytest.mark.anyio
 
@@ -118,6 +120,37 @@ async def test_limits_are_told_and_held(stage: OpenStage, tmp_path: Path) -> Non
             assert (status, headers["retry-after"]) == (429, "1")
         on.worker.script = on.worker.echo
         await wait_status(on, 200, "x-api-key: single")
+
+
+async def test_frontends_tell_each_other_what_keys_used(stage: OpenStage, tmp_path: Path) -> None:
+    digest = digest_of(b"k")
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps({"keys": {digest: {"name": "k", "requests_per_s": 0.001, "burst": 2}}}))
+    told: list[KeyUse] = []
+    heard = anyio.Event()
+
+    def hear(message: KeyUses, _: Incoming) -> None:
+        told.extend(message.uses)
+        heard.set()
+
+    async with stage(keys=str(file)) as on:
+        on.worker.script = on.worker.echo
+        subscribe_typed(on.bus, on.bus.subjects.spent("*"), KeyUses, hear)
+        assert (await on.post(PATH, CHAT, "x-api-key: k"))[0] == 200
+        with anyio.fail_after(5):
+            await heard.wait()
+        assert [(use.digest, use.requests) for use in told] == [(digest, 1)]
+        on.bus.publish(on.bus.subjects.spent("f-other"), b"no message")
+        on.bus.publish(on.bus.subjects.spent("f-forged"), encode(KeyUses("f-other", [KeyUse(digest, 1, 0.0, 0)])))
+        on.bus.publish(on.bus.subjects.spent("f-other"), encode(KeyUses("f-other", [KeyUse("0" * 64, 1, 0.0, 0)])))
+        assert (await on.post(PATH, CHAT, "x-api-key: k"))[0] == 200
+        on.bus.publish(on.bus.subjects.spent("f-other"), encode(KeyUses("f-other", [KeyUse(digest, 500, 0.0, 0)])))
+        with anyio.fail_after(5):
+            while True:
+                status, headers, _ = await on.post(PATH, CHAT, "x-api-key: k")
+                assert status == 429
+                if int(headers["retry-after"]) > 400_000:
+                    break
 
 
 async def test_web_pages_of_allowed_origins_may_call(stage: OpenStage, tmp_path: Path) -> None:

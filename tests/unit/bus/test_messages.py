@@ -34,7 +34,7 @@ from bus.messages.inference import (
     TokenLogprobs,
     UsageBatch,
 )
-from bus.messages.keys import ApiKey
+from bus.messages.keys import ApiKey, KeyUse, KeyUses
 from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvBatch, KvEvent, KvQuery, TierBatch
 from bus.messages.responses import ResponseQuery, ResponseState, StoredResponse
 from bus.messages.route import Placed, RouteBatch
@@ -344,6 +344,10 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "736509a4736c6f7401a6626c6f636b73c4080200000003000000a76c656173655f73cb4024000000000000",
     ),
     (SetRoles(roles=["decode"]), "82a474797065a97365745f726f6c6573a5726f6c657391a66465636f6465"),
+    (
+        KeyUses("f-1", [KeyUse("ab" * 32, 3, -20.5, 2)]),
+        "93a86b65795f75736573a3662d319194d940" + "6162" * 32 + "03cbc03480000000000002",
+    ),
 ]
 
 """Messages and their bytes in hex."""

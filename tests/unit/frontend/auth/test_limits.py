@@ -81,3 +81,46 @@ def test_models_are_globs() -> None:
 
 def test_a_key_without_limits_has_no_headers() -> None:
     assert Account(ApiKey(name="k"), now=0.0).headers(0.0) == ()
+
+
+def test_frontends_share_the_limits_of_a_key() -> None:
+    key = ApiKey(name="k", requests_per_s=1, burst=4, tokens_per_min=600, max_concurrent=3)
+    used: set[Account] = set()
+    here, there = Account(key, now=0.0, digest="d" * 64, on_use=used.add), Account(key, now=0.0)
+    for _ in range(3):
+        here.admit(0.0)
+    charge = here.open(2, 400, 0.0)
+    assert used == {here}
+    there.hear("f-1", here.tell(), 0.0)
+    there.admit(0.0)
+    with pytest.raises(RateLimited, match="requests/s"):
+        there.admit(0.0)
+    with pytest.raises(RateLimited, match="3 generations"):
+        there.open(2, 1, 0.0)
+    with pytest.raises(RateLimited, match="tokens/min"):
+        there.open(1, 300, 0.0)
+    here.close(2, charge, 100)
+    there.hear("f-1", here.tell(), 0.0)
+    there.open(3, 500, 0.0)
+    there.hear("f-1", here.tell(), 0.0)
+    there.close(3, 500, 0)
+    there.open(1, 500, 0.0)
+
+
+def test_what_a_frontend_that_is_gone_had_in_flight_counts_for_three_seconds() -> None:
+    key = ApiKey(name="k", max_concurrent=2)
+    used: set[Account] = set()
+    gone, here = Account(key, now=0.0, on_use=used.add), Account(key, now=0.0)
+    gone.open(2, 1, 0.0)
+    here.hear("f-1", gone.tell(), 0.0)
+    with pytest.raises(RateLimited):
+        here.open(1, 1, 2.9)
+    here.open(1, 1, 3.1)
+
+
+def test_a_key_without_limits_is_not_told() -> None:
+    used: set[Account] = set()
+    account = Account(ApiKey(name="k"), now=0.0, on_use=used.add)
+    account.admit(0.0)
+    account.close(1, account.open(1, 100, 0.0), 50)
+    assert not used
