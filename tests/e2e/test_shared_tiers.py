@@ -1,4 +1,4 @@
-"""What workers computed outlives all of them in Redis or S3: fresh ones load it, and the answers stay the same."""
+"""What workers computed outlives all of them in Redis or S3, and moves between them: the answers stay the same."""
 
 import json
 import os
@@ -54,13 +54,17 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     stores.close()
 
 
+WORDS = ("--workers", "2", "--routers", "1", "--port", "0", "--set", "up.nats_port=0")
+TIERS = ("--set", "worker.kv_cache_bytes=16777216", "--set", "offload.host_bytes=67108864")
+
+
 def prompt(number: int) -> str:
     return " ".join(f"word{index * (number + 1) % 977}" for index in range(250))
 
 
-def ask(url: str, number: int) -> tuple[str, int]:
+def ask(url: str, text: str, **fields: str) -> tuple[str, int]:
     """Return the text of a greedy completion, and how many tokens of its prompt were not computed."""
-    body = {"model": "busway-tiny", "prompt": prompt(number), "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    body = {"model": "busway-tiny", "prompt": text, "max_tokens": 8, "temperature": 0, "ignore_eos": True, **fields}
     headers = {"content-type": "application/json"}
     question = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(question, timeout=60.0) as answer:
@@ -71,8 +75,7 @@ def ask(url: str, number: int) -> tuple[str, int]:
 def test_fresh_workers_go_on_with_what_killed_ones_computed(
     shell: Any, wait_for: Callable[..., float], stores: Stores
 ) -> None:
-    words = ["--workers", "2", "--routers", "1", "--port", "0", "--set", "up.nats_port=0", *stores.settings]
-    up = shell.start("up", *words, "--set", "worker.kv_cache_bytes=16777216", "--set", "offload.host_bytes=67108864")
+    up = shell.start("up", *WORDS, *TIERS, *stores.settings)
     wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
     state = shell.directory / ".busway" / "up.json"
 
@@ -90,13 +93,40 @@ def test_fresh_workers_go_on_with_what_killed_ones_computed(
         return [int(count) for count in re.findall(r"(\d+) blocks,", shell.run("cache", "ls", *stores.settings).stdout)]
 
     url = json.loads(state.read_text())["url"]
-    cold = [ask(url, number) for number in range(NUM_PROMPTS)]
+    cold = [ask(url, prompt(number)) for number in range(NUM_PROMPTS)]
     assert [cached for _, cached in cold] == [0] * NUM_PROMPTS
     wait_for(lambda: min(num_stored(), default=0) >= NUM_PROMPTS * 40, explain=lambda: str(num_stored()))
     for is_redis_alive in (True, False):
         if not is_redis_alive:
             stores.redis.kill()
         replace_workers()
-        warm = [ask(url, number) for number in range(NUM_PROMPTS)]
+        warm = [ask(url, prompt(number)) for number in range(NUM_PROMPTS)]
         assert [text for text, _ in warm] == [text for text, _ in cold]
         assert any(cached > 500 for _, cached in warm), [cached for _, cached in warm]
+
+
+def test_a_conversation_that_changes_its_worker_brings_its_blocks_along(
+    shell: Any, wait_for: Callable[..., float]
+) -> None:
+    """By turns, each of two workers answers; the other one's host memory has what came before."""
+    settings = ("--set", "offload.peers=true", "--set", "router.mode=round_robin")
+    up = shell.start("up", *WORDS, *TIERS, *settings)
+    wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
+    url = json.loads((shell.directory / ".busway" / "up.json").read_text())["url"]
+
+    def num_read() -> int:
+        with urllib.request.urlopen(f"{url}/metrics/fleet", timeout=10.0) as answer:
+            text = answer.read().decode()
+        return int(sum(map(float, re.findall(r'busway_transfer_blocks_total\{process="w-[^"]*"\} (\S+)', text))))
+
+    turns = []
+    for number in range(4):  # of three turns each, so that each worker begins some; the first ones measure
+        text = prompt(number)
+        for _ in range(3):
+            answer, cached = ask(url, text)
+            turns.append((text, answer, cached))
+            text += f"{answer} and then?"
+    assert num_read() > 100, "from the memory of the other one"
+    assert all(cached > 500 for *_, cached in turns[10:]), [cached for *_, cached in turns]
+    for number, (text, answer, _) in enumerate(turns[-3:]):
+        assert ask(url, text, cache_salt=f"shared with nobody {number}") == (answer, 0)
