@@ -153,13 +153,20 @@ async def until(is_met: Callable[[], bool], within_s: float = READY_S) -> float:
     return time.monotonic() - started
 
 
-async def make_questions(target: Target, count: int, *, max_tokens: int = 64, seed: int = 0) -> list[Question]:
-    """Return prompts of token ids, with the texts that the mock engine's oracle says."""
+async def make_questions(
+    target: Target,
+    count: int,
+    *,
+    max_tokens: int = 64,
+    seed: int = 0,
+    lengths: Sequence[int] = (8, 24, 40, 56, 72, 88),
+) -> list[Question]:
+    """Return prompts of token ids, of these lengths in turn, with the texts that the mock engine's oracle says."""
     vocab_size = json.loads((ROOT / "components/builtin/model/config.json").read_bytes())["vocab_size"]
     ids, rng = plain_ids(vocab_size), Random(seed)
     questions = []
     for number in range(count):
-        prompt = tuple(rng.choices(ids, k=8 + 16 * (number % 6)))
+        prompt = tuple(rng.choices(ids, k=lengths[number % len(lengths)]))
         tokens = [mock_token(prompt_seed(prompt), offset, vocab_size) for offset in range(max_tokens)]
         questions.append(Question(prompt, max_tokens, await _decode(target, tokens)))
     return questions
