@@ -42,7 +42,7 @@ class TransferAgent:
         self._lease_s = lease_s
         self._leases = leases
         self._turns = anyio.Semaphore(MAX_READS)
-        self._sources: set[BlockSource] = set()
+        self._sources: dict[BlockSource, None] = {}
         self._changed = anyio.Event()
 
     def offer(self, blocks: Sequence[int], on_end: OnEnd) -> BlockOffer:
@@ -71,13 +71,13 @@ class TransferAgent:
         with _limited(CONNECT_S, f"worker {offer.source.agent} did not answer within {CONNECT_S} s"):
             await self._wire.connect(offer.source)
         source = BlockSource(self._wire, self._turns, offer, blocks)
-        self._sources.add(source)
+        self._sources[source] = None
         self._note_change()
         source.renew(time.monotonic())
         try:
             yield source
         finally:
-            self._sources.discard(source)
+            del self._sources[source]
             source.release()
             self._note_change()
 

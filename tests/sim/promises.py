@@ -22,8 +22,8 @@ REFUSALS = frozenset(
 FAILURES = frozenset({"attempts_exhausted", "request_quarantined"})
 """How an answer may end while processes die every few seconds: one request may meet too many of them."""
 NOTHING: frozenset[str] = frozenset()
-LATE = frozenset({"deadline_passed"})
-"""How an answer may end whose client wanted no more after a while."""
+LATE = frozenset({"deadline_passed", "overloaded"})
+"""How an answer may end whose client wants none after a while: it took too long, or would have had to wait so long."""
 LATE_S = 1.0
 """How long after its deadline a request must have ended, when nothing is broken."""
 

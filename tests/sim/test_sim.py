@@ -11,10 +11,10 @@ from tests.sim.__main__ import explain
 from tests.sim.run import run_seed
 from tests.sim.sometimes import FAULTS, PATHS, never
 
-FAULTS_S = 30.0
+FAULTS_S = 20.0
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, secrets.randbelow(2**32)])
+@pytest.mark.parametrize("seed", [3, 4, 6, secrets.randbelow(2**32)])
 def test_nothing_is_lost_whatever_breaks(seed: int) -> None:
     print(f"seed {seed}")
     verdict = run_seed(seed, faults_s=FAULTS_S)
@@ -23,7 +23,7 @@ def test_nothing_is_lost_whatever_breaks(seed: int) -> None:
 
 
 def test_a_run_repeats_exactly_whatever_the_hash_seed() -> None:
-    seed, faults_s = 7, 10.0
+    seed, faults_s = 7, 8.0
     here = run_seed(seed, faults_s=faults_s)
     command = [sys.executable, "-m", "tests.sim", "--first", str(seed), "--seeds", "1", "--faults-s", str(faults_s)]
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
