@@ -1,45 +1,128 @@
-"""Pure. A line through what was measured lately: seconds by size."""
+"""Pure. Seconds as a sum of a fixed part and parts that grow with sizes, fitted to what was measured lately.
 
-FORGET = 0.95
-"""Weight of older measurements at each new one: some 20 count."""
-MIN_SPREAD = 0.05
-"""Of the mean size: below this, sizes are too alike to tell a fixed part from one that grows."""
+Measurements are gathered by magnitude, and every magnitude counts the same, by its relative error: a thousand large
+ones do not make the small ones look free, nor is what a small one costs forgotten while only large ones come.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+FRESH = 0.2
+"""Weight of a measurement against those before of its magnitude."""
+FIRST_ERROR = 0.2
+FADE = 0.97
+MIN_WEIGHT = 0.02
+"""Of a magnitude that was not measured lately, against one that was."""
+MIN_SECONDS = 1e-6
+"""What is shorter than that counts as no shorter."""
+TIE = 1e-9
+MAX_LAG = 8
+"""Measurements between two fits, once there are many."""
 
 
-class Line:
-    """`seconds = base_s + size * unit_s`, fitted by least squares with forgetting; neither part is below 0."""
+class _Group:
+    """Means over the late measurements of one magnitude."""
 
-    def __init__(self) -> None:
+    __slots__ = ("at", "seconds", "sizes")
+
+    def __init__(self, sizes: Sequence[float], seconds: float) -> None:
+        self.sizes = list(sizes)
+        self.seconds = seconds
+        self.at = 0
+
+
+class Fit:
+    """`seconds = base_s + sum(size[i] * unit_s[i])`, no part below 0."""
+
+    def __init__(self, num_sizes: int = 1) -> None:
         self.count = 0
-        self.base_s = 0.0
-        self.unit_s = 0.0
-        self.error_s = 0.0
-        """Mean absolute error of late predictions."""
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self.error = FIRST_ERROR
+        """Mean error of late predictions, relative to them."""
+        self._groups: dict[tuple[int, ...], _Group] = {}
+        self._parts = [0.0] * (num_sizes + 1)
+        self._next_fit = 1
+        """A fit is due when so many measurements were taken."""
 
-    def add(self, size: float, seconds: float) -> None:
+    @property
+    def base_s(self) -> float:
+        return self._fitted()[0]
+
+    @property
+    def units_s(self) -> list[float]:
+        return self._fitted()[1:]
+
+    def add(self, seconds: float, *sizes: float) -> None:
         """Take a measurement."""
         if self.count >= 2:
-            error_s = abs(seconds - self.predict(size))
-            self.error_s = error_s if self.count == 2 else 0.8 * self.error_s + 0.2 * error_s
+            predicted_s = max(MIN_SECONDS, self.predict(*sizes))
+            error = min(1.0, abs(seconds - predicted_s) / predicted_s)
+            self.error += FRESH * (error - self.error)
         self.count += 1
-        self._weight = self._weight * FORGET + 1.0
-        self._x = self._x * FORGET + size
-        self._y = self._y * FORGET + seconds
-        self._xx = self._xx * FORGET + size * size
-        self._xy = self._xy * FORGET + size * seconds
-        self._fit()
+        magnitude = tuple([int(size).bit_length() // 2 for size in sizes])
+        group = self._groups.setdefault(magnitude, _Group(sizes, seconds))
+        group.seconds += FRESH * (seconds - group.seconds)
+        group.sizes = [mean + FRESH * (size - mean) for mean, size in zip(group.sizes, sizes, strict=True)]
+        group.at = self.count
 
-    def predict(self, size: float) -> float:
+    def predict(self, *sizes: float) -> float:
         """Return the expected seconds."""
-        return self.base_s + size * self.unit_s
+        parts = self._fitted()
+        return parts[0] + sum([size * unit_s for size, unit_s in zip(sizes, parts[1:], strict=True)])
 
-    def _fit(self) -> None:
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        variance = self._xx / self._weight - mean_x * mean_x
-        if variance > (MIN_SPREAD * mean_x) ** 2:
-            unit_s = (self._xy / self._weight - mean_x * mean_y) / variance
-        else:
-            unit_s = mean_y / mean_x if mean_x else 0.0
-        self.unit_s = min(max(0.0, unit_s), mean_y / mean_x if mean_x else 0.0)
-        self.base_s = mean_y - mean_x * self.unit_s
+    def _fitted(self) -> list[float]:
+        if self.count >= self._next_fit:
+            self._parts = _least_squares(list(self._rows()))
+            self._next_fit = self.count + 1 + min(MAX_LAG, self.count // 4)
+        return self._parts
+
+    def _rows(self) -> Iterator[list[float]]:
+        """Yield an equation for each magnitude: factors of the parts, whose sum is to be about the weight behind."""
+        for group in self._groups.values():
+            weight = max(MIN_WEIGHT, FADE ** (self.count - group.at)) ** 0.5
+            scale = weight / max(MIN_SECONDS, group.seconds)
+            yield [scale, *[scale * size for size in group.sizes], scale * group.seconds]
+
+
+def _least_squares(rows: list[list[float]]) -> list[float]:
+    """Return the parts, none below 0, with the least error; where sizes are too alike to tell, what grows with them."""
+    num_parts = len(rows[0]) - 1
+    best, best_error = [0.0] * num_parts, float("inf")
+    for chosen in _subsets(num_parts):
+        solution = _solve(rows, chosen)
+        if solution is None or min(solution) < 0:
+            continue
+        parts = [0.0] * num_parts
+        for place, value in zip(chosen, solution, strict=True):
+            parts[place] = value
+        if len(chosen) == num_parts:
+            return parts
+        error = sum([(sum([a * b for a, b in zip(row, parts, strict=False)]) - row[-1]) ** 2 for row in rows])
+        if error < best_error - TIE:
+            best, best_error = parts, error
+    return best
+
+
+def _subsets(num_parts: int) -> Iterator[tuple[int, ...]]:
+    """Yield the parts that may be above 0: all, then fewer, those that grow before the fixed one."""
+    for count in range(num_parts, 0, -1):
+        yield from sorted(combinations(range(num_parts), count), reverse=True)
+
+
+def _solve(rows: list[list[float]], chosen: tuple[int, ...]) -> list[float] | None:
+    """Return the values of the chosen parts with the least error; None: there is no one solution."""
+    norms = [max([abs(row[place]) for row in rows]) for place in chosen]
+    if not all(norms):
+        return None
+    scaled = [[row[place] / norm for place, norm in zip(chosen, norms, strict=True)] + [row[-1]] for row in rows]
+    size = len(chosen)
+    matrix = [[sum([row[i] * row[j] for row in scaled]) for j in range(size + 1)] for i in range(size)]
+    for pivot in range(size):
+        largest = max(range(pivot, size), key=lambda i: abs(matrix[i][pivot]))
+        matrix[pivot], matrix[largest] = matrix[largest], matrix[pivot]
+        if abs(matrix[pivot][pivot]) < TIE:
+            return None
+        for i in range(size):
+            if i != pivot:
+                factor = matrix[i][pivot] / matrix[pivot][pivot]
+                matrix[i] = [a - factor * b for a, b in zip(matrix[i], matrix[pivot], strict=True)]
+    return [matrix[i][size] / matrix[i][i] / norms[i] for i in range(size)]

@@ -43,8 +43,8 @@ class Mover:
         for behind in self._behind:
             tasks.start_soon(behind.run)
 
-    def plan(self, links: Sequence[Link]) -> LoadPlan:
-        """Decide how many of these blocks, which the device does not have, to load.
+    def plan(self, links: Sequence[Link], *, start: int = 0, is_busy: bool = False) -> LoadPlan:
+        """Decide how many of these blocks, which the device does not have, to load; `start` others are before them.
 
         Tiers that nobody may wait for yet are measured meanwhile, with blocks of this very chain.
         """
@@ -71,17 +71,20 @@ class Mover:
                     if here is Presence.MISS and there is Presence.HIT
                 ],
             )
-        return self._gate.plan(holders)
+        return self._gate.plan(holders, start=start, is_busy=is_busy)
 
     def prefetch(self, links: Sequence[Link], plan: LoadPlan) -> None:
         """Begin to bring what is planned into host memory."""
         for part in plan.parts:
             self._promoter.start(part.tier, [links[position] for position in part.positions])
 
-    async def fill(self, links: Sequence[Link], addresses: Sequence[int], plan: LoadPlan) -> int:
+    async def fill(
+        self, links: Sequence[Link], addresses: Sequence[int], plan: LoadPlan, *, idle_since: float | None = None
+    ) -> int:
         """Load what is planned to these addresses; return how many of the first blocks are there.
 
-        Returns soon after `plan.deadline_s` at the latest; a tier that was not done by then is not trusted for a while.
+        `idle_since` is when the engine was asked for this, if it had nothing else to do. Returns soon after
+        `plan.deadline_s` at the latest; a tier that was not done by then is not trusted for a while.
         Nobody writes to the addresses after this ended, by a cancel either.
         """
         links = links[: plan.num_blocks]
@@ -90,21 +93,25 @@ class Mover:
         held = [slot for key in keys for slot in slots.prepare_load([key])]
         try:
             self.prefetch(links, plan)
-            arrivals = {arrival for key in keys if (arrival := self._promoter.arrival_of(key)) is not None}
+            arrivals = dict.fromkeys(arrival for key in keys if (arrival := self._promoter.arrival_of(key)) is not None)
+            waited_s = -time.perf_counter()
             with anyio.move_on_after(plan.deadline_s):
                 for arrival in arrivals:
                     await arrival.done.wait()
+            waited_s += time.perf_counter()
             for late in {arrival.tier for arrival in arrivals if not arrival.done.is_set()}:
-                self._gate.note_failure(late, anyio.current_time())
+                self._gate.note_failure(late, time.perf_counter())
                 OFFLOAD_LATE.labels(late).inc()
             ready = slots.prepare_load(keys)
         finally:
             slots.complete_load(held)
         try:
-            await self._copy(ready, addresses[: len(ready)])
+            copied_s = await self._copy(ready, addresses[: len(ready)])
         finally:
             slots.complete_load(ready)
         self._count_loaded(len(ready), plan)
+        if idle_since is not None:
+            self._gate.note_turn(len(ready), time.perf_counter() - idle_since - waited_s - copied_s)
         return len(ready)
 
     async def store(self, links: Sequence[Link], addresses: Sequence[int], retention: Retention) -> None:
@@ -118,7 +125,7 @@ class Mover:
                 taken.append((slot, address))
         places = [slot for slot, _ in taken]
         try:
-            started_at = anyio.current_time()
+            started_at = time.perf_counter()
             if len(taken) * self._host.block_bytes <= INLINE_BYTES:
                 self._host.read_in(places, [address for _, address in taken])
             else:
@@ -130,7 +137,7 @@ class Mover:
             raise
         slots.complete_store(places)
         if taken:
-            self._gate.note_copy(len(taken), anyio.current_time() - started_at)
+            self._gate.note_copy(len(taken), time.perf_counter() - started_at)
         OFFLOAD_BLOCKS.labels("host", "stored").inc(len(taken))
         OFFLOAD_BYTES.labels("host", "store").inc(len(taken) * self._host.block_bytes)
         for behind in self._behind:
@@ -177,16 +184,18 @@ class Mover:
             for behind in self._behind:
                 await behind.wait_idle()
 
-    async def _copy(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
-        """Copy blocks from host memory to the engine, to the end even when cancelled."""
+    async def _copy(self, slots: Sequence[int], addresses: Sequence[int]) -> float:
+        """Copy blocks from host memory to the engine, to the end even when cancelled; return the seconds."""
         if not slots:
-            return
-        started_at = anyio.current_time()
+            return 0.0
+        started_at = time.perf_counter()
         if len(slots) * self._host.block_bytes <= INLINE_BYTES:
             self._host.write_out(slots, addresses)
         else:
             await to_thread.run_sync(self._host.write_out, slots, addresses, limiter=self._copiers)
-        self._gate.note_copy(len(slots), anyio.current_time() - started_at)
+        duration_s = time.perf_counter() - started_at
+        self._gate.note_copy(len(slots), duration_s)
+        return duration_s
 
     def _per_token(self, tier: str | None) -> tuple[float, float]:
         latency_s, block_s = self._gate.rate(tier)

@@ -1,6 +1,5 @@
 """I/O. Brings blocks from the tiers into host memory, each once at a time, whether anybody waits for it or not."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -47,7 +46,6 @@ class Promoter:
         self._tiers = tiers
         self._gate = gate
         self._spawner = spawner
-        self._now = asyncio.get_running_loop().time
         self._arriving: dict[BlockKey, Arrival] = {}
         self._num_arrivals = 0
         self._probing: set[str] = set()
@@ -77,7 +75,7 @@ class Promoter:
 
     def probe(self, tier: str, links: Sequence[Link]) -> None:
         """Measure a tier by loading these blocks, if that is due; nobody waits, and they are in host memory then."""
-        if tier not in self._probing and links and self._gate.is_probe_due(tier, self._now()):
+        if tier not in self._probing and links and self._gate.is_probe_due(tier, time.perf_counter()):
             self._probing.add(tier)
             self._spawner.start(partial(self._probe, tier, list(links)))
 
@@ -89,7 +87,7 @@ class Promoter:
                 if arrival is None:
                     return
                 await arrival.done.wait()
-                if not self._gate.is_probe_due(tier, self._now()):
+                if not self._gate.is_probe_due(tier, time.perf_counter()):
                     return  # it failed, or is proven
         finally:
             self._probing.discard(tier)
@@ -111,10 +109,10 @@ class Promoter:
 
     async def _load_checked(self, name: str, frames: list[Frame]) -> list[bool]:
         tier = self._tiers[name]
-        started_at = self._now()
+        started_at = time.perf_counter()
         came = await tier.load(frames)
         sound = await to_thread.run_sync(_check, frames, came)
-        now = self._now()
+        now = time.perf_counter()
         num_came, num_sound = sum(came), sum(sound)
         if num_sound:
             self._gate.note_load(name, len(frames), now - started_at, now)

@@ -89,6 +89,8 @@ class StepStats(msgspec.Struct, frozen=True, gc=False):
     kv_tokens: int
     """Context length summed over the decoding sequences."""
     preemptions: int = 0
+    prefill_context: int = 0
+    """Number of tokens before each of the `prefill_tokens` in its sequence, summed."""
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):

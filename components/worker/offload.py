@@ -44,6 +44,15 @@ class _Chain(msgspec.Struct, frozen=True):
     retention: Retention
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """A request that the engine may ask to fill."""
+
+    chain: list[Link]
+    """Of its prompt."""
+    idle_since: float | None
+    """When it was submitted, if the engine had nothing to do then."""
+
+
 class _Pin:
     """A question to the engine where blocks are."""
 
@@ -70,8 +79,8 @@ class TieredEngine:
         self._block_size = spec.block_size
         self._origins = Origins(max(MIN_ORIGINS, 2 * spec.num_blocks))
         self._on_device: set[int] = set()
-        self._to_fill: dict[int, list[Link]] = {}
-        """By key: requests that the engine may ask to fill, and the chains of their prompts."""
+        self._to_fill: dict[int, _Asked] = {}
+        """By key."""
         self._tokens = count(FIRST_TOKEN)
         self._pins: dict[int, _Pin] = {}
         self._stored: deque[_Chain] = deque()
@@ -94,10 +103,12 @@ class TieredEngine:
         chain, retention = self._chain_of(request)
         num_here = next((i for i, link in enumerate(chain) if link.key.block_hash not in self._on_device), len(chain))
         fillable = chain[num_here : (len(request.prompt) + len(request.output) - 1) // self._block_size]
-        plan = self._mover.plan(fillable)
+        is_busy = self._is_busy()
+        plan = self._mover.plan(fillable, start=num_here, is_busy=is_busy)
         if plan.num_blocks:
+            idle_since = None if is_busy else time.perf_counter()
             self._engine.submit(msgspec.structs.replace(request, fill_blocks=num_here + plan.num_blocks))
-            self._to_fill[request.key] = chain
+            self._to_fill[request.key] = _Asked(chain, idle_since)
             self._mover.prefetch(fillable, plan)
         else:
             self._engine.submit(request)
@@ -141,7 +152,7 @@ class TieredEngine:
         """See `Engine.run`."""
 
         def take_step(step: Step) -> None:
-            self._gate.note_step(step.stats.prefill_tokens, step.stats.duration_s)
+            self._gate.note_step(step.stats.prefill_tokens, step.stats.prefill_context, step.stats.duration_s)
             for ended in step.ended:
                 self._to_fill.pop(ended.key, None)
             on_step(step)
@@ -150,25 +161,29 @@ class TieredEngine:
             if isinstance(note, Pinned) and (pin := self._pins.get(note.token)) is not None:
                 pin.blocks = note.blocks
                 pin.answered.set()
-            elif isinstance(note, Fill) and (chain := self._to_fill.pop(note.key, None)) is not None:
-                self._spawner.start(partial(self._fill, note, chain))
+            elif isinstance(note, Fill) and (asked := self._to_fill.pop(note.key, None)) is not None:
+                self._spawner.start(partial(self._fill, note, asked))
             else:
                 on_note(note)
 
         self._spawner.start(self._copy_stored)
         await self._engine.run(take_step, take_note)
 
-    async def _fill(self, fill: Fill, chain: list[Link]) -> None:
+    async def _fill(self, fill: Fill, asked: _Asked) -> None:
         """Answer the engine, in any case: with what came in time."""
-        links = chain[fill.start : fill.start + len(fill.blocks)]
+        links = asked.chain[fill.start : fill.start + len(fill.blocks)]
         num_blocks = 0
         try:
-            plan = self._mover.plan(links)
+            plan = self._mover.plan(links, start=fill.start, is_busy=asked.idle_since is None)
             if plan.num_blocks:
                 addresses = self._addresses(fill.blocks[: plan.num_blocks])
-                num_blocks = await self._mover.fill(links, addresses, plan)
+                num_blocks = await self._mover.fill(links, addresses, plan, idle_since=asked.idle_since)
         finally:
             self._engine.filled(fill.key, num_blocks)
+
+    def _is_busy(self) -> bool:
+        load = self._engine.load()
+        return load.running > 0 or load.waiting > 0
 
     def _chain_of(self, request: EngineRequest) -> tuple[list[Link], Retention]:
         """Return the full blocks of a request, and how long they are to be kept."""

@@ -87,9 +87,7 @@ async def measure(trace: Path, num_conversations: int, host_part: float, disk_pa
             for prompt in prompts:  # in turn, so that what else the machine does hits both
                 off.append(await plain.ask(prompt))
                 on.append(await tiered.ask(prompt))
-            print(
-                f"gate: {gate.prefill_token_s * 1e6:.0f} us a token; copy {gate.rate(None)}, disk {gate.rate('disk')} s"
-            )
+            print(f"gate: {gate.prefill_s[0] * 1e6:.0f} us a token; copy {gate.rate(None)}, disk {gate.rate('disk')} s")
     assert [answer.tokens for answer in on] == [answer.tokens for answer in off], "tokens differ"
     print(f"tokens are equal; host memory for {host_blocks} blocks, disk for {disk_blocks}")
     for part in (0.5, 0.9):

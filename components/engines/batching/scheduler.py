@@ -38,6 +38,11 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         """Say whether the next token can be sampled after this chunk."""
         return self.start + self.count == len(self.sequence.tokens)
 
+    @property
+    def context(self) -> int:
+        """Number of tokens before each of its tokens, summed."""
+        return self.count * self.start + self.count * (self.count - 1) // 2
+
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
     """One step: one token of each sequence in `decode`, those with the longest context first, then the chunks."""

@@ -167,6 +167,7 @@ class MockEngine:
             decode_requests=len(plan.decode),
             kv_tokens=kv_tokens,
             preemptions=plan.num_preempted,
+            prefill_context=sum([chunk.context for chunk in plan.prefill]),
         )
 
     def _finish(self, plan: Plan, stats: StepStats) -> Step:

@@ -136,6 +136,7 @@ class TorchEngine:
             decode_requests=len(plan.decode),
             kv_tokens=kv_tokens,
             preemptions=plan.num_preempted,
+            prefill_context=sum([chunk.context for chunk in plan.prefill]),
         )
         keys = [sequence.key for sequence in sequences]
         ended = [_ended(outcome) for outcome in outcomes]

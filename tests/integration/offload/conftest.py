@@ -142,7 +142,7 @@ async def open_stage(*tiers: Tier, host_blocks: int = 64, token_s: float = 0.01)
     host = HostArena(host_blocks * 12_288, BLOCK_BYTES)
     gate = Gate([tier.name for tier in tiers], block_size=BLOCK_SIZE)
     for tokens in (16, 64, 256):
-        gate.note_step(tokens, tokens * token_s)
+        gate.note_step(tokens, 0, tokens * token_s)
     async with open_mover(host, tiers, gate, block_size=BLOCK_SIZE) as mover:
         yield Stage(mover, host, gate, Device(200))
 

@@ -51,8 +51,8 @@ class Eager(Gate):
     """Believes that computing is slow: whatever a tier has is loaded, as soon as the tier has proved itself."""
 
     @property
-    def prefill_token_s(self) -> float:
-        return 1.0
+    def prefill_s(self) -> tuple[float, float]:
+        return 1.0, 0.0
 
 
 class Driven:
