@@ -1,7 +1,11 @@
 """Pure. What processes hold when nobody wants anything from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import xor
 
+from bus.messages.kv import Tier
+from components.engines.mock.engine import MockEngine
 from components.router.service import Router
 from components.worker.offload import TieredEngine
 from components.worker.service import Worker
@@ -33,11 +37,33 @@ def _pinned(engine: TieredEngine) -> int:
     return sum(slots._pins) + num_filling + len(engine._pins) + len(engine._to_fill)
 
 
-def held_by_router(name: str, router: Router) -> Iterator[str]:
-    """Yield what a router holds, a line each."""
+def look_at_router(name: str, router: Router, workers: Mapping[str, Worker]) -> Iterator[str]:
+    """Yield what a router wrongly believes of idle workers, and what it holds itself, a line each."""
     for desk in router._desks.values():
         if len(desk.pool.queue):
             yield f"{name}: idle, but {len(desk.pool.queue)} requests wait in it"
         for worker, number in desk.pool.fleet.numbers.items():
             if count := desk.pool.fleet.state(number).num_requests:
                 yield f"{name}: idle, but takes {worker} for busy with {count} requests"
+        index = desk.pool._scorer._index
+        for worker in sorted({*index.workers(), *workers}):
+            for tier, hashes in _held_hashes(workers.get(worker)).items():
+                known = index._holding(worker, tier)
+                held = (len(hashes), reduce(xor, hashes, 0))
+                if (known.num_blocks, known.xor) != held:
+                    yield f"{name}: knows {known.num_blocks} {tier} blocks of {worker}, which has {held[0]}, or others"
+
+
+def _held_hashes(worker: Worker | None) -> dict[Tier, list[int]]:
+    """Return what is in the memory of a worker, by the books of engine and tier; nothing of one that is gone."""
+    held: dict[Tier, list[int]] = {"device": [], "host": []}
+    if worker is None:
+        return held
+    engine = worker._engine
+    if isinstance(engine, TieredEngine):
+        slots = engine._mover._host.slots
+        held["host"] = [slots._index.hashes[slot] for slot, state in enumerate(slots._states) if state == _READY]
+        engine = engine._engine
+    assert isinstance(engine, MockEngine)
+    held["device"] = list(engine._pool._block_of)
+    return held

@@ -11,12 +11,10 @@ import structlog
 from anyio.abc import TaskGroup
 
 from bus.testing import MemoryBroker
-from components.router.service import Router
-from tests.history import Asked, Event, check_idle
+from tests.history import Asked, Event
 from tests.sim.batches import PATIENCE_S as BATCH_PATIENCE_S
 from tests.sim.batches import BatchClient
 from tests.sim.clients import ask, draw_question
-from tests.sim.idle import held_by_router
 from tests.sim.layout import draw_layout
 from tests.sim.loop import SimLoop
 from tests.sim.metered import Meters
@@ -161,10 +159,7 @@ class _Run:
         with anyio.move_on_after(IDLE_S):
             while held:
                 await anyio.sleep(0.5)
-                held = check_idle(stage.idle_workers())
-                for process in stage.of_kind("router"):
-                    if isinstance(process.component, Router):
-                        held += held_by_router(process.name, process.component)
+                held = stage.find_leftovers()
         return held
 
     async def _wait_ended(self, when: str) -> None:

@@ -19,8 +19,8 @@ from components.engines.mock.engine import MockEngine
 from components.router.service import Router
 from components.worker.service import Worker, open_worker
 from frontend.service import Frontend
-from tests.history import Idle
-from tests.sim.idle import look_at_worker
+from tests.history import check_idle
+from tests.sim.idle import look_at_router, look_at_worker
 from tests.sim.layout import PLAIN, Layout
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.model import MAX_MODEL_LEN, model
@@ -150,13 +150,14 @@ class Stage:
             self.trace.note(f"fault.stop_{process.kind}", process.name)
             process.component.stop()
 
-    def idle_workers(self) -> list[Idle]:
-        """Return what the workers hold."""
-        return [
-            look_at_worker(process.name, process.component, self.host)
-            for process in self.of_kind("worker")
-            if isinstance(process.component, Worker)
-        ]
+    def find_leftovers(self) -> list[str]:
+        """Return what processes hold or believe that they should not when nobody wants anything, a line each."""
+        workers = {each.name: each.component for each in self.processes if isinstance(each.component, Worker)}
+        routers = {each.name: each.component for each in self.processes if isinstance(each.component, Router)}
+        wrong = check_idle(look_at_worker(name, worker, self.host) for name, worker in workers.items())
+        for name, router in routers.items():
+            wrong += look_at_router(name, router, workers)
+        return wrong
 
     async def _supervise(self, process: Process) -> None:
         while not self.is_over:

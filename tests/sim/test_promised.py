@@ -1,0 +1,63 @@
+"""What must come right within a given time, on whole deployments in virtual time."""
+
+from random import Random
+
+import anyio
+
+from bus.config import OffloadConfig
+from components.router.service import Router
+from tests.history import Event, check_history
+from tests.sim.clients import ask, draw_question
+from tests.sim.layout import HOST_BYTES, Layout
+from tests.sim.scenario import Scripted, play
+from tests.sim.stage import Stage
+
+FLEET = Layout((("both",),) * 4, OffloadConfig(host_bytes=HOST_BYTES // 4))
+
+
+async def put_load(stage: Stage, history: list[Event], *, num_requests: int) -> None:
+    """Ask for a while, with prompts that push each other out of all memories, until everything is answered."""
+    rng = Random(1)
+    async with anyio.create_task_group() as tasks:
+        for number in range(num_requests):
+            tasks.start_soon(ask, stage, rng, draw_question(rng, f"q{number}", may_leave=False), history)
+            await anyio.sleep(0.05)
+
+
+def test_routers_know_what_workers_hold_two_seconds_after_every_twentieth_message_of_it_was_lost() -> None:
+    history: list[Event] = []
+    num_lost = 0
+
+    async def script(stage: Stage, weather: Scripted) -> None:
+        rng = Random(2)
+
+        def loses(_: str, subject: str) -> bool:
+            nonlocal num_lost
+            is_lost = ".kv.v1." in subject and rng.random() < 0.05
+            num_lost += is_lost
+            return is_lost
+
+        weather.loses = loses
+        await put_load(stage, history, num_requests=100)
+        await anyio.sleep(2)
+        assert stage.find_leftovers() == []
+
+    play(script, num_routers=2, layout=FLEET)
+    assert num_lost > 50
+    assert check_history(history, may_fail=["deadline_passed", "overloaded"]) == []
+
+
+def test_what_routers_do_not_know_is_told() -> None:
+    async def script(stage: Stage, _: Scripted) -> None:
+        await put_load(stage, [], num_requests=10)
+        await anyio.sleep(2)
+        router = next(stage.of_kind("router")).component
+        assert isinstance(router, Router)
+        desk = router.find("sim")
+        assert desk is not None
+        worker = desk.pool.fleet.state(0).name
+        assert desk.pool._scorer._index.num_blocks(worker) > 0
+        desk.pool._scorer._index.remove_worker(worker)
+        assert any(worker in line for line in stage.find_leftovers())
+
+    play(script, num_routers=1, layout=FLEET)
