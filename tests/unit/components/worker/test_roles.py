@@ -43,7 +43,7 @@ def test_whatever_the_pool_requests_are_pulled_and_so_is_what_was_handed_over(si
             assert all(any({"decode", "both"} & other for other in others) for others in takers)
 
 
-@pytest.mark.parametrize("pool", combinations((P, P, D, B, P | D), 2))
+@pytest.mark.parametrize("pool", list(combinations((P, P, D, B, P | D), 2)))
 def test_what_a_router_sends_to_prefill_is_handed_over_where_somebody_decodes(pool: Any) -> None:
     roles, other = pool
     assert hands_over("prefill", roles, [other]) == ("both" not in roles and bool({"decode", "both"} & other))
