@@ -119,9 +119,7 @@ class Blobs:
         return None if meta.deleted else meta
 
     async def _direct(self, suffix: str, body: bytes) -> Incoming:
-        return await self._jetstream.link.request(
-            f"$JS.API.DIRECT.GET.{self._stream}{suffix}", body, timeout_s=API_TIMEOUT_S
-        )
+        return await self._jetstream.read(f"{self._stream}{suffix}", body)
 
     def _name(self, digest: str) -> str:
         return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(digest.encode()).decode()}"

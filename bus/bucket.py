@@ -82,14 +82,13 @@ class NatsBucket:
 
     async def _get_last(self, key: str) -> Entry | None:
         await self._jetstream.link.wait_ready(API_TIMEOUT_S)
-        subject = f"$JS.API.DIRECT.GET.{self._stream}.{self._prefix}{check_key(key)}"
-        incoming = await self._jetstream.link.request(subject, b"", timeout_s=API_TIMEOUT_S)
+        incoming = await self._jetstream.read(f"{self._stream}.{self._prefix}{check_key(key)}", b"")
         headers = incoming.headers or {}
         revision = headers.get("Nats-Sequence", "")
         if not revision.isdigit():
             if headers.get(wire.STATUS) == "404":
                 return None
-            raise BusUnavailable(f"{subject}: {headers.get(wire.STATUS, '')} {headers.get(wire.DESCRIPTION, '')}")
+            raise BusUnavailable(f"key {key}: {headers.get(wire.STATUS, '')} {headers.get(wire.DESCRIPTION, '')}")
         return Entry(key, None if is_deletion(incoming) else incoming.payload, int(revision))
 
 

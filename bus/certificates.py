@@ -59,12 +59,14 @@ def make_authority(now: datetime) -> Certificate:
     return _pem(builder.sign(key, SHA256()), key)
 
 
-def issue_server(authority: Certificate, names: Iterable[str], now: datetime) -> Certificate:
+def issue_server(authority: Certificate, names: Iterable[str], now: datetime, *, is_route: bool = False) -> Certificate:
     """Return a certificate for a server that is reached by these host names and IP addresses.
 
+    One for a route also shows a server who it is that connects to it.
     Raises `BadConfig` for a name that cannot stand in a certificate, or an authority that is none.
     """
     issuer, issuer_key = _read(authority)
+    client = [ExtendedKeyUsageOID.CLIENT_AUTH] if is_route else []
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
         _builder(
@@ -76,7 +78,7 @@ def issue_server(authority: Certificate, names: Iterable[str], now: datetime) ->
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in sorted(set(names))]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, *client]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     return _pem(builder.sign(issuer_key, SHA256()), key)

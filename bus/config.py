@@ -50,6 +50,8 @@ class BusConfig(_Section, frozen=True, kw_only=True):
     """What `busway keys bus` made for this process; empty: a broker that asks for nothing."""
     tls_ca: str = ""
     """PEM file of who signed the certificate of a tls:// broker; empty: one of those that this machine trusts."""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Copies of streams and buckets that must outlive a broker, in a cluster of at least as many."""
     monitor_url: str = ""
     """HTTP monitoring address of the server, when it has one."""
 
@@ -257,6 +259,10 @@ class UpConfig(_Section, frozen=True, kw_only=True):
     """False: use the broker at `bus.url`."""
     nats_host: str = "127.0.0.1"
     """Address that the embedded server listens on; another one than this only with `secure`."""
+    peers: tuple[str, ...] = ()
+    """Brokers of other machines that are one cluster with this one: where they take routes, as host:port."""
+    route_port: Port = 6222
+    """Where this one does, if it has peers."""
     secure: bool = False
     """Each process has credentials of its own, the bus and HTTP speak TLS; all that needs is made in `state_dir`."""
     names: tuple[str, ...] = ()

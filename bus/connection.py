@@ -11,7 +11,7 @@ from bus import resources, streams, wire
 from bus.blobs import Blobs
 from bus.bucket import NatsBucket
 from bus.config import BusConfig
-from bus.errors import BadConfig, BuswayError, StreamMismatch, StreamMissing
+from bus.errors import BadConfig, BusUnavailable, BuswayError, NoJetStream, StreamMismatch, StreamMissing
 from bus.jetstream import API_TIMEOUT_S, JetStream, publish_headers, to_error
 from bus.link import Link
 from bus.protocol import AppendAck, ConsumerSpec, Delivery, Handler, Incoming, OnAppended, Pull, Subscription
@@ -26,15 +26,15 @@ RESTORE_TIMEOUT_S = 10.0
 """Bound of one `on_reconnect` callback."""
 BLOBS = "FILES"
 STREAMS_TIMEOUT_S = 30.0
-"""How long a process that may not make streams waits at its start for those who do."""
+"""How long a process waits at its start for streams that others make, and for a cluster that finds together."""
 STREAMS_RETRY_S = 0.05
 
 
-def load_declared(subjects: Subjects) -> list[Declared]:
-    """Read what `nats/` declares; raise `BadConfig`."""
+def load_declared(subjects: Subjects, *, max_replicas: int = 1) -> list[Declared]:
+    """Read what `nats/` declares, with at most so many copies of each; raise `BadConfig`."""
     kinds = (("stream", "streams"), ("bucket", "buckets"), ("objects", "objects"))
     return [
-        streams.declare(kind, short, text, subjects)
+        streams.declare(kind, short, text, subjects, max_replicas=max_replicas)
         for kind, folder in kinds
         for short, text in resources.read_all("nats", f"{folder}/*.json")
     ]
@@ -43,7 +43,10 @@ def load_declared(subjects: Subjects) -> list[Declared]:
 class NatsBus:
     """`bus.protocol.Bus` on nats-server; made by `open_bus`."""
 
-    def __init__(self, link: Link, subjects: Subjects, declared: list[Declared], tasks: TaskGroup) -> None:
+    def __init__(
+        self, link: Link, subjects: Subjects, declared: list[Declared], tasks: TaskGroup, *, max_replicas: int = 1
+    ) -> None:
+        self._max_replicas = max_replicas
         self._link = link
         self._subjects = subjects
         self._jetstream = JetStream(link)
@@ -161,8 +164,9 @@ class NatsBus:
         while True:
             try:
                 await self._ensure()
-            except StreamMissing:
-                if anyio.current_time() >= deadline:
+            except BusUnavailable as error:
+                # Who makes the streams may come yet, and a cluster that has just begun has no leader for a while.
+                if isinstance(error, NoJetStream) or anyio.current_time() >= deadline:
                     raise
                 await anyio.sleep(STREAMS_RETRY_S)
             else:
@@ -174,14 +178,15 @@ class NatsBus:
 
     async def restore(self, is_new_server: bool) -> None:
         """Bring back what the broker may have lost; for the link, after each reconnect."""
+        if self._link.is_same_cluster:
+            self._resume()
         if is_new_server and self._is_ensured:
             try:
                 await self._ensure()
             except StreamMismatch as error:
                 log.error("stream.mismatched", reason=str(error))
-        self._link.mark_ready()
-        for pull in self._pulls:
-            pull.reset()
+        if not self._link.is_same_cluster:
+            self._resume()
         for restore in self._restores:
             try:
                 with anyio.fail_after(RESTORE_TIMEOUT_S):
@@ -189,12 +194,23 @@ class NatsBus:
             except Exception as error:
                 log.error("bus.restore_failed", exc_info=error)
 
+    def _resume(self) -> None:
+        self._link.mark_ready()
+        for pull in self._pulls:
+            pull.reset()
+
     async def _ensure(self) -> None:
         for declared in self._declared.values():
             await self._ensure_one(declared)
 
     async def _ensure_one(self, declared: Declared) -> None:
-        found = await self._jetstream.find_stream(declared.name)
+        try:
+            found = await self._jetstream.find_stream(declared.name)
+        except BusUnavailable as unavailable:
+            if not self._is_expendable(declared):
+                raise
+            log.warning("stream.unavailable", stream=declared.name, reason=str(unavailable))
+            return
         if not self._link.access.is_owner:
             self._check_made(declared, found)
             return
@@ -217,6 +233,10 @@ class NatsBus:
             reason = f"The server says: {error.description} ({error.err_code})."
             raise StreamMismatch(streams.describe_mismatch(declared, differences, reason))
         log.info("stream.updated", stream=declared.name, fields=[difference.field for difference in differences])
+
+    def _is_expendable(self, declared: Declared) -> bool:
+        """Whether it is the only copy, on one broker of several: away with it, and made good by those who filled it."""
+        return self._max_replicas > 1 and not declared.has_copies
 
     def _check_made(self, declared: Declared, found: Mapping[str, object] | None) -> None:
         """Leave making and changing to the owners of streams; raise `StreamMissing` or `StreamMismatch`."""
@@ -259,12 +279,12 @@ async def open_bus(config: BusConfig, subjects: Subjects, *, name: str) -> Async
 
     Raises `BusUnavailable` when no broker answers within `config.connect_timeout_s`, `BadConfig`.
     """
-    declared = load_declared(subjects)
+    declared = load_declared(subjects, max_replicas=config.replicas)
     link = Link(config, subjects, name)
     await link.open()
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        bus = NatsBus(link, subjects, declared, tasks)
+        bus = NatsBus(link, subjects, declared, tasks, max_replicas=config.replicas)
         tasks.start_soon(link.keep, bus.restore)
         try:
             yield bus

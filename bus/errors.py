@@ -49,6 +49,12 @@ class StreamMissing(BusUnavailable):
     code = "stream_missing"
 
 
+class NoJetStream(BusUnavailable):
+    """The broker has no JetStream, and will not have it by waiting."""
+
+    code = "no_jetstream"
+
+
 class NoResponder(BusUnavailable):
     """Nobody listens on the subject of a request."""
 

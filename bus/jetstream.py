@@ -7,13 +7,25 @@ from typing import Any, TypeVar
 import msgspec
 
 from bus import wire
-from bus.errors import BusUnavailable, BuswayError, Conflict, Malformed, NoResponder, QueueFull, StreamMismatch
+from bus.errors import (
+    BusUnavailable,
+    BuswayError,
+    Conflict,
+    Malformed,
+    NoJetStream,
+    NoResponder,
+    QueueFull,
+    StreamMismatch,
+)
 from bus.link import Link, is_unheard
 from bus.protocol import AppendAck, Incoming, OnAppended
 
 T = TypeVar("T")
 
 API_TIMEOUT_S = 5.0
+ASK_AGAIN_S = 1.0
+NOBODY_S = 0.05
+"""Between two questions to a stream that is not there yet."""
 
 _CREATE = wire.CREATE_CONSUMER.removeprefix("$JS.API.")
 
@@ -21,8 +33,8 @@ STREAM_NOT_FOUND = 10059
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 _FULL = frozenset({10077, 10047, 10023, 10028})
 """Stream limits (messages, bytes, per subject), and the memory, storage or resources of the server."""
-_REFUSED = frozenset({10012, 10100, 10136, 10148, 10058, 10052, 10065, 10138})
-"""Consumer or stream exists and differs, overlaps another one, or is not possible."""
+_REFUSED = frozenset({10012, 10100, 10136, 10148, 10058, 10052, 10065, 10138, 10074})
+"""Consumer or stream exists and differs, overlaps another one, or is not possible (copies without a cluster)."""
 _TOO_LARGE = frozenset({10054})
 
 
@@ -67,6 +79,18 @@ class JetStream:
                 return None
             raise to_error(f"stream {name}", reply.error)
         return reply.config
+
+    async def read(self, subject: str, body: bytes) -> Incoming:
+        """Ask a stream for one of its messages; wait for one that is made, or has lost its leader, just now."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + API_TIMEOUT_S
+        while True:
+            try:
+                return await self._ask(f"$JS.API.DIRECT.GET.{subject}", body)
+            except NoResponder:
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(NOBODY_S)
 
     async def create_stream(self, settings: Mapping[str, Any]) -> ApiError | None:
         """Create; return what the server says against it."""
@@ -123,15 +147,28 @@ class JetStream:
 
     async def _call(self, method: str, body: bytes, reply_type: type[T]) -> T:
         try:
-            incoming = await self.link.request(f"$JS.API.{method}", body, timeout_s=API_TIMEOUT_S)
+            incoming = await self._ask(f"$JS.API.{method}", body)
         except NoResponder as error:
-            raise BusUnavailable(
+            raise NoJetStream(
                 f"JetStream is off at {self.link.where}: start nats-server with --jetstream; see `busway doctor`"
             ) from error
         try:
             return msgspec.json.decode(incoming.payload, type=reply_type)
         except msgspec.MsgspecError as error:
             raise Malformed(f"$JS.API.{method}: {error}") from error
+
+    async def _ask(self, subject: str, body: bytes) -> Incoming:
+        """Ask until there is an answer: a cluster has none while it chooses a leader, and no call does harm twice."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + API_TIMEOUT_S
+        while True:
+            try:
+                return await self.link.request(subject, body, timeout_s=ASK_AGAIN_S)
+            except NoResponder:
+                raise
+            except BusUnavailable:
+                if loop.time() >= deadline:
+                    raise
 
 
 def _to_ack(subject: str, incoming: Incoming) -> AppendAck | BuswayError:

@@ -58,11 +58,15 @@ class Link:
         self.access = read_access(config)
         self._name = self.access.identity.name if self.access.identity else name
         self._urls = parse_urls(config.url)
+        self._first_url = random.randrange(len(self._urls))  # processes spread over brokers
         self.troubles = Troubles(subjects)
         self._outbox = Outbox()
         self._session: Session | None = None
         self._server_id = ""
         self._restored_server_id = ""
+        self._cluster = ""
+        self.is_same_cluster = False
+        """Whether the last server is one of those that the one before was of: they kept what it had."""
         self._opened_at = 0.0
         self._max_payload = 2**20
         self._ended = asyncio.Event()
@@ -327,7 +331,7 @@ class Link:
             self._ready.set()
 
     async def _try_connect(self, attempt: int) -> Exception | None:
-        url = self._urls[attempt % len(self._urls)]
+        url = self._urls[(self._first_url + attempt) % len(self._urls)]
         session = Session(self, self._outbox, self._handlers, self._list_subscriptions)
         try:
             if attempt:
@@ -347,6 +351,8 @@ class Link:
         self._outbox.open(session.send, is_same_server=session.server_id == self._server_id)
         self._session = session
         self._server_id = session.server_id
+        self.is_same_cluster = bool(session.cluster) and session.cluster == self._cluster
+        self._cluster = session.cluster
         self._opened_at = asyncio.get_running_loop().time()
         self._max_payload = session.max_payload
         self._connected.set()

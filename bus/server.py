@@ -17,7 +17,7 @@ import msgspec
 from bus import resources
 from bus.errors import BadConfig, BusUnavailable
 from bus.private import make_private_dir, write_private
-from bus.server_config import Guard, render, render_guard
+from bus.server_config import Cluster, Guard, render, render_cluster, render_guard
 
 HOST = "127.0.0.1"
 MIN_VERSION = (2, 11)
@@ -89,22 +89,26 @@ def prepare(
     memory_bytes: int = MEMORY_BYTES,
     file_bytes: int = FILE_BYTES,
     guard: Guard | None = None,
+    cluster: Cluster | None = None,
 ) -> ServerFiles:
     """Write the configuration below `state_dir` and return how to run the server; ports that are taken are replaced.
 
     The bounds are those of all streams together. The store survives restarts of the server: prepare once, run the
     command as often as needed. Without a `guard` everybody may do everything: raises `BadConfig` for a `host` that
-    others than this machine reach.
+    others than this machine reach. With a `cluster` it is one of several.
     """
-    if guard is None and host != HOST:
-        raise BadConfig(f"a broker that listens on {host} would let in everybody who reaches it: busway up --secure")
+    for address in (host, cluster.host if cluster else HOST):
+        if guard is None and address != HOST:
+            raise BadConfig(
+                f"a broker that listens on {address} would let in everybody who reaches it: busway up --secure"
+            )
     binary = find_binary()
     check_version(binary)
     root = make_private_dir(Path(state_dir).absolute() / "nats")
     port = free_port(port)
     monitor_port = free_port()
     values: dict[str, str | int] = {
-        "name": "busway",
+        "name": cluster.name if cluster else "busway",
         "host": host,
         "port": port,
         "monitor_port": monitor_port,
@@ -112,9 +116,12 @@ def prepare(
         "memory_bytes": memory_bytes,
         "file_bytes": file_bytes,
         "access": "secure" if guard else "open",
+        "routes": "cluster" if cluster else "single",
     }
     config_path = root / "server.conf"
     write_private(root / f"{values['access']}.conf", _access(guard))
+    routes = resources.read_text("nats", f"{values['routes']}.conf")
+    write_private(root / f"{values['routes']}.conf", render_cluster(routes, cluster, guard) if cluster else routes)
     write_private(config_path, render(resources.read_text("nats", "server.conf"), values))
     return ServerFiles(
         command=[binary, "--config", str(config_path)],
@@ -204,9 +211,11 @@ class Server:
 
 
 @asynccontextmanager
-async def run_server(state_dir: str, *, port: int = 0, guard: Guard | None = None) -> AsyncIterator[Server]:
+async def run_server(
+    state_dir: str, *, port: int = 0, guard: Guard | None = None, cluster: Cluster | None = None
+) -> AsyncIterator[Server]:
     """Run a server with its store below `state_dir` while the context is open."""
-    server = Server(prepare(state_dir, port=port, guard=guard))
+    server = Server(prepare(state_dir, port=port, guard=guard, cluster=cluster))
     await server.start()
     try:
         yield server

@@ -8,6 +8,7 @@ import msgspec
 
 from bus.errors import BadConfig
 
+_ROUTE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}\Z")
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*\Z')
 
 
@@ -27,7 +28,22 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: str
     tls_key: str
     tls_ca: str
-    """Of whoever signed the certificate: for clients."""
+    """Of whoever signed the certificates: for clients, and for the other servers of a cluster."""
+    route_cert: str
+    """What servers of one cluster show each other; nobody else has one of the kind."""
+    route_key: str
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes one of several servers that are a single broker: streams with copies outlive any one of them."""
+
+    name: str
+    """Of this server: unique, and the same whenever it starts."""
+    host: str = "127.0.0.1"
+    port: int
+    """Where it takes routes of the others."""
+    routes: tuple[str, ...]
+    """Where the others do, as host:port; its own may be among them."""
 
 
 def render(template: str, values: Mapping[str, str | int]) -> str:
@@ -49,6 +65,24 @@ def render_guard(template: str, guard: Guard) -> str:
     for key, value in values.items():
         _check(key, value)
     return _fill(template, {**values, "tokens": "\n".join(tokens)})
+
+
+def render_cluster(template: str, cluster: Cluster, guard: Guard | None) -> str:
+    """Fill in the configuration of one of several servers; raise `BadConfig` as `render` does."""
+    for route in cluster.routes:
+        if not _ROUTE.match(route):
+            raise BadConfig(f"up.peers: {route!r}: write host:port, where the other broker takes routes")
+    scheme = "tls" if guard else "nats"
+    values: dict[str, str | int] = {"host": cluster.host, "port": cluster.port}
+    tls = ""
+    if guard:
+        files = {"cert_file": guard.route_cert, "key_file": guard.route_key, "ca_file": guard.tls_ca}
+        lines = [f'    {key}: "{_check(key, value)}"' for key, value in files.items()]
+        tls = "\n".join(["  tls {", *lines, "    verify: true", '    min_version: "1.2"', "    timeout: 2", "  }"])
+    for key, value in values.items():
+        _check(key, value)
+    routes = ", ".join(f'"{scheme}://{route}"' for route in cluster.routes)
+    return _fill(template, {**values, "routes": routes, "tls": tls})
 
 
 def _check(key: str, value: str | int) -> str | int:

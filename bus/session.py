@@ -81,6 +81,11 @@ class Session(Client):
     def server_version(self) -> str:
         return str(self._server_info.get("version", ""))
 
+    @property
+    def cluster(self) -> str:
+        """Name of the servers that this one is one of; empty where it is alone."""
+        return str(self._server_info.get("cluster", ""))
+
     async def open(self, url: str, *, name: str, timeout_s: float, access: Access) -> None:
         """Connect and announce the subscriptions; raise `OSError`, `TimeoutError` or `nats.errors.Error`."""
         try:

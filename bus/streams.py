@@ -45,6 +45,11 @@ class Declared(msgspec.Struct, frozen=True):
     def is_memory(self) -> bool:
         return bool(self.settings.get("storage") == "memory")
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether several brokers of a cluster keep it."""
+        return "num_replicas" in self.settings
+
 
 class Difference(msgspec.Struct, frozen=True):
     """One setting that the server has otherwise."""
@@ -65,14 +70,20 @@ def key_prefix(subjects: Subjects, bucket: str) -> str:
     return f"$KV.{stream_name(subjects, bucket)}."
 
 
-def declare(kind: str, short: str, text: str, subjects: Subjects) -> Declared:
-    """Read one file of `nats/`; raise `BadConfig` that names it."""
+def declare(kind: str, short: str, text: str, subjects: Subjects, *, max_replicas: int = 1) -> Declared:
+    """Read one file of `nats/`; raise `BadConfig` that names it.
+
+    It says how many copies it is worth; there are `max_replicas` at most. One copy is no setting: what a server has
+    more than that stays.
+    """
     if not _NAME.match(short):
         raise BadConfig(f"nats: {short!r} is no name for a {kind}: capitals and digits, at most 32")
     try:
         given = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise BadConfig(f"nats: {kind} {short}: {error}") from error
+    if (num_replicas := min(given.pop("num_replicas", 1), max_replicas)) > 1:
+        given["num_replicas"] = num_replicas
     name = stream_name(subjects, short)
     if kind == "stream":
         filters = [f"{subjects.namespace}.{subject}" for subject in given.pop("subjects", [])]

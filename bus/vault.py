@@ -23,6 +23,7 @@ from bus.subjects import Subjects
 FOLDER = "security"
 AUTHORITY_FILE = "ca.pem"
 SERVER_FILE = "server.pem"
+ROUTE_FILE = "route.pem"
 
 
 class Vault:
@@ -42,6 +43,8 @@ class Vault:
             tls_cert=str(self.server_file),
             tls_key=str(self.folder / "server.key"),
             tls_ca=str(self.authority_file),
+            route_cert=str(self.folder / ROUTE_FILE),
+            route_key=str(self.folder / "route.key"),
         )
 
     def issue(
@@ -101,11 +104,12 @@ class Vault:
             write_private(self.authority_file, made.certificate)
             write_private(key_file, made.key)
         authority = Certificate(self.authority_file.read_text(), key_file.read_text())
-        present = self.server_file.read_text() if self.server_file.exists() else ""
-        if not is_good(present, authority.certificate, names, now):
-            server = issue_server(authority, names, now)
-            write_private(self.folder / "server.key", server.key)
-            write_private(self.server_file, server.certificate)
+        for path, is_route in ((self.server_file, False), (self.folder / ROUTE_FILE, True)):
+            present = path.read_text() if path.exists() else ""
+            if not is_good(present, authority.certificate, names, now):
+                made = issue_server(authority, names, now, is_route=is_route)
+                write_private(path.with_suffix(".key"), made.key)
+                write_private(path, made.certificate)
 
 
 def open_vault(state_dir: str) -> Vault:

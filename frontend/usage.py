@@ -17,7 +17,8 @@ MAX_WAITING = 10_000
 MAX_BATCH = 500
 GATHER_S = 0.05
 """Records wait so long for others of their tenant and model."""
-MAX_TRIES = 5
+MAX_TRIES = 20
+"""Over ten seconds at least: a cluster of brokers may be without a leader for so long."""
 RETRY_S = 0.5
 
 log = structlog.get_logger()

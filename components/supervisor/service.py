@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 
 import anyio
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 from bus.config import Config
 from bus.lifecycle import serve
 from bus.server import ServerFiles, free_port, prepare
+from bus.server_config import Cluster
 from bus.toml import render_toml
 from components.supervisor.banner import ready_banner, start_line
 from components.supervisor.errors import CannotStart
@@ -48,7 +50,13 @@ async def run_up(config: Config, say: Say) -> int:
             config = secure(config, secrets)
         if config.up.with_nats:
             guard = secrets.guard if secrets else None
-            server = prepare(config.state_dir, host=config.up.nats_host, port=config.up.nats_port, guard=guard)
+            server = prepare(
+                config.state_dir,
+                host=config.up.nats_host,
+                port=config.up.nats_port,
+                guard=guard,
+                cluster=_cluster(config),
+            )
             if config.up.nats_port not in (0, server.port):
                 say(f"port {config.up.nats_port} is taken: the broker listens on {server.port}")
             config = _with_broker(config, server)
@@ -189,6 +197,14 @@ def _with_broker(config: Config, server: ServerFiles) -> Config:
         up=replace(config.up, nats_port=server.port),
         bus=replace(config.bus, url=server.url, monitor_url=server.monitor_url),
     )
+
+
+def _cluster(config: Config) -> Cluster | None:
+    """Return what makes the broker one of several; its name must be the same at each start, and unlike any other."""
+    if not config.up.peers:
+        return None
+    port = config.up.route_port
+    return Cluster(name=f"{gethostname()}-{port}", host=config.up.nats_host, port=port, routes=config.up.peers)
 
 
 def _reachable(host: str) -> str:

@@ -53,9 +53,14 @@ def open_system(tmp_path: Path, systems: list[System]) -> OpenSystem:
     """Start a broker, workers, routers and frontends."""
 
     async def start(
-        *, workers: int = 3, frontends: int = 1, routers: int = 0, settings: Settings | None = None
+        *,
+        workers: int = 3,
+        frontends: int = 1,
+        routers: int = 0,
+        settings: Settings | None = None,
+        kind: type[System] = System,
     ) -> System:
-        system = System(tmp_path, settings or {})
+        system = kind(tmp_path, settings or {})
         systems.append(system)
         await system.start_nats()
         names = [("worker", workers), ("router", routers), ("frontend", frontends)]

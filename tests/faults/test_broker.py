@@ -19,6 +19,7 @@ import pytest
 from components.chaos.ask import ask
 from components.chaos.history import gap_across
 from components.chaos.load import running_load
+from tests.faults.cluster import ClusterSystem
 from tests.faults.loads import read_loads
 from tests.faults.system import STEP_S, System, make_questions, until
 
@@ -92,6 +93,27 @@ async def test_an_empty_broker_is_filled_by_those_who_use_it(open_system: Any, u
         "11", f"a new request is served after {served_s:.2f} s; streams go on after {gap_after(load, back_at):.2f} s"
     )
     assert served_s < 3.0
+
+
+async def test_a_cluster_loses_the_broker_that_leads(open_system: Any, under_load: Any, measured: Any) -> None:
+    system: ClusterSystem = await open_system(kind=ClusterSystem, routers=1)
+    async with under_load(system, may_refuse=True, max_tokens=100) as load:
+        await anyio.sleep(1.0)
+        victim = system.leader("BUSWAY_WORK")
+        system.kill(victim)
+        at = time.monotonic()
+        await until(lambda: system.leader("BUSWAY_WORK") not in ("", victim), 10.0)
+        led_s = time.monotonic() - at
+        await anyio.sleep(2.0)
+        await system.start_broker(victim)
+        await anyio.sleep(1.0)
+    served_s = min(a.first_at for a in load.answers if a.started_at > at and a.status == 200) - at
+    gap_s = gap_across(load.answers, at)
+    measured(
+        "12", f"gap {1e3 * gap_s:.0f} ms; a leader after {led_s:.1f} s, new requests served after {served_s:.1f} s"
+    )
+    assert gap_s < 1.0
+    assert served_s < 10.0
 
 
 async def test_a_flood_of_malformed_messages_hurts_nobody(open_system: Any, under_load: Any, measured: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bus import resources
 from bus.errors import BadConfig
 from bus.server import parse_version, prepare
-from bus.server_config import Accounts, Guard, render, render_guard
+from bus.server_config import Accounts, Cluster, Guard, render, render_cluster, render_guard
 
 VALUES = {
     "name": "n",
@@ -18,7 +18,9 @@ VALUES = {
     "memory_bytes": 3,
     "file_bytes": 4,
     "access": "open",
+    "routes": "single",
 }
+FILES = {"tls_cert": "/c", "tls_key": "/k", "tls_ca": "/ca", "route_cert": "/rc", "route_key": "/rk"}
 
 
 def test_the_template_is_filled_completely():
@@ -32,7 +34,7 @@ def test_whoever_may_connect_is_said_in_a_file_of_its_own():
     text = render(resources.read_text("nats", "open.conf"), {})
     assert "no_auth_user: busway" in text
     assert not re.search(r"\$(?!SYS\b)", text)
-    guard = Guard(accounts=Accounts("op.e.r", "ASYS", {"ASYS": "s.y.s"}), tls_cert="/c", tls_key="/k", tls_ca="/ca")
+    guard = Guard(accounts=Accounts("op.e.r", "ASYS", {"ASYS": "s.y.s"}), **FILES)
     text = render_guard(resources.read_text("nats", "secure.conf"), guard)
     for line in ('operator: "op.e.r"', "system_account: ASYS", '  ASYS: "s.y.s"', 'cert_file: "/c"'):
         assert line in text
@@ -40,7 +42,7 @@ def test_whoever_may_connect_is_said_in_a_file_of_its_own():
 
 
 def test_a_token_cannot_break_out_of_its_quotes():
-    guard = Guard(accounts=Accounts("o", "A", {"A": 'x"'}), tls_cert="/c", tls_key="/k", tls_ca="/ca")
+    guard = Guard(accounts=Accounts("o", "A", {"A": 'x"'}), **FILES)
     with pytest.raises(BadConfig, match="token"):
         render_guard("${tokens}", guard)
 
@@ -48,6 +50,29 @@ def test_a_token_cannot_break_out_of_its_quotes():
 def test_an_open_server_listens_on_this_machine_only(tmp_path):
     with pytest.raises(BadConfig, match="--secure"):
         prepare(str(tmp_path), host="0.0.0.0")
+
+
+def test_brokers_of_a_cluster_speak_tls_to_each_other_where_clients_do():
+    template = resources.read_text("nats", "cluster.conf")
+    cluster = Cluster(name="a", port=6222, routes=("b:6222", "[::1]:6223"))
+    plain = render_cluster(template, cluster, None)
+    assert 'routes: ["nats://b:6222", "nats://[::1]:6223"]' in plain
+    assert "tls {" not in plain
+    guard = Guard(accounts=Accounts("o", "A", {}), **FILES)
+    guarded = render_cluster(template, cluster, guard)
+    for line in ('"tls://b:6222"', "verify: true", 'cert_file: "/rc"', 'key_file: "/rk"', 'ca_file: "/ca"'):
+        assert line in guarded
+
+
+@pytest.mark.parametrize("route", ["b", "b:x", 'b:1"', "b:1, x:2", "nats://b:1", "u:p@b:1", ""])
+def test_an_address_of_a_peer_is_host_and_port(route):
+    with pytest.raises(BadConfig, match=r"up\.peers"):
+        render_cluster("${routes}", Cluster(name="a", port=1, routes=(route,)), None)
+
+
+def test_open_servers_take_routes_on_this_machine_only(tmp_path):
+    with pytest.raises(BadConfig, match="--secure"):
+        prepare(str(tmp_path), cluster=Cluster(name="a", host="0.0.0.0", port=1, routes=("b:1",)))
 
 
 def test_a_value_that_is_missing_is_named():
