@@ -88,6 +88,9 @@ class NatsBus:
     def new_inbox(self) -> str:
         return self._link.new_inbox()
 
+    def defer(self, function: Callable[[], None]) -> None:
+        self._link.defer(function)
+
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Incoming:
         return await self._link.request(subject, payload, timeout_s=timeout_s)
 
@@ -274,13 +277,17 @@ class NatsBus:
 
 
 @asynccontextmanager
-async def open_bus(config: BusConfig, subjects: Subjects, *, name: str) -> AsyncIterator[NatsBus]:
+async def open_bus(
+    config: BusConfig, subjects: Subjects, *, name: str, has_echo: bool = True
+) -> AsyncIterator[NatsBus]:
     """Connect as `name`, stay connected, and close when the context is left: what was published is sent first.
 
+    Without `has_echo`, what is published on this connection does not come to its own subscriptions; what is stored in
+    streams does. It saves a process that listens to its kind half of what wakes it.
     Raises `BusUnavailable` when no broker answers within `config.connect_timeout_s`, `BadConfig`.
     """
     declared = load_declared(subjects, max_replicas=config.replicas)
-    link = Link(config, subjects, name)
+    link = Link(config, subjects, name, has_echo=has_echo)
     await link.open()
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:

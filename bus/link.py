@@ -53,8 +53,10 @@ class Link:
     Whoever keeps it restores what the broker may have lost, and says so by `mark_ready`; until then `wait_ready` waits.
     """
 
-    def __init__(self, config: BusConfig, subjects: Subjects, name: str) -> None:
+    def __init__(self, config: BusConfig, subjects: Subjects, name: str, *, has_echo: bool = True) -> None:
+        """`has_echo`: what this link publishes also comes to its own subscriptions."""
         self._config = config
+        self._has_echo = has_echo
         self.access = read_access(config)
         self._name = self.access.identity.name if self.access.identity else name
         self._urls = parse_urls(config.url)
@@ -78,6 +80,7 @@ class Link:
         self._filters: dict[int, tuple[str, str]] = {_REPLIES_SID: (self._replies.filter, "")}
         self._on_malformed: dict[int, Callable[[], None]] = {}
         self._last_sid = _REPLIES_SID
+        self._deferred: list[Callable[[], None]] = []
 
     @property
     def is_connected(self) -> bool:
@@ -128,6 +131,12 @@ class Link:
         if self.is_connected and server_id == self._server_id:
             put = self._outbox.put_late if verb == wire.DONE else self._outbox.put_small
             put(wire.ack(reply, verb))
+
+    def defer(self, function: Callable[[], None]) -> None:
+        """Call once all that came at once was handed over, or in a turn of its own."""
+        self._deferred.append(function)
+        if self._session is None or not self._session.is_reading:
+            asyncio.get_running_loop().call_soon(self.burst_ended)
 
     async def flush(self, timeout_s: float) -> None:
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -342,6 +351,7 @@ class Link:
                 name=self._name,
                 timeout_s=CONNECT_TIMEOUT_S,
                 access=self.access,
+                has_echo=self._has_echo,
             )
         except Exception as error:
             # nats-py lets through whatever its parsing of a greeting raises.
@@ -396,6 +406,14 @@ class Link:
 
     def handler_failed(self, subject: str, error: Exception) -> None:
         self.troubles.handler_failed(subject, error)
+
+    def burst_ended(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        for function in deferred:
+            try:
+                function()
+            except Exception as error:
+                self.troubles.handler_failed("", error)
 
     def server_complained(self, error: Exception) -> None:
         self.troubles.refused(error)

@@ -154,6 +154,13 @@ class Bus(Protocol):
     def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Receive messages of a subject filter; members of one `queue` share them."""
 
+    def defer(self, function: Callable[[], None]) -> None:
+        """Call once, when all that the broker sent at once was handed over and before the answers to it are sent.
+
+        Where nothing is being handed over, that is a later turn of the event loop. What is decided for a whole burst
+        costs no turn of its own so.
+        """
+
     def new_inbox(self) -> str:
         """Return a subject for replies that only this connection listens on, and that it may listen on."""
 

@@ -48,6 +48,9 @@ class SessionOwner(Protocol):
     def handler_failed(self, subject: str, error: Exception) -> None:
         """A handler raised."""
 
+    def burst_ended(self) -> None:
+        """All that came at once was handed over; what it led to is about to be sent."""
+
     def server_complained(self, error: Exception) -> None:
         """The server refused something; the connection lives."""
 
@@ -71,6 +74,8 @@ class Session(Client):
         self._writer: asyncio.Transport | None = None
         """Where commands are written; None before the handshake is over, and after the end."""
         self._is_clogged = False
+        self.is_reading = False
+        """Whether messages are being handed over, so that `burst_ended` follows."""
 
     @property
     def server_id(self) -> str:
@@ -86,8 +91,11 @@ class Session(Client):
         """Name of the servers that this one is one of; empty where it is alone."""
         return str(self._server_info.get("cluster", ""))
 
-    async def open(self, url: str, *, name: str, timeout_s: float, access: Access) -> None:
-        """Connect and announce the subscriptions; raise `OSError`, `TimeoutError` or `nats.errors.Error`."""
+    async def open(self, url: str, *, name: str, timeout_s: float, access: Access, has_echo: bool) -> None:
+        """Connect and announce the subscriptions; raise `OSError`, `TimeoutError` or `nats.errors.Error`.
+
+        With `has_echo`, what is published here also comes to the subscriptions that are made here.
+        """
         try:
             await self.connect(
                 [url],
@@ -100,6 +108,7 @@ class Session(Client):
                 signature_cb=access.sign if access.identity else None,
                 user_jwt_cb=access.token if access.identity else None,
                 tls=access.tls,
+                no_echo=not has_echo,
                 skip_subject_validation=True,
             )
             assert isinstance(self._transport, _Transport)
@@ -149,13 +158,15 @@ class Session(Client):
         if self._writer is None:
             return
         self._outbox.hold()
+        self.is_reading = True
         try:
             self._parser.feed(data)
         except Exception as error:
             # Whatever it is, a connection that is not read any more must not look alive.
             self.end(error)
-        else:
-            self.send()
+        self.is_reading = False
+        self._owner.burst_ended()
+        self.send()
 
     def send(self) -> None:
         """Write what the outbox holds; while the link is clogged that fills up to its bound instead."""

@@ -8,7 +8,7 @@ from bus.messages.base import unpack_u32
 from bus.messages.inference import Hints, LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
 from frontend.request import Generation
-from kv_events.hashing import iter_block_hashes, salt_hash
+from kv_events.hashing import packed_block_hashes, salt_hash
 
 MAX_TOKENS = 131_072
 """Tokens and blocks that are shown of a longer prompt."""
@@ -91,7 +91,7 @@ def make_explanation(
         num_tokens=generation.num_prompt_tokens,
         tokens=[TokenShown(token, piece.decode("utf-8", "replace")) for token, piece in pieces],
         blocks=[
-            BlocksShown(size, [f"{block:016x}" for block in iter_block_hashes(packed, size, root)])
+            BlocksShown(size, [f"{block:016x}" for block in packed_block_hashes(packed, size, root)])
             for size in block_sizes
         ],
         sampling=generation.sampling,

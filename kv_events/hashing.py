@@ -1,7 +1,7 @@
 """Pure. The one definition of a block's hash, for engines, router and tiers."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from xxhash import xxh3_64_intdigest
@@ -20,13 +20,11 @@ def block_hashes(tokens: Sequence[int], block_size: int, root: int) -> list[int]
 
     `root` is the parent of the first block (`salt_hash`, or the hash of the block before).
     """
-    return list(iter_block_hashes(pack_u32(tokens), block_size, root))
+    return packed_block_hashes(pack_u32(tokens), block_size, root)
 
 
-def iter_block_hashes(packed: bytes | memoryview, block_size: int, root: int) -> Iterator[int]:
-    """Yield the hashes as `block_hashes` does, from packed token ids and one at a time."""
+def packed_block_hashes(packed: bytes | memoryview, block_size: int, root: int) -> list[int]:
+    """Return the hashes as `block_hashes` does, from packed token ids."""
     step = block_size * 4
-    parent = root
-    for (block,) in struct.iter_unpack(f"{step}s", memoryview(packed)[: len(packed) // step * step]):
-        parent = xxh3_64_intdigest(parent.to_bytes(8, "little") + block)
-        yield parent
+    blocks = struct.iter_unpack(f"{step}s", memoryview(packed)[: len(packed) // step * step])
+    return [(root := xxh3_64_intdigest(root.to_bytes(8, "little") + block)) for (block,) in blocks]

@@ -147,6 +147,9 @@ class MemoryBus:
         self.broker.add(subscription)
         return subscription
 
+    def defer(self, function: Callable[[], None]) -> None:
+        self.post(function, "")
+
     def new_inbox(self) -> str:
         self._num_inboxes += 1
         return f"{INBOX}.{slug(self.name)}.{self._number}.{self._num_inboxes}"

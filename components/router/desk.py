@@ -34,7 +34,11 @@ GRANT_SIZE = 256
 MAX_NEWS = 256
 """Decisions in one message to other routers; those of one turn of the event loop are told together."""
 APPEND_TIMEOUT_S = 1.0
+MAX_SENDING = 512
+"""Appends that the broker may owe an answer for: a broker that is behind gets no more, so that what it was given is in
+time and not sent again."""
 RETRY_S = 0.1
+"""Between a job that the broker did not take and the next try of any."""
 SHORTEST_NAP_S = 0.001
 LONGEST_NAP_S = 0.25
 
@@ -68,7 +72,9 @@ class Desk:
         self._answers = Answers(bus, router)
         self._pulls: dict[LatencyClass, Pull] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due_at = 0.0
+        self._is_deferred = False
+        self._resume_at = 0.0
+        """Nothing is placed before: the broker took a job no more."""
         self._told = 0
         self._renewed_at = self._loop.time()
         self.num_sending = 0
@@ -136,13 +142,15 @@ class Desk:
         """Place what can be placed now, and see when to look again."""
         now = self._loop.time()
         pool = self.pool
-        for placement in pool.plan(now):
-            self._send(placement)
+        room = MAX_SENDING - self.num_sending
+        if room > 0 and now >= self._resume_at:
+            for placement in pool.plan(now, room):
+                self._send(placement)
         self._tell()
         self._grant()
         if len(pool.queue) and self._pulls:
             at = min(pool.fleet.next_room_at(now), now + LONGEST_NAP_S)
-            self._wake_at(max(at, now + SHORTEST_NAP_S))
+            self._wake_at(max(at, now + SHORTEST_NAP_S, self._resume_at))
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -202,14 +210,22 @@ class Desk:
         refusal = pool.admit(request, deadline, now)
         if refusal is not None and request.origin is not None:
             self._refuse(request.origin, refusal, "refused")
-        if self._timer is None or self._due_at > now:
-            # What comes in one turn of the loop is planned together: first come is a matter of chance in a burst.
-            self._wake_at(now)
+        self._work_soon()
+
+    def _work_soon(self) -> None:
+        """Plan what came at once together: first come is a matter of chance in a burst."""
+        if not self._is_deferred:
+            self._is_deferred = True
+            self._bus.defer(self._end_burst)
+
+    def _end_burst(self) -> None:
+        self._is_deferred = False
+        if self._pulls:
+            self.work()
 
     def _wake_at(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._due_at = at
         self._timer = self._loop.call_at(at, self.work)
 
     def _send(self, placement: Placement) -> None:
@@ -233,9 +249,11 @@ class Desk:
         if isinstance(answer, BuswayError):
             _outcomes["withdrawn"].inc()
             log.warning("request.not_placed", worker=choice.worker, reason=str(answer))
-            self.pool.withdraw(placement, self._loop.time())
+            now = self._loop.time()
+            self.pool.withdraw(placement, now)
             if self._pulls:
-                self._loop.call_later(RETRY_S, self.work)
+                self._resume_at = now + RETRY_S
+                self._wake_at(self._resume_at)
             else:
                 self.pool.queue.remove(placement.entry)
                 self._give_back(placement.entry)
@@ -280,6 +298,8 @@ class Desk:
 
     def _count_answer(self) -> None:
         self.num_sending -= 1
+        if self.num_sending == MAX_SENDING - 1:
+            self._work_soon()
         if not self.num_sending:
             self._all_sent.set()
 

@@ -199,11 +199,11 @@ class Pool:
 
     # What goes out
 
-    def plan(self, now: float) -> list[Placement]:
-        """Decide what leaves the queue now, and account it."""
+    def plan(self, now: float, limit: float = math.inf) -> list[Placement]:
+        """Decide what leaves the queue now, about `limit` requests at most, and account it."""
         placed: list[Placement] = []
         had_queue = len(self.queue) > 0
-        while self.fleet.present and len(self.queue):
+        while self.fleet.present and len(self.queue) and len(placed) < limit:
             entries = self.queue.peek(WINDOW)
             placements = self._plan_window(entries, now)
             placed += placements

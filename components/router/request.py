@@ -13,7 +13,7 @@ from bus.messages.transfer import Handover
 from bus.protocol import Delivery
 from bus.wire import TTL
 from components.router.tiers import Load
-from kv_events.hashing import iter_block_hashes, salt_hash
+from kv_events.hashing import packed_block_hashes, salt_hash
 
 Holding = tuple[int, int, tuple[Load, ...]]
 """A worker's number, the tokens of the prompt's prefix that it holds in device memory, and what it can load after."""
@@ -82,7 +82,7 @@ def hash_chains(tokens: bytes | memoryview, root: int, block_sizes: Iterable[int
 
     The last token is always computed, so a block that ends with it is never taken from a cache.
     """
-    return {size: array("Q", iter_block_hashes(tokens[: len(tokens) - 4], size, root)) for size in block_sizes}
+    return {size: array("Q", packed_block_hashes(tokens[: len(tokens) - 4], size, root)) for size in block_sizes}
 
 
 def to_request(job: RoutedJob, delivery: Delivery, block_sizes: Iterable[int]) -> Request:

@@ -18,6 +18,8 @@ Sent = Entry[Request] | Placed
 
 STALE_S = 0.05
 """A request that waited for so long is matched with the index again before it leaves."""
+MAX_CHANGED = 1024
+"""Beginnings of prompts that were sent lately; when there are more, all who wait are matched again."""
 _NOTHING = Overlap(0, 0, 0, 0)
 
 
@@ -34,6 +36,9 @@ class Scorer:
         self._affinity = Affinity()
         self._affinity_s = config.session_affinity_s
         self._version = 0
+        self._changed: dict[int, int] = {}
+        """Versions since which chains that begin with a block are expected elsewhere."""
+        self._changed_all = 0
 
     def costs(self, request: Request, now: float) -> list[float]:
         """Return the cost at each worker number; infinite where there is no worker."""
@@ -100,6 +105,9 @@ class Scorer:
         if chain:
             self._predictions.add(worker, chain, now)
             self._version += 1
+            if len(self._changed) >= MAX_CHANGED:
+                self._change_all()
+            self._changed[chain[0]] = self._version
 
     def note_session(self, session: str, number: int) -> None:
         self._affinity.note(session, number)
@@ -108,10 +116,23 @@ class Scorer:
         self._predictions.remove_worker(worker)
         self._affinity.remove_worker(number)
         self._version += 1
+        self._change_all()
+
+    def _change_all(self) -> None:
+        self._changed.clear()
+        self._changed_all = self._version
+
+    def _changed_at(self, request: Request) -> int:
+        """Return since which version the prompt, or one with which it shares a beginning, is expected elsewhere."""
+        changed = self._changed_all
+        for chain in request.chains.values():
+            if chain:
+                changed = max(changed, self._changed.get(chain[0], 0))
+        return changed
 
     def _match(self, request: Request, now: float) -> None:
         """Find out which workers hold how much of the prompt, unless that is known well enough."""
-        if request.version == self._version and now - request.matched_at < STALE_S:
+        if now - request.matched_at < STALE_S and request.version >= self._changed_at(request):
             return
         request.version, request.matched_at = self._version, now
         fleet = self._fleet

@@ -49,7 +49,7 @@ _batches = codec(RouteBatch)
 async def run_router(config: Config) -> None:
     """Route until SIGTERM; raise `BusUnavailable` or `StreamMismatch` at the start."""
     router = process_name(config.bus, "router")
-    async with open_bus(config.bus, Subjects(config.namespace), name=router) as bus:
+    async with open_bus(config.bus, Subjects(config.namespace), name=router, has_echo=False) as bus:
         await bus.ensure()
         with answer_scrapes(bus, router):
             await serve(Router(config, bus, router))

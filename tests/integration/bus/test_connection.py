@@ -279,3 +279,27 @@ async def test_blobs_and_buckets_are_readable_by_nats_tools(nats_url, namespace)
         assert (await bus.bucket("STATE").get("c")).value == b"theirs"
         assert await bus.bucket("STATE").get("a.b") is None
         await client.close()
+
+
+async def test_a_connection_without_echo_hears_others_and_its_streams_but_not_itself(nats_url, namespace):
+    subjects = Subjects(namespace)
+    heard, delivered = [], asyncio.Queue()
+    async with (
+        open_bus(BusConfig(url=nats_url), subjects, name="silent", has_echo=False) as silent,
+        our_bus(nats_url, namespace) as other,
+    ):
+        await silent.ensure()
+        silent.subscribe(subjects.route("*", "*"), lambda message: heard.append(message.payload))
+        await silent.flush()
+        silent.publish(subjects.route("m", "r"), b"its own")
+        await silent.flush()
+        other.publish(subjects.route("m", "r"), b"of another")
+        await other.flush()
+        await silent.flush()
+        assert heard == [b"of another"]
+        spec = ConsumerSpec(stream="REQ", name="all", filter_subject=subjects.req("m", "standard", "*"))
+        async with silent.pull(spec, delivered.put_nowait) as pull:
+            pull.grant(1)
+            await silent.append(subjects.req("m", "standard", "t"), b"job")
+            with anyio.fail_after(5):
+                assert (await delivered.get()).payload == b"job"

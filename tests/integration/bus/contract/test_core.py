@@ -31,6 +31,38 @@ async def test_large_and_empty_payloads_arrive(bus, namespace, collect):
     assert [message.payload for message in await got.wait(3)] == [b"", large, b"x"]
 
 
+async def test_what_is_deferred_comes_once_and_after_what_asked_for_it(bus, other, namespace, collect):
+    order = []
+
+    def take(message):
+        order.append(message.payload)
+        if message.payload == b"0":
+            bus.defer(lambda: order.append("deferred"))
+
+    bus.subscribe(f"{namespace}.out.v1.f.w", take)
+    await bus.flush()
+    for number in range(20):
+        other.publish(f"{namespace}.out.v1.f.w", b"%d" % number)
+    await other.flush()
+    await bus.flush()
+    assert order.count("deferred") == 1
+    assert [item for item in order if item != "deferred"] == [b"%d" % number for number in range(20)]
+    assert order.index("deferred") > order.index(b"0")
+
+
+async def test_what_is_deferred_outside_of_messages_comes_soon_and_may_fail(bus):
+    done = anyio.Event()
+
+    def fail():
+        bus.defer(done.set)
+        raise RuntimeError("a bug")
+
+    bus.defer(fail)
+    assert not done.is_set()
+    with anyio.fail_after(5):
+        await done.wait()
+
+
 async def test_wildcards_take_one_token_or_the_rest(bus, namespace, collect):
     star, rest, exact = collect(), collect(), collect()
     bus.subscribe(f"{namespace}.load.v1.*.w", star)

@@ -116,6 +116,29 @@ def test_late_binding_a_worker_gets_little_more_than_it_can_start(stage: Make) -
     assert 1 <= len(s.plan()) <= 2
 
 
+def test_no_more_leaves_at_once_than_may(stage: Make) -> None:
+    s = stage(64)
+    for _ in range(40):
+        assert s.admit(s.request()) is None
+    assert 10 <= len(s.pool.plan(s.now, 10)) < 10 + WINDOW
+    assert len(s.pool.queue) > 40 - 10 - WINDOW
+    s.plan()
+    assert not len(s.pool.queue)
+
+
+def test_who_waits_knows_of_every_prompt_that_was_sent_meanwhile(stage: Make) -> None:
+    s, rng = stage(4), Random(3)
+    heads = [prompt(640) + bytes([number, 0, 0, 0]) * 64 for number in range(3)] + [b"", prompt(640)]
+    waiting = [(tokens, s.request(tokens)) for tokens in (head + rng.randbytes(4 * 1024) for head in heads * 3)]
+    for sent in range(40):
+        for tokens, request in waiting:
+            fresh = s.pool.candidates(s.request(tokens), s.now)
+            assert s.pool.candidates(request, s.now) == fresh
+        if sent == 30:
+            s.pool.leave("w-1")
+        s.place(s.request(rng.choice(heads) + rng.randbytes(4 * 256)))
+
+
 def test_one_that_waits_for_its_holder_lets_others_pass(stage: Make) -> None:
     s = stage(2)
     hold(s, "w-0", prompt(60_000))
