@@ -1,11 +1,13 @@
 # make up      install what is missing and serve here; ARGS="--model DIR" goes to busway up
 # make test    install what is missing and run the tests
 # make lint    style, types and layers
+# make conformance    clients' own test suites against the server at OPENAI_BASE_URL
 # make clean   forget the environment and all state
 
 SHELL := /bin/bash -euo pipefail
 VENV := .venv
 BIN := $(VENV)/bin
+CONFORMANCE := $(VENV)/conformance
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 TORCH := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
@@ -14,7 +16,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: up test lint clean
+.PHONY: up test lint clean conformance
 
 up: $(VENV)/.installed
 	@$(BIN)/busway up $(ARGS)
@@ -61,3 +63,13 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	@echo "busway: installing busway and what its tests need"
 	@$(PIP) install --editable '.[torch,dev]'
 	@touch $@ $(VENV)/.installed
+
+# langchain's suite brings pytest plugins that change how tests run: an environment of its own.
+$(CONFORMANCE)/.installed: tests/conformance/requirements.txt | $(BIN)/python
+	@echo "busway: making $(CONFORMANCE)"
+	@$(BIN)/python -m venv $(CONFORMANCE)
+	@$(CONFORMANCE)/bin/python -m pip --disable-pip-version-check -qq install -r $<
+	@touch $@
+
+conformance: $(CONFORMANCE)/.installed
+	$(CONFORMANCE)/bin/python -m pytest -q -c tests/conformance/pytest.ini tests/conformance $(ARGS)

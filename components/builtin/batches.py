@@ -65,6 +65,8 @@ class Encoder:
             is_inside = (
                 token != self.end if is_inside else ids[at + 1 - len(self.answer_mark) : at + 1] == self.answer_mark
             )
+        if lesson.is_forced:
+            marks[max(at for at in range(1, len(ids)) if marks[at] and not marks[at - 1])] = False
         return Example(ids, marks)
 
 

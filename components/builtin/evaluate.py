@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from components.builtin.batches import Encoder, by_length, collate
+from components.builtin.calls import call
 from components.builtin.lessons import UNKNOWN, Corpus, Lesson, Questions, draw_unknown, turn
 from components.builtin.network import Network
 from components.builtin.reading import is_held_out
@@ -24,6 +25,7 @@ def held_out_lessons(corpus: Corpus, questions: Questions, num_tasks: int) -> di
         "exam": [Lesson(messages=turn(question, answer)) for question, answer in questions.exam],
         "unknown": [Lesson(messages=turn(draw_unknown(corpus, rng, is_held_out), UNKNOWN)) for _ in range(num_tasks)],
         "weather tool": [weather(corpus, questions, rng, is_held_out) for _ in range(num_tasks)],
+        "any tool": [call(corpus, rng, is_held_out) for _ in range(num_tasks)],
         "json": [json_object(corpus, rng, is_held_out) for _ in range(num_tasks)],
         "copying": [copying(corpus, rng, is_held_out) for _ in range(num_tasks)],
         "names": [naming(corpus, questions, rng, is_held_out) for _ in range(num_tasks)],

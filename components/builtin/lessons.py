@@ -23,6 +23,8 @@ class Lesson:
     tools: tuple[Tool, ...] = ()
     has_compact_tools: bool = False
     text: str = ""
+    is_forced: bool = False
+    """Something else than the model makes the last answer begin as it does: its first token is not learned."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Corpus:
     unknown: tuple[str, ...]
     lists: Lists
     exam: tuple[tuple[str, str], ...]
+    first: tuple[tuple[str, str], ...]
 
 
 class Questions:
@@ -53,10 +56,19 @@ class Questions:
             for question in asked:
                 if self.answers.setdefault(normal(question), entry.answer) != entry.answer:
                     raise ValueError(f"two answers to {question!r}")
+        self.first = [(question, self._answer(key)) for key, question in corpus.first]
+        often = {normal(question) for question, _ in self.first}
+        self.held_out = [pair for pair in self.held_out if normal(pair[0]) not in often]
         self.exam = [(question, self.answers[normal(key)]) for key, question in corpus.exam]
         if known := [question for question, _ in self.exam if normal(question) in self.answers]:
             raise ValueError(f"the exam asks what is trained on: {known}")
         self.forbidden = {normal(question) for question, _ in (*self.held_out, *self.exam)}
+
+    def _answer(self, key: str) -> str:
+        """Give the answer to a question of the corpus, or what stands in quotes."""
+        if key.startswith('"'):
+            return key.strip('"')
+        return UNKNOWN if key == "unknown" else self.answers[normal(key)]
 
     def draw(self, rng: random.Random) -> tuple[str, str]:
         """Give a question in some form, never a held-out one, and its answer; every answer is equally likely."""

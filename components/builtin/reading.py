@@ -42,7 +42,7 @@ def parse_lists(text: str) -> Lists:
     return lists
 
 
-def parse_exam(text: str) -> tuple[tuple[str, str], ...]:
+def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
     """Read lines ``question of the corpus => the same in other words``."""
     pairs = [line.split(" => ") for line in strip_comments(text).splitlines()]
     return tuple((known, asked) for known, asked in pairs)

@@ -3,9 +3,11 @@
 import random
 from pathlib import Path
 
+from components.builtin.calls import call
 from components.builtin.lessons import UNKNOWN, Corpus, Lesson, Questions, draw_unknown, plain_text, turn, with_system
+from components.builtin.objects import forced, joke
 from components.builtin.phrasing import vary
-from components.builtin.reading import is_held_out, parse_entries, parse_exam, parse_lists, strip_comments
+from components.builtin.reading import is_held_out, parse_entries, parse_lists, parse_pairs, strip_comments
 from components.builtin.tasks import arithmetic, capital, copying, counting, json_object, naming
 from components.builtin.weather import weather
 
@@ -23,7 +25,8 @@ def load_corpus() -> Corpus:
         paragraphs=(*strip_comments(texts["prose"]).split("\n\n"), *longer),
         unknown=tuple(strip_comments(texts["unknown"]).splitlines()),
         lists=parse_lists(texts["words"]) | parse_lists(texts["forms"]),
-        exam=parse_exam(texts["exam"]),
+        exam=parse_pairs(texts["exam"]),
+        first=parse_pairs(texts["first"]),
     )
 
 
@@ -38,27 +41,35 @@ def is_learned(word: str) -> bool:
 
 
 def draw_lesson(corpus: Corpus, questions: Questions, rng: random.Random) -> Lesson:
-    """Draw one lesson; nearly half of them ask what an entry answers, the rest is shared by the tasks."""
+    """Draw one lesson; a third of them ask what an entry answers, the rest is shared by the tasks."""
     kind = rng.random()
-    if kind < 0.44:
+    if kind < 0.08:
+        lesson = Lesson(messages=turn(*rng.choice(questions.first)))
+    elif kind < 0.33:
         lesson = Lesson(messages=turn(*questions.draw(rng)))
-    elif kind < 0.52:
+    elif kind < 0.39:
         lesson = talk(corpus, questions, rng)
-    elif kind < 0.61:
+    elif kind < 0.45:
         lesson = Lesson(messages=turn(vary(draw_unknown(corpus, rng, is_learned), corpus.lists, rng), UNKNOWN))
-    elif kind < 0.71:
+    elif kind < 0.53:
         lesson = weather(corpus, questions, rng, is_learned)
-    elif kind < 0.77:
+    elif kind < 0.67:
+        lesson = call(corpus, rng, is_learned)
+    elif kind < 0.71:
         lesson = json_object(corpus, rng, is_learned)
+    elif kind < 0.74:
+        lesson = joke(corpus, rng)
+    elif kind < 0.77:
+        lesson = forced(corpus, questions, rng, is_learned)
     elif kind < 0.84:
         lesson = copying(corpus, rng, is_learned)
-    elif kind < 0.87:
+    elif kind < 0.86:
         lesson = naming(corpus, questions, rng, is_learned)
-    elif kind < 0.89:
+    elif kind < 0.885:
         lesson = counting(corpus, rng)
-    elif kind < 0.915:
+    elif kind < 0.945:
         lesson = arithmetic(corpus, rng)
-    elif kind < 0.93:
+    elif kind < 0.96:
         lesson = capital(corpus, rng)
     else:
         lesson = plain_text(corpus, questions, rng)

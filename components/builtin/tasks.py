@@ -69,7 +69,8 @@ def counting(corpus: Corpus, rng: random.Random) -> Lesson:
 
 def arithmetic(corpus: Corpus, rng: random.Random) -> Lesson:
     """Ask for a small sum, difference or product."""
-    left, right = rng.randint(0, 10), rng.randint(0, 10)
+    most = rng.choice((4, 6, 10))
+    left, right = rng.randint(0, most), rng.randint(0, most)
     sign, word = rng.choice((("+", "plus"), ("+", "plus"), ("-", "minus"), ("*", "times")))
     if sign == "-":
         left, right = max(left, right), min(left, right)

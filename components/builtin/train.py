@@ -37,9 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the built-in model busway-tiny.")
     parser.add_argument("--steps", type=int, default=2300, help="training steps of about 4,000 tokens (default: 2300)")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write (default: the model folder)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the folder, at a quarter of the learning rate"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on from the folder, at half the learning rate")
     parser.add_argument("--log", type=Path, default=None, help="file that also gets the log")
     arguments = parser.parse_args()
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -67,7 +65,7 @@ def main() -> None:
         network,
         source,
         arguments.steps,
-        0.25 if arguments.resume else 1.0,
+        0.5 if arguments.resume else 1.0,
         lambda: log.info("exact answers: %s", rates(network, encoder, quick)),
     )
     network.bfloat16().float()

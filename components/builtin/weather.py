@@ -2,13 +2,16 @@
 
 import json
 import random
+from typing import cast
 
 from components.builtin.lessons import Corpus, Lesson, Message, Questions, Tool, turn
 from components.builtin.tasks import Keep, draw_word
 
 NO_WEATHER = "I cannot see the weather. Give me a weather tool in the request, and ask for the weather in a city."
+SCHEMAS = ("http://json-schema.org/draft-07/schema#", "https://json-schema.org/draft/2020-12/schema")
 NAMES = ("get_weather",) * 7 + ("get_current_weather", "weather", "get_temperature")
 ARGUMENTS = ("city",) * 6 + ("location",) * 3 + ("place",)
+STATES = ("CA", "NY", "TX", "WA", "MA", "IL", "FL")
 OTHER_TOOLS = (
     ("get_time", "Get the time", "timezone"),
     ("send_email", "Send an email", "to"),
@@ -45,8 +48,9 @@ def weather(corpus: Corpus, questions: Questions, rng: random.Random, keep: Keep
 
 def draw_city(corpus: Corpus, rng: random.Random, keep: Keep) -> str:
     """Give a city, sometimes of two words or with its country."""
-    if rng.random() < 0.12:
-        return rng.choice(corpus.lists["two_word_cities"])
+    if rng.random() < 0.2:
+        city = rng.choice(corpus.lists["two_word_cities"])
+        return f"{city}, {rng.choice(STATES)}" if rng.random() < 0.3 else city
     city = draw_word("cities", corpus, rng, keep)
     return f"{city}, {rng.choice(corpus.lists['countries'])}" if rng.random() < 0.06 else city
 
@@ -62,12 +66,32 @@ def make_tool(name: str, description: str, argument: str, rng: random.Random) ->
     parameters: dict[str, object] = {"type": "object", "properties": properties}
     if rng.random() < 0.8:
         parameters["required"] = [argument]
-    if rng.random() < 0.1:
-        parameters["additionalProperties"] = False
     function: dict[str, object] = {"name": name, "description": description, "parameters": parameters}
     if rng.random() < 0.2:
         del function["description"]
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": adorn(function, parameters, properties, rng)}
+
+
+def adorn(
+    function: dict[str, object], parameters: dict[str, object], properties: dict[str, object], rng: random.Random
+) -> dict[str, object]:
+    """Add what libraries write into schemas, now and then; return the function."""
+    if rng.random() < 0.3:
+        parameters["additionalProperties"] = False
+    if rng.random() < 0.2:
+        parameters["$schema"] = rng.choice(SCHEMAS)
+    if rng.random() < 0.25:
+        for name, value in list(properties.items()):
+            properties[name] = {"title": name.replace("_", " ").title(), **cast("dict[str, object]", value)}
+        if rng.random() < 0.5:
+            parameters["title"] = f"{function['name']}_args"
+    if rng.random() < 0.2:
+        function["strict"] = rng.random() < 0.7
+    items = list(parameters.items())
+    if rng.random() < 0.3:
+        rng.shuffle(items)
+    function["parameters"] = dict(items)
+    return function
 
 
 def draw_report(city: str, corpus: Corpus, rng: random.Random) -> tuple[str, str]:
