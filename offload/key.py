@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest
 Space = NewType("Space", bytes)
 """16 bytes that stand for a fingerprint and a cache salt: blocks of different spaces never meet."""
 
+SPACE_BYTES = 16
 HEADER_BYTES = 64
 MAGIC = b"busway\r\n"
 VERSION = 1
@@ -47,7 +48,7 @@ def space_of(fingerprint: str, cache_salt: str = "") -> Space:
     tensor parallelism. The digest is cryptographic: nobody can choose a salt that leads into another tenant's space,
     nor read a salt from the name of an object.
     """
-    digest = blake2b(digest_size=16, person=b"busway-space-v1")
+    digest = blake2b(digest_size=SPACE_BYTES, person=b"busway-space-v1")
     for part in (fingerprint, cache_salt):
         data = part.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little"))

@@ -5,7 +5,7 @@ counts as so many bytes more. Every worker counts what all of them tell (`TierBa
 little more in, and none can be overtaken for long.
 """
 
-from collections import Counter, deque
+from collections import Counter
 
 NUM_SLOTS = 16
 """Parts of the time for which blocks are kept: bytes count for that time, and up to a sixteenth longer."""
@@ -21,19 +21,19 @@ class Quota:
         self._total_bytes = total_bytes
         self._space_bytes = space_bytes
         self._slot_s = keep_s / NUM_SLOTS
-        self._slots: deque[tuple[int, Counter[bytes]]] = deque()
+        self._slots: dict[int, Counter[bytes]] = {}
         self._used: Counter[bytes] = Counter()
         self._total = 0
 
-    def note(self, space: bytes, num_bytes: int, now: float) -> None:
-        """Count bytes that somebody stored."""
+    def note(self, space: bytes, num_bytes: int, at: float, now: float) -> None:
+        """Count bytes that somebody stored at a time, by a clock that need not be ours."""
         self._advance(now)
-        number = int(now / self._slot_s)
-        if not self._slots or self._slots[-1][0] < number:
-            self._slots.append((number, Counter()))
+        number = int(min(at, now) / self._slot_s)
+        if number < self._oldest(now):
+            return
         if space not in self._used and len(self._used) >= MAX_SPACES:
             space = b""
-        self._slots[-1][1][space] += num_bytes
+        self._slots.setdefault(number, Counter())[space] += num_bytes
         self._used[space] += num_bytes
         self._total += num_bytes
 
@@ -53,8 +53,11 @@ class Quota:
         return dict(self._used)
 
     def _advance(self, now: float) -> None:
-        oldest = int(now / self._slot_s) - NUM_SLOTS
-        while self._slots and self._slots[0][0] < oldest:
-            _, slot = self._slots.popleft()
+        oldest = self._oldest(now)
+        for number in [number for number in self._slots if number < oldest]:
+            slot = self._slots.pop(number)
             self._used -= slot
             self._total -= slot.total()
+
+    def _oldest(self, now: float) -> int:
+        return int(now / self._slot_s) - NUM_SLOTS

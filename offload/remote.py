@@ -23,7 +23,7 @@ from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent,
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
 from kv_events.shared import SharedBlocks
-from offload.key import BlockKey, Space, space_of
+from offload.key import SPACE_BYTES, BlockKey, Space, space_of
 from offload.quota import Quota
 from offload.store import Blob, Got, Store, StoreName, TierUnavailable, owner_of
 from offload.tier import Frame, Medium, Presence, Retention
@@ -38,6 +38,9 @@ MAX_KEPT = 262_144
 """Blocks of which this worker knows how long they stay."""
 KEEP_MARGIN = 1.125
 """A pin is made so much longer than asked, so that one that is asked for with every turn is not made with each."""
+MAX_TOLD_BYTES = 2**40
+"""Of one message: what nobody can have stored at once must not use up the quota of all."""
+MAX_COUNTED = 65_536
 PAUSE_S = 1.0
 """Between a failure of the store and the next question to it."""
 
@@ -82,6 +85,8 @@ class RemoteTier:
         self._wall = wall
         self._known = SharedBlocks(MAX_KNOWN_BLOCKS)
         self._storing: set[BlockKey] = set()
+        self._counted: dict[tuple[str, float], None] = {}
+        """Messages that the quota counts: what comes while others are replayed comes twice."""
         self._kept: dict[BlockKey, float] = {}
         """Until when blocks stay at least, unix seconds, where that is known."""
         self._probes: deque[list[BlockKey]] = deque(maxlen=MAX_PROBES)
@@ -121,8 +126,7 @@ class RemoteTier:
         if stored:
             self._note_stored(stored)
             self._note_kept([frame.key for frame in stored], now + keep_s)
-            self._quota.note(space, cost * len(stored), now)
-            self._tell(_stored_events(stored), space, cost * len(stored))
+            self._tell_counted(_stored_events(stored), space, cost * len(stored), now)
         kept = {frame.key for frame in stored}
         return [is_there or frame.key in kept for frame, is_there in zip(frames, done, strict=True)]
 
@@ -137,8 +141,7 @@ class RemoteTier:
         kept = await self._keep(short[: self._room(space, cost, now)], keep_s)
         if kept:
             self._note_kept(kept, now + keep_s)
-            self._quota.note(space, cost * len(kept), now)
-            self._tell([], space, cost * len(kept))
+            self._tell_counted([], space, cost * len(kept), now)
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         try:
@@ -167,13 +170,19 @@ class RemoteTier:
             batch = _batches.decode(message.payload)
             if batch.owner != self.owner:
                 raise Malformed("the subject of another tier")
+            is_counted = len(batch.space) in (0, SPACE_BYTES) and 0 <= batch.num_bytes <= MAX_TOLD_BYTES
+            if not is_counted or not 0.0 <= batch.at < float("inf"):
+                raise Malformed("no space, number of bytes, or time")
             for raw in batch.events:
                 self._apply(_events.decode(raw))
         except (Malformed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             _malformed.inc()
             return
-        if batch.num_bytes > 0 and batch.worker != self._worker:
-            self._quota.note(batch.space, batch.num_bytes, self._wall())
+        if batch.num_bytes and batch.worker != self._worker and (batch.worker, batch.at) not in self._counted:
+            self._counted[batch.worker, batch.at] = None
+            if len(self._counted) > MAX_COUNTED:
+                del self._counted[next(iter(self._counted))]
+            self._quota.note(batch.space, batch.num_bytes, batch.at, self._wall())
 
     async def run(self) -> None:
         """Listen, replay what was told lately, and ask the store for what nobody told of, until cancelled."""
@@ -296,10 +305,15 @@ class RemoteTier:
             case BlocksCleared():
                 self._known.clear()
 
-    def _tell(self, events: Iterable[KvEvent], space: bytes = b"", num_bytes: int = 0) -> None:
+    def _tell_counted(self, events: Iterable[KvEvent], space: bytes, num_bytes: int, now: float) -> None:
+        """Tell of blocks that take of the quota, and count them here."""
+        self._quota.note(space, num_bytes, now, now)
+        self._tell(events, space, num_bytes, now)
+
+    def _tell(self, events: Iterable[KvEvent], space: bytes = b"", num_bytes: int = 0, at: float = 0.0) -> None:
         raw = [msgspec.Raw(encode(event)) for event in events]
         try:
-            self._bus.publish(self._subject, encode(TierBatch(self.owner, self._worker, raw, space, num_bytes)))
+            self._bus.publish(self._subject, encode(TierBatch(self.owner, self._worker, raw, space, num_bytes, at)))
         except (BusUnavailable, Malformed):
             pass  # others find the blocks when they look for them
 

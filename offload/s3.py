@@ -205,13 +205,11 @@ class ObjectStore:
             for place in places:
                 try:
                     got[place] = Got.ALL if await do(items[place]) else Got.ABSENT
-                except (FileNotFoundError, obstore.exceptions.NotFoundError) as error:
-                    got[place] = Got.ABSENT
-                    if "NoSuchBucket" in str(error):
-                        got[place] = Got.FAILED
-                        failures.append(_reason(error))
                 except (obstore.exceptions.BaseError, OSError) as error:
-                    failures.append(_reason(error))
+                    if _is_absent(error):
+                        got[place] = Got.ABSENT
+                    else:
+                        failures.append(_reason(error))
                 if failures:
                     tasks.cancel_scope.cancel()
 
@@ -224,6 +222,13 @@ class ObjectStore:
         if failures and all(each is Got.FAILED for each in got):
             raise TierUnavailable(f"{self.location}: {failures[0]}")
         return got
+
+
+def _is_absent(error: Exception) -> bool:
+    """Say whether there is no such object, or an empty one, of which no range can be had."""
+    if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
+        return "NoSuchBucket" not in str(error)
+    return "416 Range Not Satisfiable" in str(error)
 
 
 def _reason(error: Exception) -> str:

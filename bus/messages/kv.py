@@ -72,6 +72,8 @@ class TierBatch(Hot, frozen=True):
     """Under which names the worker stored these blocks: a digest of model, layout and cache salt."""
     num_bytes: int = 0
     """That it stored with them: what quotas are counted by."""
+    at: float = 0.0
+    """When, in unix seconds; with the worker's name it tells messages with bytes apart."""
 
 
 class KvQuery(Fact, frozen=True, kw_only=True, tag="kv_query"):

@@ -28,7 +28,7 @@ from components.transfer import Ending, Transfer
 from kv_events.index import PEERS
 from offload.holders import Holders
 from offload.host import HostArena, stride_bytes
-from offload.key import BlockKey, Space
+from offload.key import SPACE_BYTES, BlockKey, Space
 from offload.tier import Frame, Medium, Presence, Retention
 
 MAX_ASKED = 256
@@ -37,7 +37,6 @@ ANSWER_S = 0.25
 LOAD_S = 2.0
 RETRY_S = 1.0
 """Until a registry that was not reached is asked again."""
-SPACE_BYTES = 16
 
 log = structlog.get_logger()
 _batches = codec(KvBatch)

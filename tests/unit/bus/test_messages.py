@@ -244,8 +244,8 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
         "000000050140",
     ),
     (
-        TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))], b"s", 7),
-        "95a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465c4017307",
+        TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksRemoved(pack_u64([5]), "remote")))], b"s", 7, 1.5),
+        "96a772656469732d31a3772d319193a772656d6f766564c4080500000000000000a672656d6f7465c4017307cb3ff8000000000000",
     ),
     (
         PeerQuery(space=b"s", block_hashes=pack_u64([5])),

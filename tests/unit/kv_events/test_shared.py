@@ -37,6 +37,27 @@ def test_it_equals_a_set(steps: list[tuple[bool, int, int]]) -> None:
     assert all(end < later for (_, end), (later, _) in pairwise(spans)), "in order, apart"
 
 
+NUMBER = st.integers(0, 9)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), NUMBER, st.lists(NUMBER, max_size=6)), max_size=20), st.lists(NUMBER, max_size=8)
+)
+def test_chains_in_circles_and_blocks_that_follow_themselves_are_no_more_than_a_set(
+    steps: list[tuple[bool, int, list[int]]], asked: list[int]
+) -> None:
+    blocks, model = SharedBlocks(1000), set[int]()
+    for is_stored, parent, told in steps:
+        if is_stored:
+            blocks.store(parent, array("Q", told))
+            model |= set(told)
+        else:
+            blocks.remove(array("Q", told))
+            model -= set(told)
+        assert {number for number in range(10) if blocks.has(number)} == model
+    assert all(0 <= first < end <= len(asked) for first, end in blocks.spans(asked))
+
+
 def test_what_is_not_told_again_fades() -> None:
     blocks = SharedBlocks(40)
     blocks.store(0, column(0, 15))

@@ -102,6 +102,8 @@ def serve(method, target, headers, body):
     if b"range" in headers:
         first, last = re.fullmatch(rb"bytes=(\d+)-(\d+)", headers[b"range"]).groups()
         first, end = int(first), min(int(last) + 1, len(data))
+        if first >= end:
+            return Reply(416, b"<Error><Code>InvalidRange</Code></Error>")
         return Reply(206, data[first:end], at, f"bytes {first}-{end - 1}/{len(data)}")
     return Reply(200, data, at)
 

@@ -1,6 +1,7 @@
 """What one worker stored every other one can load, and the fleet knows; whatever fails is a miss."""
 
 import time
+from random import Random
 
 import anyio
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 
 from bus.codec import encode
 from bus.messages.base import pack_u64
-from bus.messages.kv import BlocksCleared, BlocksStored, TierBatch
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, TierBatch
 from bus.testing import MemoryBroker
 from kv_events.follower import follow
 from kv_events.index import PrefixIndex
@@ -170,6 +171,17 @@ async def test_quotas_hold_for_the_fleet_and_for_each_salt(fleet, eventually):
     assert await first.store(make_frames(1, salt="late", first=900), ORDINARY) == [False]
 
 
+async def test_a_worker_that_comes_later_counts_what_others_stored_and_when(fleet, eventually):
+    size, now = len(make_frames(1)[0].view), time.time()
+    first = await fleet.add("w-1", quota=Quota(10 * size, 0, 60.0), wall=lambda: now)
+    await first.store(make_frames(4), ORDINARY)
+    now += 40.0
+    await first.store(make_frames(3, first=50), ORDINARY)
+    second = await fleet.add("w-2", quota=Quota(10 * size, 0, 60.0), wall=lambda: now)
+    await eventually(lambda: second._quota.room(b"", now) == 3 * size)
+    assert second._quota.room(b"", now + 30.0) == 7 * size
+
+
 async def test_pins_reach_the_store(fleet):
     tier, other = await fleet.add("w-1"), await fleet.add("w-2")
     frames, pin = make_frames(4), Retention(0, time.time() + 5000)
@@ -231,6 +243,39 @@ async def test_what_others_say_may_be_wrong_or_no_message(fleet, eventually):
         assert tier.lookup(keys(cleared)) == [HIT] * 2
         bus.publish(*told(fleet, tier, BlocksCleared("remote")))
         await eventually(lambda: tier.lookup(keys(cleared)) == [MISS] * 2)
+
+
+async def test_whatever_bytes_are_told_the_tier_goes_on(fleet, eventually):
+    tier = await fleet.add("w-1", quota=Quota(2**30, 0, 60.0))
+    frames, rng = make_frames(3), Random(11)
+    good = [BlocksStored(0, pack_u64(hashes(frames)), "remote"), BlocksRemoved(pack_u64([1, 1, 2]), "remote")]
+    subject, batch = told(fleet, tier, *good)
+    async with fleet._broker.connect("evil") as bus:
+        for _ in range(1000):
+            payload = bytearray(batch)
+            for _ in range(rng.randint(1, 4)):
+                payload[rng.randrange(len(payload))] = rng.randrange(256)
+            bus.publish(subject, bytes(payload[: rng.randint(1, len(payload))] if rng.random() < 0.2 else payload))
+        now = time.time()
+        for space, num_bytes, at in (
+            (b"x" * 16, 2**63, now),
+            (b"x" * 16, -1, now),
+            (b"x" * 100_000, 1, now),
+            (b"x" * 16, 1, float("nan")),
+            (b"x" * 16, 1, float("inf")),
+            (b"x" * 16, 1, -1e300),
+        ):
+            bus.publish(subject, encode(TierBatch(tier.owner, "w-other", [], space, num_bytes, at)))
+        bus.publish(subject, encode(TierBatch(tier.owner, "w-other", [], b"last" * 4, 7, now)))
+        await eventually(lambda: tier._quota.used(time.time()).get(b"last" * 4) == 7)
+    used = tier._quota.used(time.time())
+    assert b"x" * 16 not in used
+    assert all(len(space) in (0, 16) for space in used)
+    assert await tier.load(empty(frames)) == [False] * 3, "some of it was a lie, and is none any more"
+    assert all(await tier.store(frames, ORDINARY))
+    wanted = empty(frames)
+    assert await tier.load(wanted) == [True] * 3
+    assert all(is_sound(frame.view, frame.key) for frame in wanted)
 
 
 async def test_an_object_store_is_shared_in_the_same_way(s3_stub, eventually):
