@@ -34,6 +34,8 @@ class EngineRequest(msgspec.Struct, frozen=True):
     """
     hints: Hints = Hints()
     """How long its blocks are worth keeping, for engines with tiers."""
+    rank: int = 0
+    """Higher goes first among those that wait in the engine: levels of priority and of its latency class."""
     hold: bool = False
     """Keep its full blocks (`Held`) until `Engine.release`, which is then due in any case, after an abort as well."""
 

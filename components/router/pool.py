@@ -7,12 +7,12 @@ from array import array
 import msgspec
 
 from bus.config import RouterConfig
+from bus.drain import DrainRate
 from bus.messages.base import pack_u64, unpack_u64
 from bus.messages.fleet import WorkerCard, WorkerLoad
-from bus.messages.inference import LatencyClass, Role
+from bus.messages.inference import LATENCY_CLASSES, LatencyClass, Role
 from bus.messages.route import Placed
 from components.router.disaggregate import Disaggregation
-from components.router.drain import DrainRate
 from components.router.fleet import Fleet, Flight
 from components.router.policy import BlindChoice, Rank, pick_cheapest
 from components.router.queue import NO_DEADLINE, Entry, FairQueue
@@ -87,7 +87,9 @@ class Pool:
         self._rng = rng
         self._blind = None if config.mode == "kv" else BlindChoice(config.mode, rng)
         self._drain = DrainRate()
+        self._class_drains = {name: DrainRate() for name in LATENCY_CLASSES}
         self._drained = 0
+        self._class_drained = dict.fromkeys(LATENCY_CLASSES, 0)
         self._reserved: list[int] = []
         self._online_at = -math.inf
         self.fleet: Fleet[Sent] = Fleet(config.compute_weight, config.decode_weight)
@@ -191,32 +193,45 @@ class Pool:
 
     def expected_wait_s(self, latency_class: LatencyClass, tenant: str) -> float:
         """Estimate how long a request of this tenant that comes now will wait; 0 while nothing is known."""
-        rate = self._drain.tokens_per_s
-        if rate is None or not len(self.queue):
+        if not len(self.queue):
             return 0.0
         ahead = self.queue.tokens_ahead(latency_class, tenant)
-        return ahead / rate
+        mates = ahead - self.queue.tokens_above(latency_class)
+        rate, class_rate = self._drain.per_s, self._class_drains[latency_class].per_s
+        # How fast the class itself moves says what those of higher classes take who come later.
+        return max(ahead / rate if rate else 0.0, mates / class_rate if class_rate else 0.0)
 
     # What goes out
 
     def plan(self, now: float, limit: float = math.inf) -> list[Placement]:
         """Decide what leaves the queue now, about `limit` requests at most, and account it."""
         placed: list[Placement] = []
+<<<<<<< Updated upstream
         had_queue = len(self.queue) > 0
         while self.fleet.present and len(self.queue) and len(placed) < limit:
+=======
+        had_queue = {name: self.queue.num_waiting(name) > 0 for name in LATENCY_CLASSES}
+        while self.fleet.present and len(self.queue):
+>>>>>>> Stashed changes
             entries = self.queue.peek(WINDOW)
             placements = self._plan_window(entries, now)
             placed += placements
             if not placements or len(entries) < WINDOW:
                 break
-        if had_queue:
-            self._drained += sum([placement.choice.uncached_tokens for placement in placed])
+        if any(had_queue.values()):
+            for placement in placed:
+                self._drained += placement.choice.uncached_tokens
+                if had_queue[placement.request.latency_class]:
+                    self._class_drained[placement.request.latency_class] += placement.choice.uncached_tokens
         return placed
 
     def note_time(self, now: float) -> None:
         """Measure how fast the queue drains; to be called every so often."""
         self._drain.note(now, self._drained, had_queue=len(self.queue) > 0)
         self._drained = 0
+        for name, drain in self._class_drains.items():
+            drain.note(now, self._class_drained[name], had_queue=self.queue.num_waiting(name) > 0)
+            self._class_drained[name] = 0
 
     def choose(self, request: Request, now: float) -> Choice | None:
         """Return the best worker for a prompt at present, busy or not; None when there is no worker."""

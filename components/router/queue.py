@@ -204,6 +204,11 @@ class FairQueue(Generic[T]):
         """Return everything that waits, in no particular order."""
         return [entry for lane in self._lanes.values() for tenant in lane.busy.values() for *_, entry in tenant.waiting]
 
+    def tokens_above(self, latency_class: LatencyClass) -> int:
+        """Return the tokens of all that waits in higher classes."""
+        higher = LATENCY_CLASSES[: LATENCY_CLASSES.index(latency_class)]
+        return sum([self._lanes[name].tokens for name in higher])
+
     def tokens_ahead(self, latency_class: LatencyClass, tenant: str) -> float:
         """Estimate the tokens that leave before a request of this tenant that comes now.
 

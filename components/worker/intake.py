@@ -1,5 +1,6 @@
 """I/O. What comes in: jobs from the lanes, commands on the control subject. Their fate is decided here, at once."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,8 +14,9 @@ from bus.metrics import MALFORMED_MESSAGES, WORKER_JOBS
 from bus.protocol import Bus, Delivery, Incoming, Pull
 from components.worker.exchange import Exchange
 from components.worker.jobs import Served, make_request, read_command, read_job, read_tickets, reason_to_end
-from components.worker.lanes import MAX_DELIVER
+from components.worker.lanes import MAX_DELIVER, Lane
 from components.worker.sequences import Sequences
+from components.worker.turns import STANDS_S, Turns
 
 GRANT_SIZE = 32
 """Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
@@ -52,10 +54,12 @@ class Intake:
         self._on_change = on_change
         self._on_drain = on_drain
         self._on_roles = on_roles
-        self._pulls: Sequence[Pull] = ()
+        self._pulls: Sequence[tuple[Lane, Pull]] = ()
+        self._turns = Turns()
+        self._timer: asyncio.TimerHandle | None = None
         self._warned: set[str] = set()
 
-    def open(self, pulls: Sequence[Pull]) -> None:
+    def open(self, pulls: Sequence[tuple[Lane, Pull]]) -> None:
         """Take jobs from these lanes from now on."""
         self._pulls = pulls
         self.grant()
@@ -65,17 +69,37 @@ class Intake:
         self._pulls = ()
 
     def grant(self) -> None:
-        """Let every lane deliver what there are free slots for.
+        """Let every lane deliver what there are free slots for; shared ones in the order of `Turns`.
 
         A delivery takes from its lane's grant and from the free slots alike, so a lane that works alone never
         delivers more than there is room for.
         """
         num_messages = min(self._slots - len(self._sequences.ledger), GRANT_SIZE)
-        for pull in self._pulls:
-            pull.grant(num_messages)
+        if num_messages <= 0 or not self._pulls:
+            return
+        loop = asyncio.get_running_loop()
+        now, turns = loop.time(), self._turns
+        waits_for_others = False
+        for latency_class in (None, *turns.order()):
+            if waits_for_others:
+                break
+            for lane, pull in self._pulls:
+                if lane.latency_class == latency_class:
+                    pull.grant(num_messages)
+            if latency_class is not None:
+                turns.note_grant(latency_class, num_messages, now)
+                waits_for_others = not turns.has_nobody(latency_class, now)
+        if waits_for_others and self._timer is None:
+            self._timer = loop.call_later(STANDS_S, self._grant_later)
 
-    def on_delivery(self, lane: Role, delivery: Delivery) -> None:
-        """Decide over one job that came by a lane of that role; called by the bus."""
+    def _grant_later(self) -> None:
+        self._timer = None
+        self.grant()
+
+    def on_delivery(self, lane: Lane, delivery: Delivery) -> None:
+        """Decide over one job that came by that lane; called by the bus."""
+        if lane.latency_class is not None:
+            self._turns.note_delivery(lane.latency_class)
         if not self._pulls:
             delivery.nak()
             return
@@ -84,7 +108,7 @@ class Intake:
         except Malformed as error:
             self._bury(delivery, error)
         else:
-            _jobs[self._decide(lane, delivery, job)].inc()
+            _jobs[self._decide(lane.role, delivery, job)].inc()
         self._on_change()
 
     def on_control(self, message: Incoming) -> None:

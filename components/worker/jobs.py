@@ -1,16 +1,27 @@
 """Pure. From the bytes of a job to a request that an engine can take, or to the reason why not; and of a command."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from bus.codec import Codec, codec
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import unpack_u32
-from bus.messages.inference import Cancel, Command, Drain, FinishReason, GenerateJob, SetRoles, deadline_by_clock
+from bus.messages.inference import (
+    Cancel,
+    Command,
+    Drain,
+    FinishReason,
+    GenerateJob,
+    LatencyClass,
+    SetRoles,
+    deadline_by_clock,
+)
 from bus.subjects import slug
 from components.engines import EngineRequest
 
+CLASS_LEVELS: Mapping[LatencyClass, int] = {"interactive": 200, "standard": 0, "batch": -200}
+"""Levels of priority that lie between classes: `hints.priority`, at most 100, orders within one."""
 MAX_CANCELLED = 16_384
 """Tickets of one cancel message."""
 
@@ -87,6 +98,7 @@ def make_request(job: GenerateJob, key: int, served: Served, now: float) -> Engi
         task=job.task,
         prompt_logprobs=job.prompt_logprobs,
         hints=job.hints,
+        rank=job.hints.priority + CLASS_LEVELS[job.latency_class],
     )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Iterable
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from bus.messages.inference import LATENCY_CLASSES, Role
+from bus.messages.inference import LATENCY_CLASSES, LatencyClass, Role
 from bus.permissions import own_lane, shared_lane
 from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
 from bus.subjects import ANY_WORKER
@@ -19,10 +20,19 @@ MAX_DELIVER = 20
 at the last one the owner is told instead."""
 
 
+class Lane(msgspec.Struct, frozen=True):
+    """What comes by one pull."""
+
+    role: Role
+    latency_class: LatencyClass | None = None
+    """Of a lane that is shared; the worker's own ones bring all classes, in the order that a router decided."""
+
+
 class _Open:
     """A pull that goes on until `close`."""
 
-    def __init__(self, pull: Pull, close: anyio.Event) -> None:
+    def __init__(self, lane: Lane, pull: Pull, close: anyio.Event) -> None:
+        self.lane = lane
         self.pull = pull
         self.close = close
 
@@ -30,7 +40,7 @@ class _Open:
 class Lanes:
     """Lanes by name. A worker's own lane of a role stays open when it leaves the role: what a router sent is done."""
 
-    def __init__(self, bus: Bus, worker: str, model: str, handler: Callable[[Role, Delivery], None]) -> None:
+    def __init__(self, bus: Bus, worker: str, model: str, handler: Callable[[Lane, Delivery], None]) -> None:
         """`model` is a slug."""
         self._bus = bus
         self._worker = worker
@@ -40,9 +50,9 @@ class Lanes:
         self._own: set[Role] = set()
 
     @property
-    def pulls(self) -> list[Pull]:
+    def pulls(self) -> list[tuple[Lane, Pull]]:
         """What is open now."""
-        return [each.pull for each in self._open.values()]
+        return [(each.lane, each.pull) for each in self._open.values()]
 
     async def change(self, roles: Collection[Role], shared: Iterable[Role], tasks: TaskGroup) -> None:
         """Pull from the own lanes of `roles`, from the shared lanes of `shared`, and from no other shared lane.
@@ -50,35 +60,33 @@ class Lanes:
         `tasks` carries the pulls. Raises what `Bus.pull` raises.
         """
         self._own.update(roles)
-        wanted = {spec.name: (role, spec) for role in sorted(self._own) for spec in [self._own_spec(role)]}
-        wanted |= {spec.name: (role, spec) for role in sorted(shared) for spec in self._shared_specs(role)}
+        lanes = [Lane(role) for role in sorted(self._own)]
+        lanes += [Lane(role, each) for role in sorted(shared) for each in LATENCY_CLASSES]
+        wanted = {spec.name: (lane, spec) for lane in lanes for spec in [self._spec_of(lane)]}
         for name in [name for name in self._open if name not in wanted]:
             self._open.pop(name).close.set()
-        for name, (role, spec) in wanted.items():
+        for name, (lane, spec) in wanted.items():
             if name not in self._open:
-                self._open[name] = await tasks.start(self._keep, role, spec)
+                self._open[name] = await tasks.start(self._keep, lane, spec)
 
     def close(self) -> None:
         """Stop all pulls."""
         while self._open:
             self._open.popitem()[1].close.set()
 
-    async def _keep(self, role: Role, spec: ConsumerSpec, *, task_status: TaskStatus[_Open]) -> None:
+    async def _keep(self, lane: Lane, spec: ConsumerSpec, *, task_status: TaskStatus[_Open]) -> None:
         close = anyio.Event()
-        async with self._bus.pull(spec, lambda delivery: self._handler(role, delivery)) as pull:
-            task_status.started(_Open(pull, close))
+        async with self._bus.pull(spec, lambda delivery: self._handler(lane, delivery)) as pull:
+            task_status.started(_Open(lane, pull, close))
             await close.wait()
 
-    def _own_spec(self, role: Role) -> ConsumerSpec:
-        subject = self._bus.subjects.work(self._model, role, self._worker, "*")
-        return _spec(own_lane(self._worker, role), subject, inactive_s=FORGET_LANE_S)
-
-    def _shared_specs(self, role: Role) -> list[ConsumerSpec]:
+    def _spec_of(self, lane: Lane) -> ConsumerSpec:
         work = self._bus.subjects.work
-        return [
-            _spec(shared_lane(self._model, role, each), work(self._model, role, ANY_WORKER, each))
-            for each in LATENCY_CLASSES
-        ]
+        if lane.latency_class is None:
+            subject = work(self._model, lane.role, self._worker, "*")
+            return _spec(own_lane(self._worker, lane.role), subject, inactive_s=FORGET_LANE_S)
+        subject = work(self._model, lane.role, ANY_WORKER, lane.latency_class)
+        return _spec(shared_lane(self._model, lane.role, lane.latency_class), subject)
 
 
 def _spec(name: str, filter_subject: str, *, inactive_s: float | None = None) -> ConsumerSpec:

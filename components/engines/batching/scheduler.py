@@ -129,7 +129,7 @@ class Scheduler:
         """Queue a sequence that fits into the pool at its full length."""
         self._sequences[sequence.key] = sequence
         self._num_added += 1
-        sequence.turn = self._num_added - LEAD * sequence.request.hints.priority
+        sequence.turn = self._num_added - LEAD * sequence.request.rank
         place = len(self.waiting)
         while place and self.waiting[place - 1].turn > sequence.turn:
             place -= 1

@@ -50,3 +50,25 @@ def test_when_the_queue_is_short_again_all_are_taken() -> None:
     admission.update(waiting([5.0] * 9), 100.0)
     admission.update([], 101.0)
     admission.check("m", "standard")
+
+
+def test_a_queue_that_grows_faster_than_it_drains_refuses_before_anybody_has_waited_so_long() -> None:
+    admission = Admission(2.0)
+    requests = waiting([-1.7] * 10)
+    for turn in range(8):
+        admission.update(requests, 100.0 + 0.25 * turn)
+        requests = [*requests[2:], *waiting([-1.7] * 4)]  # 8 leave in a second, 16 come
+    with pytest.raises(Overloaded, match=r"wait 3\.\d s"):
+        admission.check("m", "standard")
+
+
+def test_what_was_taken_since_the_last_look_waits_as_well() -> None:
+    admission = Admission(2.0)
+    requests = waiting([-1.7] * 10)
+    for turn in range(8):
+        admission.update(requests, 100.0 + 0.25 * turn)
+        requests = [*requests[2:], *waiting([-1.7] * 2)]
+    for _ in range(7):
+        admission.check("m", "standard")
+    with pytest.raises(Overloaded):
+        admission.check("m", "standard")

@@ -124,6 +124,8 @@ def test_what_is_ahead_counts_the_own_share_only() -> None:
     assert queue.tokens_ahead("standard", "tin") == 700 + 100_000 + 10_000
     assert queue.tokens_ahead("standard", "new") == 700
     assert queue.tokens_ahead("interactive", "new") == 0
+    assert queue.tokens_above("standard") == 700
+    assert queue.tokens_above("interactive") == 0
 
 
 def test_room_is_bounded_by_class() -> None:

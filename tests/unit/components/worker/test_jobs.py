@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bus.codec import encode
 from bus.errors import DeadlinePassed, InvalidRequest, Malformed, PromptTooLong, UnknownModel
 from bus.messages.base import pack_u32
-from bus.messages.inference import Cancel, GenerateJob, Stopping, deadline_by_clock
+from bus.messages.inference import Cancel, GenerateJob, Hints, Stopping, deadline_by_clock
 from components.worker.jobs import (
     MAX_CANCELLED,
     Served,
@@ -38,6 +38,15 @@ def test_a_job_becomes_a_request() -> None:
     request = make_request(changed(output=pack_u32([8])), 3, SERVED, now=0.0)
     assert (request.key, request.prompt, request.output) == (3, [5, 6, 7], [8])
     assert request.eos_token_ids == frozenset({2})
+
+
+def test_a_class_goes_before_another_whatever_their_priorities() -> None:
+    ranks = [
+        make_request(changed(latency_class=name, hints=Hints(priority=priority)), 1, SERVED, now=0.0).rank
+        for name in ("interactive", "standard", "batch")
+        for priority in (100, 0, -100)
+    ]
+    assert ranks == sorted(ranks, reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bus.messages.base import unpack_u64
-from bus.messages.inference import Hints, Sampling, Stopping
+from bus.messages.inference import Sampling, Stopping
 from bus.messages.kv import BlocksRemoved, BlocksStored
 from components.engines import EngineRequest
 from components.engines.batching.pool import BlockPool
@@ -59,7 +59,7 @@ class Dry:
             cache_salt=salt,
             fill_blocks=fill_blocks,
             hold=hold,
-            hints=Hints(priority=priority),
+            rank=priority,
         )
         sequence = Sequence(request, model="m", max_model_len=min(MAX_MODEL_LEN, self.pool.num_blocks * BLOCK_SIZE))
         self.scheduler.add(sequence)
