@@ -59,11 +59,17 @@ def _held_hashes(worker: Worker | None) -> dict[Tier, list[int]]:
     held: dict[Tier, list[int]] = {"device": [], "host": []}
     if worker is None:
         return held
+    if isinstance(worker._engine, TieredEngine):
+        slots = worker._engine._mover._host.slots
+        held["host"] = [slots._index.hashes[slot] for slot, state in enumerate(slots._states) if state == _READY]
+    held["device"] = list(find_engine(worker)._pool._block_of)
+    return held
+
+
+def find_engine(worker: Worker) -> MockEngine:
+    """Return the engine below a worker's tiers."""
     engine = worker._engine
     if isinstance(engine, TieredEngine):
-        slots = engine._mover._host.slots
-        held["host"] = [slots._index.hashes[slot] for slot, state in enumerate(slots._states) if state == _READY]
         engine = engine._engine
     assert isinstance(engine, MockEngine)
-    held["device"] = list(engine._pool._block_of)
-    return held
+    return engine

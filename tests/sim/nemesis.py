@@ -43,6 +43,7 @@ class Nemesis:
             self._lose_broker,
             self._garbage,
             self._jump,
+            self._hang,
         )
         if stage.layout.has_roles:
             self._faults += (self._set_roles, self._set_roles)
@@ -57,6 +58,9 @@ class Nemesis:
 
     def _any_process(self) -> Process:
         return self._rng.choice(self._stage.processes)
+
+    def _any_worker(self) -> Process:
+        return self._rng.choice(list(self._stage.of_kind("worker")))
 
     async def _kill(self) -> None:
         self._stage.kill(self._any_process())
@@ -75,6 +79,9 @@ class Nemesis:
         self._stage.loop.freeze(name)
         await anyio.sleep(duration_s)
         self._stage.loop.thaw(name)
+
+    async def _hang(self) -> None:
+        self._stage.hang(self._any_worker())
 
     async def _cut(self) -> None:
         """Cut a process off the broker for a while."""
@@ -135,6 +142,6 @@ class Nemesis:
     async def _set_roles(self) -> None:
         """Let a worker change what it does."""
         assert self._intruder is not None
-        worker, roles = self._rng.choice(list(self._stage.of_kind("worker"))).name, self._rng.choice(ROLES)
+        worker, roles = self._any_worker().name, self._rng.choice(ROLES)
         self._stage.trace.note("fault.set_roles", f"{worker} {' '.join(roles)}")
         self._intruder.publish(self._intruder.subjects.ctl(worker), encode(SetRoles(roles=list(roles))))

@@ -20,7 +20,7 @@ from components.router.service import Router
 from components.worker.service import Worker, open_worker
 from frontend.service import Frontend
 from tests.history import check_idle
-from tests.sim.idle import look_at_router, look_at_worker
+from tests.sim.idle import find_engine, look_at_router, look_at_worker
 from tests.sim.layout import PLAIN, Layout
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.model import MAX_MODEL_LEN, model
@@ -48,6 +48,9 @@ ENGINE = MockConfig(
     max_batch_tokens=128,
     max_model_len=MAX_MODEL_LEN,
 )
+FOREVER_S = 1e6
+STALL_S = 4.0
+"""How long a step may take until the worker gives its engine up: longer than any of a slow engine."""
 SLOW = 8.0
 """How much slower a slow engine is."""
 
@@ -150,6 +153,13 @@ class Stage:
             self.trace.note(f"fault.stop_{process.kind}", process.name)
             process.component.stop()
 
+    def hang(self, process: Process) -> None:
+        """Let no step of an engine end that begins from now on."""
+        if isinstance(process.component, Worker):
+            self.trace.note("fault.hang_engine", process.name)
+            engine = find_engine(process.component)
+            engine._config = msgspec.structs.replace(engine._config, step_base_s=FOREVER_S)
+
     def find_leftovers(self) -> list[str]:
         """Return what processes hold or believe that they should not when nobody wants anything, a line each."""
         workers = {each.name: each.component for each in self.processes if isinstance(each.component, Worker)}
@@ -205,5 +215,6 @@ class Stage:
         if process.number == 0 and self._rng.random() < 0.4:
             self.trace.note("fault.slow_engine", process.name)
             engine = msgspec.structs.replace(engine, step_base_s=SLOW * ENGINE.decode_base_s)
-        worker = WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S, roles=self.layout.roles[process.number])
+        roles = self.layout.roles[process.number]
+        worker = WorkerConfig(engine="mock", slots=8, grace_s=GRACE_S, stall_s=STALL_S, roles=roles)
         return Config(worker=worker, offload=self.layout.offload, mock=engine)
