@@ -93,7 +93,7 @@ WORKER_JOBS = Counter(
     registry=REGISTRY,
 )
 """`outcome`: `accepted`, `repeated` (came before, or was cancelled), `returned` (no slot), `refused` (owner told),
-`buried`."""
+`buried`, `early` (what to fetch of a prompt that is still being computed)."""
 
 WORKER_SEQUENCES = Counter(
     "busway_worker_sequences",
@@ -118,7 +118,8 @@ WORKER_FETCHES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-"""`outcome`: `read`, `unneeded` (the cache had them, or nobody waits any more), or `failed` (computed again)."""
+"""`outcome`: `read`, `early` (some, while others were still computed), `unneeded` (the cache had them, or nobody waits any
+more), or `failed` (computed again)."""
 
 WORKER_PREFILL_TOKENS = Counter(
     "busway_worker_prefill_tokens",

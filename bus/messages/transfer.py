@@ -24,6 +24,10 @@ class AgentAddress(Fact, frozen=True, kw_only=True, tag="agent_address"):
     """Where block 0 begins in the memory of the process."""
     seals_address: int = 0
     """Where the seals begin, one uint64 a slot."""
+    host: str = ""
+    """The same for processes whose numbers mean the same: boot and process namespace; empty: nobody knows."""
+    pid: int = 0
+    """The process, on that host."""
 
 
 class BlockOffer(Fact, frozen=True, kw_only=True, tag="block_offer"):
@@ -48,6 +52,8 @@ class Handover(Fact, frozen=True, kw_only=True, tag="handover"):
     num_blocks: int
     last_hash: int
     """Hash of the last of these blocks: a reader whose block there has another one has no use for them."""
+    is_early: bool = False
+    """The prompt is still being computed: fetch what there is, and leave the rest to the job that comes behind it."""
 
 
 class PeerQuery(Fact, frozen=True, kw_only=True, tag="peer_query"):

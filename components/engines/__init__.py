@@ -32,6 +32,11 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
     None are where every token of the prompt is to be computed, nor after the sequence was preempted.
     """
+    only_fill: bool = False
+    """Fill, and compute nothing: afterwards the blocks are known here. No step tells of it, and nobody waits for it.
+
+    Its `Fill` comes in any case, with no blocks where all are here, or where there is no room for them.
+    """
     hints: Hints = Hints()
     """How long its blocks are worth keeping, for engines with tiers."""
     rank: int = 0

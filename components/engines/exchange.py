@@ -7,7 +7,7 @@ class Fill(msgspec.Struct, frozen=True, gc=False):
     """A sequence waits for blocks that somebody said to have (`EngineRequest.fill_blocks`).
 
     Its first `start` full blocks are here already; `blocks[i]` is the place for the block with `hashes[i]`. They stay
-    its own until the answer `Engine.filled`, which is due in any case.
+    its own until the answer `Engine.filled`, which is due in any case where there are blocks.
     """
 
     key: int

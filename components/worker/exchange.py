@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import msgspec
+import structlog
 from anyio.abc import TaskGroup
 
+from bus.errors import BuswayError
 from bus.messages.inference import FinishReason, GenerateJob, Role
 from bus.protocol import Bus
 from components.engines import Ended, Engine, EngineRequest
@@ -15,8 +17,12 @@ from components.worker.handover import Handovers
 from components.worker.peers import Peers
 from components.worker.roles import hands_over
 
+MAX_EARLY = 16
+"""Early offers that are fetched at a time."""
 RECENT = 0.2
 """Weight of the last transfer in what transfers are said to take."""
+
+log = structlog.get_logger()
 
 
 class Exchange:
@@ -43,11 +49,12 @@ class Exchange:
         self.handovers = Handovers(bus, worker, engine, peers, on_handed)
         self.fetches = Fetches(engine, self._note_read)
         self._worker = worker
+        self._engine = engine
         self._peers = peers
         self._on_wanted = on_wanted
         self._block_size = engine.spec.block_size
         self._can_transfer = can_transfer
-        self._transfer: Transfer | None = None
+        self._is_connected = False
         self._tasks: TaskGroup | None = None
 
     @property
@@ -61,7 +68,8 @@ class Exchange:
 
     def connect(self, transfer: Transfer) -> None:
         """Use this transfer from now on."""
-        self._transfer = transfer
+        self._is_connected = True
+        self.handovers.connect(transfer)
         self.fetches.connect(transfer)
 
     def prepare(self, job: GenerateJob, request: EngineRequest, lane: Role) -> EngineRequest:
@@ -72,7 +80,7 @@ class Exchange:
                 return msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks)
         elif job.task == "generate" and hands_over(lane, self.roles, self._peers.roles):
             num_tokens = len(request.output) + 1
-            if self._transfer is not None and num_tokens < request.stopping.max_tokens:
+            if self._is_connected and num_tokens < request.stopping.max_tokens:
                 stopping = msgspec.structs.replace(request.stopping, max_tokens=num_tokens)
                 return msgspec.structs.replace(request, stopping=stopping, hold=True)
             self._on_wanted()
@@ -81,8 +89,22 @@ class Exchange:
     def begin(self, job: GenerateJob, request: EngineRequest) -> None:
         """The engine took the request."""
         if request.hold:
-            self.handovers.expect(request.key)
+            self.handovers.expect(request.key, job)
         if job.handover is not None and self._can_fetch(job) and self._tasks is not None:
+            self.fetches.start(request.key, job.handover, self._tasks)
+
+    def fetch_early(self, job: GenerateJob, request: EngineRequest) -> None:
+        """Fetch what there is of a prompt that is still being computed elsewhere, if that can be done at once."""
+        if job.handover is None or not self._can_fetch(job) or self._tasks is None:
+            return
+        self._on_wanted()
+        if self.fetches.num_early >= MAX_EARLY:
+            return
+        try:
+            self._engine.submit(msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks, only_fill=True))
+        except BuswayError as error:
+            log.debug("handover.not_fetched", code=error.code)
+        else:
             self.fetches.start(request.key, job.handover, self._tasks)
 
     def on_note(self, note: Note) -> None:
@@ -92,22 +114,12 @@ class Exchange:
         elif isinstance(note, Fill):
             self.fetches.on_fill(note)
 
-    def send(self, key: int, job: GenerateJob, token: int) -> None:
-        """Hand a sequence over whose first token is on its way to the owner."""
-        assert self._transfer is not None
-        self.handovers.send(key, job, token, self._transfer)
-
     def _can_fetch(self, job: GenerateJob) -> bool:
         return self._can_transfer and not self.is_from_here(job)
 
     def is_from_here(self, job: GenerateJob) -> bool:
         """Say whether a job was handed over by this worker."""
         return job.handover is not None and job.handover.worker == self._worker
-
-    def take_back(self, key: int) -> None:
-        """Let nobody read the blocks of a sequence any more that was handed over."""
-        assert self._transfer is not None
-        self.handovers.take_back(key, self._transfer)
 
     def stop(self, key: int) -> None:
         """The sequence is over here."""

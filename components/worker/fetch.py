@@ -13,11 +13,13 @@ from components.engines import Engine
 from components.engines.exchange import Fill
 from components.transfer import Transfer
 
+EARLY_S = 5.0
+"""An early offer that the engine did not ask for, or that did not come, within so long helps nobody."""
 CONNECT_S = 5.0
 """Bound on the wait for a transfer that is being opened; after that all is computed here."""
 
 log = structlog.get_logger()
-_outcomes = {outcome: WORKER_FETCHES.labels(outcome) for outcome in ("read", "unneeded", "failed")}
+_outcomes = {outcome: WORKER_FETCHES.labels(outcome) for outcome in ("read", "early", "unneeded", "failed")}
 
 
 class _Fetch:
@@ -35,7 +37,7 @@ class _Fetch:
     def is_right(self) -> bool:
         """Say whether the engine asks for exactly what is offered, to its end."""
         fill, handover = self.fill, self.handover
-        return fill is not None and fill.hashes[-1] == handover.last_hash
+        return fill is not None and bool(fill.blocks) and fill.hashes[-1] == handover.last_hash
 
 
 class Fetches:
@@ -48,15 +50,20 @@ class Fetches:
         self._live: dict[int, _Fetch] = {}
         self._transfer: Transfer | None = None
         self._connected = anyio.Event()
+        self.num_early = 0
+        """Fetches for which no sequence waits."""
 
     @property
     def num_live(self) -> int:
         """Sequences whose blocks are not here yet."""
-        return len(self._live)
+        return len(self._live) - self.num_early
 
     def start(self, key: int, handover: Handover, tasks: TaskGroup) -> None:
         """Hold on to the offer until the engine asks for blocks of it, or `stop`; `tasks` carries that."""
         fetch = self._live[key] = _Fetch(handover)
+        if handover.is_early:
+            self.num_early += 1
+            fetch.scope.deadline = anyio.current_time() + EARLY_S
         tasks.start_soon(self._run, key, fetch)
 
     def connect(self, transfer: Transfer) -> None:
@@ -83,19 +90,25 @@ class Fetches:
                 fetch.scope.cancel()
 
     async def _run(self, key: int, fetch: _Fetch) -> None:
-        num_blocks, outcome = 0, "unneeded"
+        num_blocks, outcome, is_early = 0, "unneeded", fetch.handover.is_early
         with fetch.scope:
             try:
                 num_blocks = await self._read(fetch, await self._find_transfer())
-                if fetch.fill is not None and not fetch.is_over:
-                    outcome = "read" if num_blocks else "failed"
+                if num_blocks:
+                    outcome = "early" if is_early else "read"
+                elif fetch.fill is not None and not fetch.is_over and not is_early:
+                    outcome = "failed"
             except BuswayError as error:
-                outcome = "failed"
-                log.warning("handover.not_read", source=fetch.handover.worker, code=error.code, reason=str(error)[:300])
+                tell = log.debug if is_early else log.warning
+                tell("handover.not_read", source=fetch.handover.worker, code=error.code, reason=str(error)[:300])
+                outcome = "unneeded" if is_early else "failed"
         _outcomes[outcome].inc()
         self._live.pop(key, None)
+        self.num_early -= is_early
         if fetch.fill is not None:
             self._engine.filled(key, num_blocks)
+        elif is_early:
+            self._engine.abort(key)
 
     async def _find_transfer(self) -> Transfer:
         with anyio.move_on_after(CONNECT_S):

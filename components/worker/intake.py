@@ -24,7 +24,10 @@ knows which lane will have work), and the surplus of a burst goes back to the qu
 
 
 log = structlog.get_logger()
-_jobs = {outcome: WORKER_JOBS.labels(outcome) for outcome in ("accepted", "repeated", "returned", "refused", "buried")}
+_jobs = {
+    outcome: WORKER_JOBS.labels(outcome)
+    for outcome in ("accepted", "repeated", "returned", "refused", "buried", "early")
+}
 
 
 class Intake:
@@ -128,6 +131,9 @@ class Intake:
 
     def _decide(self, lane: Role, delivery: Delivery, job: GenerateJob) -> str:
         sequences = self._sequences
+        if job.handover is not None and job.handover.is_early:
+            delivery.ack()
+            return self._take_early(job)
         comes_back = self._exchange.is_from_here(job) and sequences.take_back(job)
         if not comes_back and sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
             delivery.ack()
@@ -154,6 +160,15 @@ class Intake:
             return "refused"
         delivery.ack()
         return "accepted"
+
+    def _take_early(self, job: GenerateJob) -> str:
+        """Nobody waits for it: when it cannot be done, the job that comes behind it says why."""
+        try:
+            request = make_request(job, self._sequences.next_key(), self._served, time.time())
+        except Permanent:
+            return "refused"
+        self._exchange.fetch_early(job, request)
+        return "early"
 
     def _bury(self, delivery: Delivery, error: Malformed) -> None:
         MALFORMED_MESSAGES.labels("work").inc()

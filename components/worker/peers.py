@@ -26,6 +26,11 @@ class Peers:
         return list(self._roles.values())
 
     @property
+    def decoders(self) -> list[str]:
+        """The other workers that have a lane for what was prefilled."""
+        return [worker for worker, roles in self._roles.items() if "decode" in roles]
+
+    @property
     def has_router(self) -> bool:
         """Somebody places the requests of this model."""
         return bool(self._routers)

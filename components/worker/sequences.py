@@ -207,7 +207,7 @@ class Sequences:
             return False
         self._end(attempt.key, self._loop.time())
         _ended["handed_over"].inc()
-        self._exchange.take_back(attempt.key)
+        self._exchange.handovers.take_back(attempt.key)
         return True
 
     def finish_at_once(self, job: GenerateJob, finished: Finished) -> None:
@@ -341,8 +341,7 @@ class Sequences:
         self.flush()
         tokens = dict(zip(step.keys, step.tokens, strict=True))
         for attempt in attempts:
-            assert attempt.handover_job is not None
-            self._exchange.send(attempt.key, attempt.handover_job, tokens[attempt.key])
+            self._exchange.handovers.send(attempt.key, tokens[attempt.key])
 
     def _end(self, key: int, now: float) -> Attempt:
         attempt = self.ledger.end(key, now)

@@ -123,7 +123,7 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         """Tokens of waiting sequences, those that will be found in the cache included."""
-        return sum(sequence.num_remaining for sequence in self.waiting)
+        return sum(sequence.num_remaining for sequence in self.waiting if not sequence.request.only_fill)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that fits into the pool at its full length."""
@@ -167,7 +167,10 @@ class Scheduler:
         sequence.num_computed = last * self._block_size
         sequence.cached_tokens = min(sequence.num_computed, sequence.num_prompt)
         sequence.num_to_fill = 0
-        self.ready.append(sequence)
+        if sequence.request.only_fill:
+            self._leave(sequence)
+        else:
+            self.ready.append(sequence)
 
     def release(self, key: int) -> None:
         """Hold the blocks of this sequence no longer, those that it will fill included; unknown keys are no error."""
@@ -202,10 +205,15 @@ class Scheduler:
         for sequence in self.running:
             if sequence.num_remaining > 1 and budget > 0:
                 budget -= self._schedule_chunk(sequence, budget, prefill)
-        while self.waiting and self._can_start(self.waiting[0], budget) and self._admit(self.waiting[0]):
-            sequence = self.waiting.popleft()
+        while self.waiting and self._can_start(sequence := self.waiting[0], budget):
+            if not self._admit(sequence) and not sequence.request.only_fill:
+                break
+            self.waiting.popleft()
             if sequence.num_to_fill:
                 self._start_filling(sequence)
+            elif sequence.request.only_fill:
+                self.leases.notes.append(Fill(sequence.key, sequence.num_stored, [], []))
+                self._leave(sequence)
             elif budget > 0 and len(self.running) < self._max_running:
                 self.running.append(sequence)
                 budget -= self._schedule_chunk(sequence, budget, prefill)
@@ -302,6 +310,11 @@ class Scheduler:
         self.filling[sequence.key] = sequence
         hashes = sequence.hashes(last, self._block_size)
         self.leases.notes.append(Fill(sequence.key, start, list(sequence.blocks[start:last]), hashes[start:]))
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Forget a sequence that has nothing to compute; what it brought stays known."""
+        del self._sequences[sequence.key]
+        self.pool.release(sequence.blocks)
 
     def _hold(self, sequence: Sequence, *, is_last: bool) -> None:
         """Keep the full blocks that were computed since the last time, and tell; they are known by hash as well."""

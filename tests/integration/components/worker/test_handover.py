@@ -9,6 +9,7 @@ import pytest
 from bus.codec import codec, encode
 from bus.config import MockConfig
 from bus.messages.inference import SetRoles
+from bus.metrics import REGISTRY
 from components.engines import StepStats
 from components.engines.batching.scheduler import Plan
 from components.engines.mock.engine import MockEngine
@@ -98,6 +99,45 @@ async def test_blocks_that_the_decode_worker_has_are_not_read(stage: Any, text: 
         await stage.owner.wait_ended(ticket)
         assert stage.owner.texts[ticket] == text(prompt(100 + 16 * ticket // 2), 9)
     await eventually(lambda: all_free(prefill, decode))
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"busway_{name}_total", labels) or 0.0
+
+
+async def test_blocks_of_a_long_prompt_are_on_their_way_while_the_rest_is_computed(
+    stage: Any, text: Text, eventually: Any
+) -> None:
+    slow = {**MOCK, "prefill_token_s": 0.00004}
+    prefill = await stage.add_worker(roles=("prefill",), mock=slow, make_engine=CountingEngine)
+    decode = await stage.add_worker(roles=("decode",), mock=MOCK, make_engine=CountingEngine)
+    early, blocks = counted("worker_fetches", outcome="early"), counted("transfer_blocks")
+    read = counted("worker_fetches", outcome="read")
+    await stage.owner.send(1, prompt(4000), max_tokens=20)
+    await stage.owner.wait_ended(1)
+    assert stage.owner.texts[1] == text(prompt(4000), 20)
+    assert counted("worker_fetches", outcome="early") - early >= 2
+    assert counted("worker_fetches", outcome="read") - read == 1, "what was computed last"
+    assert counted("transfer_blocks") - blocks == 4000 // 16, "each block came once"
+    assert decode.engine.prefill_tokens <= 1
+    await eventually(lambda: all_free(prefill, decode))
+    for worker in (prefill, decode):
+        worker.engine._pool.check([])
+
+
+async def test_an_early_offer_is_over_with_its_sequence_and_no_owner_hears_of_it(stage: Any, eventually: Any) -> None:
+    slow = {**MOCK, "prefill_token_s": 0.0001}
+    prefill = await stage.add_worker(roles=("prefill",), mock=slow)
+    decode = await stage.add_worker(roles=("decode",), mock={**MOCK, "num_blocks": 8, "max_model_len": 128})
+    early = counted("worker_jobs", outcome="early") + counted("worker_jobs", outcome="refused")
+    await stage.owner.send(1, prompt(4000), max_tokens=20)
+    await eventually(
+        lambda: counted("worker_jobs", outcome="early") + counted("worker_jobs", outcome="refused") > early
+    )
+    stage.owner.cancel(prefill.name, 1)
+    await eventually(lambda: all_free(prefill, decode))
+    assert not stage.owner.failed
+    assert not stage.owner.finished
 
 
 async def test_an_owner_hears_of_a_handover_that_nobody_takes_and_the_blocks_return(

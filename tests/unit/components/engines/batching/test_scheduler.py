@@ -46,6 +46,7 @@ class Dry:
         salt: str = "",
         output: tuple[int, ...] = (),
         fill_blocks: int = 0,
+        only_fill: bool = False,
         hold: bool = False,
         priority: int = 0,
     ) -> Sequence:
@@ -58,6 +59,7 @@ class Dry:
             frozenset([0]),
             cache_salt=salt,
             fill_blocks=fill_blocks,
+            only_fill=only_fill,
             hold=hold,
             rank=priority,
         )
@@ -364,6 +366,39 @@ def test_a_filled_sequence_gives_way_to_those_that_decode_and_is_not_filled_agai
     assert [(outcome.sequence.key, outcome.sequence.num_output) for outcome in dry.ended] == [(1, 14), (2, 2)]
 
 
+def test_who_only_fills_computes_nothing_and_leaves_what_came_to_others() -> None:
+    dry = Dry(max_batch_tokens=32)
+    prompt = list(range(100, 120))
+    dry.add(1, prompt[:17], only_fill=True, fill_blocks=4)
+    assert dry.step().is_empty
+    assert dry.scheduler.prefill_tokens == 0
+    dry.fill(1, 3)
+    assert dry.step().is_empty
+    assert not dry.scheduler.has_work
+    assert dry.pool.num_available == 16
+    sequence = dry.add(2, prompt)
+    assert [(chunk.start, chunk.count) for chunk in dry.step().prefill] == [(12, 8)]
+    assert sequence.cached_tokens == 12
+    dry.run()
+    assert [outcome.sequence.key for outcome in dry.ended] == [2]
+
+
+@pytest.mark.parametrize("num_blocks", [4, 16])
+def test_who_only_fills_is_told_at_once_when_all_is_here_or_has_no_room(num_blocks: int) -> None:
+    dry = Dry(num_blocks=num_blocks, max_batch_tokens=32)
+    dry.add(1, list(range(100, 113)), max_tokens=2)
+    dry.step()
+    dry.add(2, list(range(100, 113)) if num_blocks == 16 else list(range(200, 213)), only_fill=True, fill_blocks=3)
+    dry.add(3, [1, 2, 3], max_tokens=1)
+    dry.step()
+    assert not dry.fills[2].blocks
+    dry.run()
+    assert {outcome.sequence.key for outcome in dry.ended} == {1, 3}
+    assert dry.pool.num_available == num_blocks
+    dry.scheduler.abort(2)
+    dry.scheduler.filled(2, 3)
+
+
 def test_held_blocks_stay_until_their_release_and_are_told_as_chunks_end() -> None:
     dry = Dry(max_batch_tokens=8, num_blocks=8)
     sequence = dry.add(1, list(range(100, 118)), max_tokens=1, hold=True)
@@ -427,6 +462,7 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
     dry = Dry(num_blocks=num_blocks, max_running=max_running, max_batch_tokens=9)
     room = min(MAX_MODEL_LEN, num_blocks * BLOCK_SIZE)
     added = aborted = 0
+    silent: set[int] = set()
     for action, number, size in history:
         if action == "add":
             prompt = [number % 3 + 1] * (1 + number % 3 * 5) + [number] * size
@@ -434,7 +470,10 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
             if len(prompt) + len(output) < room:
                 hold = number % 4 == 0
                 fill_blocks, priority = number % 5, number % 7 - 3
-                dry.add(added, prompt, size + 1, output=output, fill_blocks=fill_blocks, hold=hold, priority=priority)
+                only_fill = number % 8 == 3
+                options = {"fill_blocks": fill_blocks, "hold": hold and not only_fill, "only_fill": only_fill}
+                dry.add(added, prompt, size + 1, output=output, priority=priority, **options)
+                silent |= {added} if only_fill else set()
                 added += 1
         elif action == "fill":
             if dry.fills:
@@ -451,7 +490,7 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
         elif action == "abort" and added:
             scheduler = dry.scheduler
             live = {*scheduler.running, *scheduler.waiting, *scheduler.ready, *scheduler.filling.values()}
-            aborted += number % added in {sequence.key for sequence in live}
+            aborted += number % added in {sequence.key for sequence in live} - silent
             dry.scheduler.abort(number % added)
             dry.check()
         else:
@@ -465,5 +504,5 @@ def test_no_history_breaks_the_books(history: list[tuple[str, int, int]], num_bl
             dry.fill(key, 1)
     dry.check()
     assert not dry.scheduler.is_expecting
-    assert len(dry.ended) + aborted == added
+    assert len(dry.ended) + aborted + len(silent) == added
     assert dry.pool.num_available == num_blocks
