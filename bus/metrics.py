@@ -118,8 +118,8 @@ WORKER_FETCHES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-"""`outcome`: `read`, `early` (some, while others were still computed), `unneeded` (the cache had them, or nobody waits any
-more), or `failed` (computed again)."""
+"""`outcome`: `read`, `early` (some, while others were still computed), `unneeded` (the cache had them, or nobody waits
+any more), or `failed` (computed again)."""
 
 WORKER_PREFILL_TOKENS = Counter(
     "busway_worker_prefill_tokens",
