@@ -53,7 +53,7 @@ def arena_memory(host: HostArena, fingerprint: str) -> BlockMemory:
 
 
 class PeerTier:
-    """A `Tier` while `run` runs. It stores nothing: each worker keeps its own."""
+    """A `Tier` while `run` runs. Each worker keeps its own blocks; to store them here is to make them readable."""
 
     name = "peer"
     medium: Medium = "remote"
@@ -73,8 +73,8 @@ class PeerTier:
         return [Presence.MISS if self._holders.find(key.block_hash) is None else Presence.HIT for key in keys]
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
-        """Keep nothing; what is here already is with somebody."""
-        return [self._holders.find(frame.key.block_hash) is not None for frame in frames]
+        """Move nothing: sealed as they are now, others can read these frames from host memory."""
+        return [True] * len(frames)
 
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
         """Whoever has these blocks was told by the requests that it served."""

@@ -1,6 +1,7 @@
 """Blocks in one worker's host memory are read by others; whatever the peer does, only what was asked for is used."""
 
 import os
+from random import Random
 
 import anyio
 import msgspec
@@ -181,7 +182,51 @@ async def test_hostile_questions_and_answers(add_peer, eventually):
     unknown = PeerQuery(space=space_of("other"), block_hashes=pack_u64([1]))
     assert answers.decode((await second.bus.request(subject, encode(unknown))).payload).offer is None
     assert answers.decode((await second.bus.request(subject, encode(good))).payload).offer is not None
+    await whatever_is_offered_nothing_raises(first, second)
     second.bus.subscribe(subject.replace("w-1", "w-liar"), lambda m: second.bus.publish(m.reply, b"\xc1"))
     second.tier._holders.store("w-liar", [9])
     assert await second.tier.load(second.frames(9)) == [False]
     await eventually(lambda: not any(first.host.slots._pins), timeout_s=5.0), "an offer that nobody reads expires"
+
+
+async def test_whatever_bytes_a_peer_tells_the_others_go_on(add_peer, eventually):
+    first, second = await add_peer("w-1"), await add_peer("w-2")
+    await eventually(lambda: second.tier._present == {"w-1"})
+    events = [BlocksStored(7, pack_u64([9, 9, 8]), "host"), BlocksRemoved(pack_u64([9, 4]), "host")]
+    batch = encode(KvBatch("w-1", 1, 0, [msgspec.Raw(encode(event)) for event in events]))
+    rng, subject = Random(6), first.bus.subjects.kv("m", "w-1")
+    for _ in range(1000):
+        payload = bytearray(batch)
+        for _ in range(rng.randint(1, 4)):
+            payload[rng.randrange(len(payload))] = rng.randrange(256)
+        first.bus.publish(subject, bytes(payload[: rng.randint(1, len(payload))] if rng.random() < 0.2 else payload))
+    first.keep(1, 2)
+    await eventually(lambda: second.tier.lookup(keys_of(1, 2)) == [HIT] * 2)
+    assert len(second.tier._holders) < 3000
+    assert await second.tier.load(second.frames(1, 2)) == [True] * 2
+
+
+async def whatever_is_offered_nothing_raises(first, second):
+    """Answers that are good but for some bytes: what came of them is unsound, or what was asked for."""
+    rng, liar = Random(4), second.bus.subjects.peer("w-mutant")
+    good = PeerQuery(space=SPACE, block_hashes=pack_u64([1]))
+    num_loaded = 0
+
+    async def mutate(message):
+        answer = bytearray((await second.bus.request(first.bus.subjects.peer("w-1"), encode(good))).payload)
+        for _ in range(rng.randint(0, 3)):
+            answer[rng.randrange(len(answer))] = rng.randrange(256)
+        second.bus.publish(message.reply, bytes(answer))
+
+    async with anyio.create_task_group() as tasks:
+        subscription = second.bus.subscribe(liar, lambda message: tasks.start_soon(mutate, message))
+        for _ in range(60):
+            second.tier._holders.store("w-mutant", [1])
+            [frame] = second.frames(1)
+            [came] = await second.tier.load([frame])
+            num_loaded += came and is_sound(frame.view, frame.key)
+            assert not is_sound(frame.view, frame.key) or bytes(frame.view[HEADER_BYTES:][:8]) == bytes([1, *[0] * 7])
+            second.host.slots.abort_store([second.host.slots.find(frame.key)])
+        subscription.unsubscribe()
+        tasks.cancel_scope.cancel()
+    assert 0 < num_loaded < 60
