@@ -77,8 +77,8 @@ async def equal() -> bool:
     offered = sum(length // BLOCK for _, length in cases)
     print(f"{len(cases)} requests of {', '.join(KINDS)}: {len(unlike)} differ {_show(unlike, apart, together)}")
     print(
-        f"the decode worker fetched {fetched:.0f} of {offered} blocks and computed {computed:.0f} prompt tokens; "
-        f"{tails} were in no full block, and {len(cases)} first tokens go on there"
+        f"{offered} full blocks of prompts: the decode worker read {fetched:.0f} (some early, and again) and computed "
+        f"{computed:.0f} prompt tokens; {tails} were in no full block, and {len(cases)} first tokens go on there"
     )
     prefill_ms = 1000 * statistics.median(first for first, _ in alone)
     handover_ms = 1000 * statistics.median(second for _, second in waits)

@@ -19,7 +19,7 @@ from components.chaos.history import Question
 from tests.faults.system import System, make_questions, until
 
 LENGTHS = (15, 16, 17, 100, 333, 512, 513, 2100)
-"""Of the prompts: block borders, one chunk, several, and so many that blocks are offered before the prompt is through."""
+"""Of the prompts: block borders, one chunk, several, and so many that blocks are offered before the prompt is done."""
 MAX_TOKENS = 24
 SETTINGS = {
     "router.disaggregate": "always",
