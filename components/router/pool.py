@@ -206,13 +206,8 @@ class Pool:
     def plan(self, now: float, limit: float = math.inf) -> list[Placement]:
         """Decide what leaves the queue now, about `limit` requests at most, and account it."""
         placed: list[Placement] = []
-<<<<<<< Updated upstream
-        had_queue = len(self.queue) > 0
-        while self.fleet.present and len(self.queue) and len(placed) < limit:
-=======
         had_queue = {name: self.queue.num_waiting(name) > 0 for name in LATENCY_CLASSES}
-        while self.fleet.present and len(self.queue):
->>>>>>> Stashed changes
+        while self.fleet.present and len(self.queue) and len(placed) < limit:
             entries = self.queue.peek(WINDOW)
             placements = self._plan_window(entries, now)
             placed += placements
