@@ -130,8 +130,9 @@ class Flow:
 
         subscription = self.bus.subscribe(f"{self.bus.subjects.namespace}.{point.subject}", on_message)
         try:
-            with anyio.fail_after(POINT_WITHIN_S):
+            with anyio.move_on_after(POINT_WITHIN_S):
                 await shown.wait()
+            assert killed, f"not within {POINT_WITHIN_S} s: {point.name}; {numbers}"
         finally:
             subscription.unsubscribe()
         await anyio.sleep(point.delay_s)
