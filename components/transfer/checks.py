@@ -7,7 +7,7 @@ import xxhash
 from bus.errors import Malformed, TransferRefused
 from bus.messages.base import unpack_u32
 from bus.messages.transfer import AgentAddress, BlockOffer
-from components.transfer.leases import NUM_SLOTS
+from components.transfer.leases import NUM_SLOTS, SEAL_BYTES
 
 MAX_ENDPOINT_BYTES = 64 * 1024
 MIN_LEASE_S, MAX_LEASE_S = 0.05, 3600.0
@@ -62,7 +62,8 @@ def check_endpoint(source: AgentAddress) -> None:
     """
     if len(source.endpoint) > MAX_ENDPOINT_BYTES or digest(source.endpoint) != source.endpoint_digest:
         raise Malformed(f"the endpoint of {source.agent} is damaged: {len(source.endpoint)} bytes, wrong digest")
-    if not 0 <= source.pool_address < 2**64 or not 0 <= source.seals_address < 2**64:
+    ends = source.pool_address + source.num_blocks * source.block_bytes, source.seals_address + NUM_SLOTS * SEAL_BYTES
+    if min(source.pool_address, source.seals_address) < 0 or max(ends) > 2**64:
         raise Malformed(f"agent {source.agent} names no address")
 
 

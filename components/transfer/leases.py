@@ -8,6 +8,7 @@ from components.transfer.contract import Ending, OnEnd
 
 NUM_SLOTS = 1024
 """Leases that can be out at a time; each has a seal, a word that peers can read."""
+SEAL_BYTES = 8
 LEASE_LIMIT_S = 300.0
 """No lease lasts longer, whoever renews it: a reader that never finishes holds nothing for ever."""
 

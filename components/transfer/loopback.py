@@ -5,9 +5,10 @@ connection carries one frame, a little-endian uint32 length and then a `_Read` o
 the bytes of the blocks and then the seal; whoever says something else is cut off.
 """
 
-import ctypes
 import os
 import socket
+import struct
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream, TaskGroup
 
 from bus.codec import Codec, encode
@@ -26,16 +26,19 @@ from bus.metrics import MALFORMED_MESSAGES
 from components.engines.exchange import BlockMemory
 from components.transfer.checks import allowed_s, digest
 from components.transfer.leases import NUM_SLOTS, Seals
-from components.transfer.memory import MAX_PIECES, peer_pid, read_memory
-from components.transfer.wire import BATCH_BYTES, MAX_READS, OnNote
+from components.transfer.memory import Neighbours, this_host
+from components.transfer.wire import OnNote
 
 MAX_FRAME_BYTES = 4 * 2**20
 """A million block numbers."""
 MAX_SERVED = 64
 """Connections that are served at a time; those beyond wait until they give up."""
+MAX_PEERS = 64
+"""Peers whose process is known; the one that was connected to first makes room, and is read over sockets."""
 
 _DIRECTORY, _SOCKET = "busway-kv-", "blocks"
 _FRAME_S = 1.0
+_PEERCRED = struct.Struct("iII")
 _LOST = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 log = structlog.get_logger()
@@ -79,6 +82,8 @@ async def open_loopback(
             endpoint_digest=digest(path.encode()),
             pool_address=memory.address,
             seals_address=seals_address,
+            host=this_host(),
+            pid=os.getpid(),
         )
         async with listener, anyio.create_task_group() as tasks:
             wire = LoopbackWire(address, memory, seals, on_note, tasks)
@@ -101,8 +106,8 @@ class LoopbackWire:
         self._on_note = on_note
         self._tasks = tasks
         self._served = anyio.Semaphore(MAX_SERVED)
-        self._readers = anyio.CapacityLimiter(MAX_READS)
-        self._reads_memory = True
+        self._neighbours = Neighbours(memory)
+        self._pids: dict[str, int] = {}
 
     @property
     def address(self) -> AgentAddress:
@@ -110,24 +115,28 @@ class LoopbackWire:
         return self._address
 
     async def connect(self, peer: AgentAddress) -> None:
-        """See that the peer listens."""
+        """See that the peer listens, and which process it is."""
         try:
-            await (await anyio.connect_unix(_path(peer))).aclose()
+            async with await anyio.connect_unix(_path(peer)) as stream:
+                pid = peer_pid(stream.extra(SocketAttribute.raw_socket))
         except _LOST as error:
             raise TransferFailed(f"worker {peer.agent} cannot be reached on this host: {error}") from error
+        self._pids.pop(peer.agent, None)
+        if len(self._pids) >= MAX_PEERS:
+            del self._pids[next(iter(self._pids))]
+        if pid is not None:
+            self._pids[peer.agent] = pid
 
     async def read(self, peer: AgentAddress, theirs: Sequence[int], ours: Sequence[int], slot: int) -> int:
         """Copy blocks of a peer, then return the seal that it had after it had sent the last of them."""
+        pid = self._pids.get(peer.agent)
+        read = None if pid is None else await self._neighbours.read(pid, peer, theirs, ours, slot)
+        if read is not None:
+            return read
         seal = bytearray(8)
         try:
             async with await anyio.connect_unix(_path(peer)) as stream:
                 raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
-                if self._reads_memory and (pid := peer_pid(raw)) is not None:
-                    try:
-                        return await self._read_memory(pid, peer, theirs, ours, slot)
-                    except PermissionError:
-                        self._reads_memory = False
-                        log.info("transfer.over_sockets", reason="this user may not read the memory of its processes")
                 await _send_frame(stream, _Read(pack_u32(theirs), slot))
                 for block in ours:
                     await _receive_into(raw, self._memory.row(block))
@@ -135,21 +144,6 @@ class LoopbackWire:
         except _LOST as error:
             raise TransferFailed(f"worker {peer.agent} was lost while its KV blocks were read: {error!r}") from error
         return int.from_bytes(seal, "little")
-
-    async def _read_memory(
-        self, pid: int, peer: AgentAddress, theirs: Sequence[int], ours: Sequence[int], slot: int
-    ) -> int:
-        size = self._memory.block_bytes
-        step = max(1, min(MAX_PIECES, BATCH_BYTES // size))
-        sources = [peer.pool_address + block * size for block in theirs]
-        targets = [self._memory.address + block * size for block in ours]
-        for first in range(0, len(ours), step):
-            part = slice(first, first + step)
-            # A cancel waits for this part: nothing may arrive after it.
-            await to_thread.run_sync(read_memory, pid, sources[part], targets[part], size, limiter=self._readers)
-        seal = ctypes.c_uint64()
-        read_memory(pid, [peer.seals_address + slot * 8], [ctypes.addressof(seal)], 8)
-        return seal.value
 
     def notify(self, peer: AgentAddress, note: bytes) -> None:
         """Send a note in a task of its own; a peer that is gone needs none."""
@@ -190,6 +184,14 @@ class LoopbackWire:
                     await _send_frame(stream, _Note(note))
             except (TransferFailed, *_LOST) as error:
                 log.debug("note.lost", peer=peer.agent, reason=str(error))
+
+
+def peer_pid(connection: socket.socket) -> int | None:
+    """Return the process that listens at the other end of a Unix socket, as the kernel knows it; None: not on Linux."""
+    if sys.platform != "linux":
+        return None
+    pid, _, _ = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+    return int(pid) or None
 
 
 def _path(peer: AgentAddress) -> str:

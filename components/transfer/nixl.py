@@ -16,9 +16,9 @@ from bus.errors import BadConfig, TransferFailed
 from bus.messages.transfer import AgentAddress
 from components.engines.exchange import BlockMemory
 from components.transfer.checks import digest
-from components.transfer.leases import NUM_SLOTS
+from components.transfer.leases import NUM_SLOTS, SEAL_BYTES
+from components.transfer.memory import this_host
 
-SEAL_BYTES = 8
 MAX_PEERS = 64
 """Peers that are kept ready; the one that was used longest ago makes room."""
 _WHEELS = ("nixl_cu12", "nixl_cu13")
@@ -94,6 +94,8 @@ class NixlAgent:
             endpoint_digest=digest(endpoint),
             pool_address=memory.address,
             seals_address=seals,
+            host=this_host(),
+            pid=os.getpid(),
         )
 
     def connect(self, peer: AgentAddress) -> None:

@@ -1,4 +1,7 @@
-"""I/O. KV blocks over NIXL: by one-sided reads, which cost the peer nothing where the hardware can do that."""
+"""I/O. KV blocks over NIXL: by one-sided reads, which cost the peer nothing where the hardware can do that.
+
+Blocks in the memory of a neighbour, a worker on the same host, are read without it.
+"""
 
 import ctypes
 import secrets
@@ -12,7 +15,9 @@ import structlog
 
 from bus.errors import TransferFailed
 from bus.messages.transfer import AgentAddress
-from components.transfer.nixl import SEAL_BYTES, NixlAgent, Region
+from components.transfer.leases import SEAL_BYTES
+from components.transfer.memory import Neighbours
+from components.transfer.nixl import NixlAgent, Region
 from components.transfer.thread import Job, JobThread, Steps
 from components.transfer.wire import BATCH_BYTES, MAX_READS, OnNote
 
@@ -31,9 +36,11 @@ MakeAgent = Callable[[str, Region], NixlAgent]
 
 
 @asynccontextmanager
-async def open_nixl(make_agent: MakeAgent, worker: str, on_note: OnNote) -> AsyncIterator["NixlWire"]:
+async def open_nixl(
+    make_agent: MakeAgent, worker: str, neighbours: Neighbours, on_note: OnNote
+) -> AsyncIterator["NixlWire"]:
     """Have an agent while the context is open; raise `BadConfig` when NIXL does not work here."""
-    wire = NixlWire(make_agent, worker, on_note)
+    wire = NixlWire(make_agent, worker, neighbours, on_note)
     try:
         await wire.start()
         yield wire
@@ -47,9 +54,10 @@ class NixlWire:
     methods with `Steps` and `_poll` run there, the others in the event loop.
     """
 
-    def __init__(self, make_agent: MakeAgent, worker: str, on_note: OnNote) -> None:
+    def __init__(self, make_agent: MakeAgent, worker: str, neighbours: Neighbours, on_note: OnNote) -> None:
         self._make_agent = make_agent
         self._worker = worker
+        self._neighbours = neighbours
         self._on_note = on_note
         self._scratch = (ctypes.c_uint64 * MAX_READS)()
         self._places = list(range(MAX_READS))
@@ -78,6 +86,14 @@ class NixlWire:
 
     async def read(self, peer: AgentAddress, theirs: Sequence[int], ours: Sequence[int], slot: int) -> int:
         """Copy blocks of a peer, then return its seal; a cancel waits for what is under way."""
+        if self._neighbours.reach(peer):
+            try:
+                seal = await self._neighbours.read(peer.pid, peer, theirs, ours, slot)
+            except TransferFailed:
+                self._thread.post(lambda _: self._forget(peer))
+                raise
+            if seal is not None:
+                return seal
         return await self._thread.run(lambda job: self._read(job, peer, theirs, ours, slot))
 
     def notify(self, peer: AgentAddress, note: bytes) -> None:
@@ -117,6 +133,11 @@ class NixlWire:
 
     def _connect(self, peer: AgentAddress) -> Steps[None]:
         self._open_agent.connect(peer)
+        return
+        yield True
+
+    def _forget(self, peer: AgentAddress) -> Steps[None]:
+        self._open_agent.forget(peer.agent)
         return
         yield True
 

@@ -16,6 +16,7 @@ from components.transfer.agent import TransferAgent, take_note
 from components.transfer.contract import Transfer
 from components.transfer.leases import NUM_SLOTS, Leases
 from components.transfer.loopback import open_loopback
+from components.transfer.memory import Neighbours
 from components.transfer.nixl import NixlAgent, Region, find_nixl
 from components.transfer.nixl_wire import open_nixl
 from components.transfer.wire import OnNote, Wire
@@ -97,4 +98,4 @@ def _open_nixl(
     def make_agent(name: str, scratch: Region) -> NixlAgent:
         return NixlAgent(name, wheel, memory, ctypes.addressof(seals), scratch)
 
-    return open_nixl(make_agent, worker, on_note)
+    return open_nixl(make_agent, worker, Neighbours(memory), on_note)

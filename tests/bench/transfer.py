@@ -1,5 +1,6 @@
 """I/O. Measure KV blocks between two processes: `python -m tests.bench.transfer --transport nixl`.
 
+With `network`, NIXL copies the blocks as it does between hosts; with `nixl`, workers notice that they are on one.
 Blocks are read into random places of a pool, over the whole path that a worker takes (offer, open, read, seal). Beside
 it, in turn, as many rows are copied within this process: what one core of this machine can do. Rates are by the clock
 and by CPU time, which a busy machine leaves nearly alone; shares are read over copy.
@@ -20,6 +21,7 @@ from bus.codec import codec
 from bus.messages.transfer import BlockOffer
 from components.engines.exchange import BlockMemory
 from components.transfer import Transfer, open_transfer
+from tests.integration.components.transfer.conftest import own_transport
 from tests.integration.components.transfer.peer import content, make_memory
 
 POOL_BYTES = 128 * 2**20
@@ -152,7 +154,7 @@ async def main(transport: str, block_bytes: int, num_blocks: int, rounds: int) -
             while process.stdout.readline() not in (b'["ready"]\n', b""):
                 pass
             source = Source(process)
-            async with open_transfer(memory, "w-bench", transport=transport) as transfer:  # type: ignore[arg-type]
+            async with open_transfer(memory, "w-bench", transport=own_transport(transport)) as transfer:
                 rate = await measure_rate(transfer, source, memory, num_blocks, rounds)
                 show(f"{num_blocks} x {block_bytes} bytes", rate)
                 for count in (1, 16, 64):
@@ -169,7 +171,7 @@ def show(name: str, figures: dict[str, float]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--transport", default="nixl", choices=("nixl", "loopback"))
+    parser.add_argument("--transport", default="nixl", choices=("nixl", "network", "loopback"))
     parser.add_argument("--block-bytes", type=int, default=64 * 1024)
     parser.add_argument("--blocks", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=12)

@@ -17,7 +17,8 @@ from anyio import to_thread
 from bus.codec import codec
 from bus.messages.transfer import BlockOffer
 from components.engines.exchange import BlockMemory
-from components.transfer import Transfer, loopback, open_transfer
+from components.transfer import Transfer, loopback, nixl, open_transfer
+from components.transfer.open import Transport
 from tests.integration.components.transfer import peer as peer_module
 from tests.integration.components.transfer.peer import make_memory
 
@@ -127,15 +128,26 @@ async def peer(transport: str, shared_peers: SharedPeers) -> Peer:
     return shared
 
 
-@pytest.fixture(
-    params=["loopback", "sockets", pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="no NIXL"))]
-)
+_nixl = pytest.mark.skipif(not HAS_NIXL, reason="no NIXL")
+
+
+@pytest.fixture(params=["loopback", "sockets", *(pytest.param(name, marks=_nixl) for name in ("nixl", "network"))])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each transport in turn; with `sockets` this process reads as where nobody may read the memory of others."""
+    """Each transport in turn, as peers call it.
+
+    With `sockets` this process reads as where nobody may read the memory of others, with `network` NIXL does all.
+    """
     if request.param == "sockets":
         monkeypatch.setattr(loopback, "peer_pid", lambda _: None)
         return "loopback"
+    if request.param == "network":
+        monkeypatch.setattr(nixl, "this_host", str)
     return str(request.param)
+
+
+def own_transport(transport: str) -> Transport:
+    """Return how this process opens what peers call `transport`."""
+    return "loopback" if transport == "loopback" else "nixl"
 
 
 @pytest.fixture
@@ -147,5 +159,5 @@ def memory() -> BlockMemory:
 @pytest.fixture
 async def ours(memory: BlockMemory, transport: str) -> AsyncIterator[Transfer]:
     """Our side."""
-    async with open_transfer(memory, "w-test", transport=transport) as transfer:  # type: ignore[arg-type]
+    async with open_transfer(memory, "w-test", transport=own_transport(transport)) as transfer:
         yield transfer

@@ -2,6 +2,7 @@
 
     python peer.py TRANSPORT NUM_BLOCKS BLOCK_BYTES LEASE_S FINGERPRINT
 
+TRANSPORT is `loopback`, `nixl`, or `network`: NIXL, as between hosts.
 Block i is filled with the bytes that `content(i)` tells. A line in is JSON, `["offer", first, count]`, `["withdraw",
 lease]`, `["fill", first, count]` (with what they hold at first), `["scribble", first, count]` (with anything else),
 `["read", offer]` and `["hold", offer]` (into blocks from 0 on, and go or stay), `["digest"]`, `["ping"]` or `["cpu"]`.
@@ -24,7 +25,7 @@ from bus.codec import codec, encode
 from bus.errors import BuswayError
 from bus.messages.transfer import BlockOffer
 from components.engines.exchange import BlockMemory
-from components.transfer import Transfer, open_transfer
+from components.transfer import Transfer, nixl, open_transfer
 
 
 def make_memory(num_blocks: int, block_bytes: int, fingerprint: str = "f") -> BlockMemory:
@@ -101,6 +102,9 @@ async def main() -> None:
     memory = make_memory(int(num_blocks), int(block_bytes), fingerprint)
     for block in range(memory.num_blocks):
         memory.row(block)[:] = content(block, memory.block_bytes)
+    if transport == "network":
+        nixl.this_host = str
+        transport = "nixl"
     async with open_transfer(memory, "w-peer", transport=transport, lease_s=float(lease_s)) as transfer:  # type: ignore[arg-type]
         say("ready")
         peer = Peer(memory, transfer)

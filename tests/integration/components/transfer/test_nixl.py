@@ -10,7 +10,7 @@ from tests.integration.components.transfer.conftest import StartPeer
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("transport", ["nixl"])
+@pytest.mark.parametrize("transport", ["network"])
 async def test_a_read_from_a_peer_that_stands_still_ends_and_brings_no_byte_later(start_peer: StartPeer) -> None:
     """Over TCP, as between hosts: the reader closes its agent, since giving up a read leaves its bytes arriving."""
     async with start_peer(tls="tcp,self") as source, start_peer(tls="tcp,self") as reader:

@@ -70,7 +70,8 @@ def test_an_offer_that_makes_no_sense_is_malformed(changes: dict[str, object]) -
         {"endpoint_digest": 0},
         {"endpoint": b"x" * (MAX_ENDPOINT_BYTES + 1), "endpoint_digest": digest(b"x" * (MAX_ENDPOINT_BYTES + 1))},
         {"pool_address": -1},
-        {"seals_address": 2**64},
+        {"pool_address": 2**64 - 4096},
+        {"seals_address": 2**64 - 64},
         {"num_blocks": 0},
     ],
 )
