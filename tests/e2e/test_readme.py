@@ -19,6 +19,7 @@ BY_CI = {"make up", ". .venv/bin/activate"}
 SERVES = {
     "busway run components.meter:UsageMeter": ("component.started", "--set bus.url=nats://127.0.0.1:4222"),
     "busway up --config configs/router.toml": ("ready in", "--port 0 --set up.nats_port=0 --set state_dir=.beside"),
+    "busway up --config configs/disaggregated.toml": ("ready in", "--port 0 --set up.nats_port=0 --set state_dir=.pd"),
 }
 """Commands that run until they are stopped: what they print when they are up, and what they need to run here."""
 
