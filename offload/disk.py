@@ -6,11 +6,13 @@ Unbuffered I/O takes no memory from the engine and no second copy; several threa
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import anyio
 import structlog
@@ -26,10 +28,17 @@ from offload.slots import Slots
 from offload.tier import Frame, Medium, Presence, Retention
 
 NUM_THREADS = 4
-MAX_RUN = 32
-"""Neighbouring frames that one call moves: long enough for the device, short enough to share it."""
+MIN_RUN_BYTES = 512 * 2**10
+MAX_RUN_BYTES = 4 * 2**20
+"""Of neighbouring frames that one call of the system moves: fewer where that keeps all threads busy."""
+MAX_FRAMES = 512
+"""Of a run: systems take no more than 1,024 pieces in a call."""
+MAX_HAUL = 4
+"""Runs that a thread moves before others may have it: a long load shares the disk, and leaves no gap between runs."""
 MAX_FILES = 64
 """Workers that can share a directory."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -74,12 +83,17 @@ class DiskTier:
         try:
             with anyio.CancelScope(shield=True):  # the threads read the frames
                 written = await self._move(places, self._files.write)
-                entries = [(slot, self._entry(slot)) for slot, _ in places if slot in written]
+                entries = [
+                    (slot, self._entry(slot, frame.key, frame.parent_hash)) for slot, frame in places if slot in written
+                ]
                 await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
         finally:
             self._slots.complete_store([slot for slot, _ in places if slot in written])
             self._slots.abort_store([slot for slot, _ in places if slot not in written])
-        return [presence is Presence.HIT for presence in self._slots.lookup([frame.key for frame in frames])]
+        return [
+            slot in written or (slot is None and self._slots.lookup([frame.key]) == [Presence.HIT])
+            for slot, frame in zip(taken, frames, strict=True)
+        ]
 
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
         """See `Tier.retain`; a restarted worker knows it, too."""
@@ -87,7 +101,7 @@ class DiskTier:
         pinned = [slot for key in keys for slot in slots.prepare_load([key])]
         try:
             slots.retain(keys, retention, time.time())
-            entries = [(slot, self._entry(slot)) for slot in pinned]
+            entries = [(slot, self._entry(slot, slots.key_at(slot), slots.parent_at(slot))) for slot in pinned]
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
         finally:
@@ -95,33 +109,38 @@ class DiskTier:
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         """See `Tier.load`; a disk that hangs is waited for."""
-        pins = [self._slots.prepare_load([frame.key]) for frame in frames]
-        places = [(pin[0], frame) for pin, frame in zip(pins, frames, strict=True) if pin]
+        pinned = [next(iter(self._slots.prepare_load([frame.key])), None) for frame in frames]
+        places = [(slot, frame) for slot, frame in zip(pinned, frames, strict=True) if slot is not None]
         try:
             with anyio.CancelScope(shield=True):  # the threads write into the frames
                 read = await self._move(places, self._files.read)
         finally:
             self._slots.complete_load([slot for slot, _ in places])
-        return [bool(pin) and pin[0] in read for pin in pins]
+        return [slot in read for slot in pinned]
 
     async def _move(self, places: list[tuple[int, Frame]], move: Callable[[int, list[memoryview]], bool]) -> set[int]:
-        """Read or write runs of neighbouring slots, some at a time; return the slots for which that worked."""
+        """Read or write runs of neighbouring slots, some at a time; return the slots for which that worked.
+
+        The threads do little but wait for the disk: what else they did would keep each other from the interpreter.
+        """
         moved: set[int] = set()
+        stride = self._files.stride
+        run_bytes = min(MAX_RUN_BYTES, max(MIN_RUN_BYTES, len(places) * stride // NUM_THREADS))
+        runs = _runs([(slot, frame.pages) for slot, frame in places], min(MAX_FRAMES, max(1, run_bytes // stride)))
 
-        async def run(start: int, run: list[memoryview]) -> None:
-            if await to_thread.run_sync(move, start, run, limiter=self._limiter):
-                moved.update(range(start, start + len(run)))
+        def haul(some: list[tuple[int, list[memoryview]]]) -> None:
+            for start, pages in some:
+                if move(start, pages):
+                    moved.update(range(start, start + len(pages)))
 
+        size = min(MAX_HAUL, max(1, len(runs) // NUM_THREADS))
         async with anyio.create_task_group() as tasks:
-            for start, pages in _runs(places):
-                tasks.start_soon(run, start, pages)
+            for first in range(0, len(runs), size):
+                tasks.start_soon(partial(to_thread.run_sync, haul, runs[first : first + size], limiter=self._limiter))
         return moved
 
-    def _entry(self, slot: int) -> bytes:
-        slots = self._slots
-        return write_entry(
-            Entry(slots.key_at(slot), slots.parent_at(slot), slots.retention_at(slot), next(self._order))
-        )
+    def _entry(self, slot: int, key: BlockKey, parent_hash: int) -> Entry:
+        return Entry(key, parent_hash, self._slots.retention_at(slot), next(self._order))
 
 
 class _Files(NamedTuple):
@@ -147,11 +166,11 @@ class _Files(NamedTuple):
             log.warning("disk.read_failed", reason=error.strerror)
             return False
 
-    def note(self, entries: Sequence[tuple[int, bytes]]) -> None:
+    def note(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Write down what is in slots. A failure costs what a restarted worker would have found."""
         try:
-            for slot, data in entries:
-                os.pwrite(self.journal, data, (slot + 1) * ENTRY_BYTES)
+            for first, found in _runs(entries, len(entries)):
+                os.pwrite(self.journal, b"".join(map(write_entry, found)), (first + 1) * ENTRY_BYTES)
         except OSError as error:
             log.warning("disk.journal_failed", reason=error.strerror)
 
@@ -249,15 +268,13 @@ def _open_frames(path: Path, size: int) -> int:
     return frames
 
 
-def _runs(places: list[tuple[int, Frame]]) -> Iterator[tuple[int, list[memoryview]]]:
-    """Join places whose slots follow each other; yield first slot and pages of each run."""
-    start, run = 0, list[memoryview]()
-    for slot, frame in sorted(places, key=lambda place: place[0]):
-        if run and (slot != start + len(run) or len(run) == MAX_RUN):
-            yield start, run
-            run = []
-        if not run:
-            start = slot
-        run.append(frame.pages)
-    if run:
-        yield start, run
+def _runs(items: Iterable[tuple[int, T]], most: int) -> list[tuple[int, list[T]]]:
+    """Join what belongs to slots that follow each other, up to `most`; return first slot and items of each run."""
+    runs: list[tuple[int, list[T]]] = []
+    start, run = 0, list[T]()
+    for slot, item in sorted(items, key=itemgetter(0)):
+        if not run or slot != start + len(run) or len(run) == most:
+            start, run = slot, []
+            runs.append((start, run))
+        run.append(item)
+    return runs

@@ -30,6 +30,8 @@ GREEDY = Sampling(temperature=0.0)
 
 class Answer(NamedTuple):
     ttft_s: float
+    loop_s: float
+    """CPU time of the event loop's thread until the first token."""
     cached_tokens: int
     tokens: list[int]
 
@@ -40,7 +42,7 @@ class Driven:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._key = 0
-        self._first_at = 0.0
+        self._first_at = self._first_cpu = 0.0
         self._tokens: list[int] = []
         self._cached = 0
         self._over = anyio.Event()
@@ -48,7 +50,7 @@ class Driven:
     def on_step(self, step: Step) -> None:
         self.engine.take_events()
         if step.tokens and not self._tokens:
-            self._first_at = time.perf_counter()
+            self._first_at, self._first_cpu = time.perf_counter(), time.thread_time()
         self._tokens += step.tokens
         for ended in step.ended:
             self._cached = ended.cached_tokens
@@ -60,10 +62,10 @@ class Driven:
         self._tokens, self._over = [], anyio.Event()
         stopping = Stopping(max_tokens=count, ignore_eos=True)
         request = EngineRequest(self._key, list(prompt), [], GREEDY, stopping, frozenset())
-        started_at = time.perf_counter()
+        started_at, started_cpu = time.perf_counter(), time.thread_time()
         self.engine.submit(request)
         await self._over.wait()
-        return Answer(self._first_at - started_at, self._cached, self._tokens)
+        return Answer(self._first_at - started_at, self._first_cpu - started_cpu, self._cached, self._tokens)
 
 
 def make_engine(directory: Path, num_blocks: int, *, max_batch_tokens: int = 512) -> TorchDriver:
