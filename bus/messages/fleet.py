@@ -113,7 +113,9 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     roles: list[Role] = []
     """As on its card, where they change."""
     fetch_token_s: float = 0.0
-    """Seconds that the KV of a token took lately to come from a worker that prefilled it; 0: none came."""
+    """Seconds that the KV of a token took lately to come from a worker that prefilled it."""
+    fetch_s: float = 0.0
+    """Seconds that any such read took, however little it was; both 0: there was none."""
 
 
 class MetricsQuery(Fact, frozen=True, kw_only=True, tag="metrics_query"):

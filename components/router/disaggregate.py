@@ -13,8 +13,6 @@ import msgspec
 Mode = Literal["auto", "always", "never"]
 HANDOVER_S = 0.004
 """From the last step of the prefill to the first of the decoding, beside the transfer: two messages and a lease."""
-DEFAULT_FETCH_TOKEN_S = 2e-6
-"""Seconds for the KV of a token before any was measured: 64 KiB a block of 16 at 2 GB/s."""
 MARGIN = 0.2
 """The other side must be so much cheaper to be chosen after the one that was."""
 

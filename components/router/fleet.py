@@ -31,6 +31,8 @@ LONGEST_GAP_S = 60.0
 TURNOVER_S = 300.0
 """Half of what a worker computed before this counts no more for the turnover of its cache."""
 TIE_S = 1e-9
+DEFAULT_FETCH_TOKEN_S = 2e-6
+"""Seconds for the KV of a token before any was measured: 64 KiB a block of 16 at 2 GB/s."""
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class WorkerState(Generic[T]):
     __slots__ = (
         "block_size",
         "decode",
+        "fetch_s",
         "fetch_token_s",
         "flights",
         "free_blocks",
@@ -85,7 +88,8 @@ class WorkerState(Generic[T]):
         self.reported = 0
         """Requests that it had, running or not."""
         self.decode = 0
-        self.fetch_token_s = 0.0
+        self.fetch_s = 0.0
+        self.fetch_token_s = DEFAULT_FETCH_TOKEN_S
         self.kv_tokens = 0
         self.free_blocks = card.num_blocks
         self.waiting_blocks = 0
@@ -97,6 +101,10 @@ class WorkerState(Generic[T]):
         self.turned_at = now
         self.tiers: list[TierRate] = []
         """From which it can load, and at what price."""
+
+    def fetch_cost_s(self, num_tokens: int) -> float:
+        """Return the seconds until the KV of so many tokens has come from another worker."""
+        return self.fetch_s + num_tokens * self.fetch_token_s if num_tokens else 0.0
 
     @property
     def num_requests(self) -> int:
@@ -182,7 +190,8 @@ class Fleet(Generic[T]):
         state.decode = load.running
         state.tiers = load.tiers
         self.owners.update([rate.owner for rate in load.tiers if rate.owner])
-        state.fetch_token_s = load.fetch_token_s
+        if load.fetch_s or load.fetch_token_s:
+            state.fetch_s, state.fetch_token_s = load.fetch_s, load.fetch_token_s
         if load.steps:
             for step in load.steps:
                 state.model.observe(step.duration_s, step.prefill_tokens, step.decode_requests, step.kv_tokens)

@@ -5,7 +5,6 @@ from array import array
 from bus.config import RouterConfig
 from bus.messages.route import Placed
 from components.router.affinity import Affinity
-from components.router.disaggregate import DEFAULT_FETCH_TOKEN_S
 from components.router.fleet import Fleet
 from components.router.predict import Predictions
 from components.router.queue import Entry
@@ -68,7 +67,7 @@ class Scorer:
         costs = fleet.costs(1, now)
         for number in fleet.present:
             state = fleet.state(number)
-            costs[number] += self.missing_tokens(request, number) * (state.fetch_token_s or DEFAULT_FETCH_TOKEN_S)
+            costs[number] += state.fetch_cost_s(self.missing_tokens(request, number))
             costs[number] += fleet.token_s[number] * (request.num_tokens - self._offered(request, number))
         return costs
 

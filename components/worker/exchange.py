@@ -16,11 +16,10 @@ from components.worker.fetch import Fetches
 from components.worker.handover import Handovers
 from components.worker.peers import Peers
 from components.worker.roles import hands_over
+from offload.fit import Fit
 
 MAX_EARLY = 16
 """Early offers that are fetched at a time."""
-RECENT = 0.2
-"""Weight of the last transfer in what transfers are said to take."""
 
 log = structlog.get_logger()
 
@@ -45,7 +44,8 @@ class Exchange:
         Without `can_transfer` there will be none.
         """
         self.roles: frozenset[Role] = frozenset(roles)
-        self.fetch_token_s = 0.0
+        self.fetch_times = Fit()
+        """Seconds of reads, by tokens."""
         self.handovers = Handovers(bus, worker, engine, peers, on_handed)
         self.fetches = Fetches(engine, self._note_read)
         self._worker = worker
@@ -127,8 +127,7 @@ class Exchange:
         self.fetches.stop(key)
 
     def _note_read(self, num_blocks: int, seconds: float) -> None:
-        token_s = seconds / (num_blocks * self._block_size)
-        self.fetch_token_s += (token_s - self.fetch_token_s) * (RECENT if self.fetch_token_s else 1.0)
+        self.fetch_times.add(seconds, num_blocks * self._block_size)
 
 
 def is_cut_short(job: GenerateJob, ended: Ended, num_prompt_tokens: int, max_model_len: int) -> bool:

@@ -50,7 +50,7 @@ class LoadReporter:
 
     def _report(self) -> None:
         self._sequences.publish_events()
-        load, kv_log = self._engine.load(), self._kv_log
+        load, kv_log, fetch_times = self._engine.load(), self._kv_log, self._exchange.fetch_times
         WORKER_RUNNING.set(load.running)
         WORKER_WAITING.set(load.waiting)
         WORKER_FREE_BLOCKS.set(load.free_blocks)
@@ -72,7 +72,8 @@ class LoadReporter:
             steps=self._sequences.steps.take(),
             tiers=load.tiers,
             roles=sorted(self._exchange.roles),
-            fetch_token_s=self._exchange.fetch_token_s,
+            fetch_s=fetch_times.base_s,
+            fetch_token_s=fetch_times.units_s[0],
         )
         try:
             self._bus.publish(self._subject, encode(report))

@@ -77,6 +77,10 @@ def test_what_was_prefilled_goes_to_who_decodes_and_costs_its_way() -> None:
     slower = pool.choose(request(4001, prefilled=250), 0.0)
     assert slower is not None
     assert slower.cost_s - choice.cost_s == pytest.approx(4000 * 1e-3, rel=0.05)
+    pool.report(load("d", running=16, fetch_token_s=1e-3, fetch_s=0.5), 0.0)
+    still_slower = pool.choose(request(4001, prefilled=250), 0.0)
+    assert still_slower is not None
+    assert still_slower.cost_s - slower.cost_s == pytest.approx(0.5)
 
 
 def test_without_one_kind_of_workers_the_other_does_all() -> None:
