@@ -273,9 +273,9 @@ class Dispatcher:
         lost = self.requests.running_on([name])
         if lost:
             log.warning("worker.disconnected", worker=name, num_requests=len(lost))
-        self._lose(lost, now)
         if was_serving:
             self._send_untaken_again(now)
+        self._lose(lost, now)
         self._lose_router(name, now)
 
     def _lose(self, lost: list[Request], now: float) -> None:
@@ -387,8 +387,8 @@ class Dispatcher:
         lost = self.requests.running_on([worker])
         if lost:
             log.warning("worker.stalled", worker=worker, num_requests=len(lost))
-        self._lose(lost, now)
         self._send_untaken_again(now)
+        self._lose(lost, now)
 
     def _send_untaken_again(self, now: float) -> None:
         """Jobs may lie with a worker that cannot take them; sooner than the broker, this sends them to others."""

@@ -18,8 +18,8 @@ SETTLED_S = 0.01
 """A report that comes so long after a decision counts the request already."""
 KEPT_S = 0.5
 """A report that comes so long after a decision proves that the worker lived to accept the request."""
-SUSPECT_S = 1.0
-"""A worker that is silent for so long costs more by the time of its silence."""
+SUSPECT_S = 0.7
+"""A worker that is silent for so long, nearly three reports, is given nothing: its frontends leave it soon after."""
 DEAD_S = 3.0
 SPARE_REQUESTS = 1
 """Given to a worker beyond what it can run, to have it at hand when one ends."""
@@ -258,7 +258,9 @@ class Fleet(Generic[T]):
     def excuse_silence(self, now: float) -> None:
         """Start all clocks of silence again: it was this process that did not listen."""
         for number in self.present:
-            self.state(number).heard_at = now
+            state = self.state(number)
+            state.heard_at = now
+            self._price(number, state, now)
 
     def costs(self, tokens: int, now: float) -> list[float]:
         """Return what a prompt of `tokens` costs at each worker that holds none of it."""
@@ -289,7 +291,7 @@ class Fleet(Generic[T]):
     def has_place(self, number: int) -> bool:
         """Say whether a worker accepts one more request at all."""
         state = self.state(number)
-        return state.num_requests < state.slots
+        return state.num_requests < state.slots and self.extra_s[number] < math.inf
 
     def num_requests(self) -> list[int]:
         """Return how many requests each number has, 0 where there is no worker."""
@@ -329,9 +331,7 @@ class Fleet(Generic[T]):
         extra_s = fixed_s * factor + (fixed_s if decode else 0.0) + REQUEST_S * num_requests
         if num_requests >= state.max_running:
             extra_s += state.gap_s * (num_requests - state.max_running + 1)
-        silence_s = now - state.heard_at
-        if silence_s > SUSPECT_S:
-            extra_s += silence_s
-        self.extra_s[number] = extra_s
+        is_suspect = now - state.heard_at > SUSPECT_S
+        self.extra_s[number] = math.inf if is_suspect else extra_s
         self.token_s[number] = token_s * factor
         state.full_step_s = max(SHORTEST_STEP_S, state.model.prefill_s(state.model.chunk_tokens, decode, kv_tokens))

@@ -247,6 +247,8 @@ class Pool:
         counts = fleet.num_requests()
         candidates = []
         for number in fleet.present:
+            if costs[number] == math.inf:
+                continue  # it fell silent
             choice = self._choice(request, number, costs[number])
             uncached = choice.uncached_tokens
             cached = request.num_tokens - uncached

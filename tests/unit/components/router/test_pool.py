@@ -37,6 +37,28 @@ def test_a_prompt_goes_where_its_prefix_is(stage: Make) -> None:
         assert s.place(s.request(prompt(4200))) == "w-5"
 
 
+@pytest.mark.parametrize("mode", ["kv", "round_robin"])
+def test_a_worker_that_falls_silent_gets_nothing_until_it_is_heard(stage: Make, mode: str) -> None:
+    s = stage(2, mode=mode)
+    if mode == "kv":
+        hold(s, "w-1", prompt(4096))
+    s.now += 0.8
+    s.report("w-0")
+    assert s.pool.fleet.silent(s.now) == []
+    assert {s.place(s.request(prompt(4200))) for _ in range(3)} == {"w-0"}
+    s.report("w-1")
+    assert "w-1" in {s.place(s.request(prompt(4200))) for _ in range(3)}
+
+
+def test_who_could_not_listen_blames_no_worker(stage: Make) -> None:
+    s = stage(2)
+    s.now += 0.8
+    assert s.pool.fleet.silent(s.now) == []
+    assert s.place(s.request()) == "", "nobody was heard"
+    s.pool.fleet.excuse_silence(s.now)
+    assert s.plan(), "the one that waits finds its worker"
+
+
 def test_a_busy_holder_is_worth_waiting_for_only_while_that_is_quicker(stage: Make) -> None:
     s = stage(8)
     hold(s, "w-5", prompt(8192))
