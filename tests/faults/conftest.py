@@ -11,21 +11,31 @@ from components.chaos.history import Downtime, Question, check
 from components.chaos.load import Load, running_load
 from components.chaos.slots import Held, find_leaks
 from tests.faults.matrix import CASES, read_measured, render
+from tests.faults.stalls import Stalls
 from tests.faults.system import Settings, System, make_questions
 
 TABLE = Path(__file__).with_name("MATRIX.md")
 STREAMS = 48
+BUSY_S = 0.02
 OpenSystem = Callable[..., Awaitable[System]]
 UnderLoad = Callable[..., AbstractAsyncContextManager[Load]]
 _measured: dict[str, str] = {}
 
 
 @pytest.fixture
-def measured() -> Callable[[str, str], None]:
+def stalls() -> Stalls:
+    """How late this machine's processes were under the load of the test."""
+    return Stalls()
+
+
+@pytest.fixture
+def measured(stalls: Stalls) -> Callable[[str, str], None]:
     """Note what a case of the matrix measured."""
 
     def note(case: str, text: str) -> None:
         assert case in CASES
+        if stalls.longest_s > BUSY_S:
+            text += f" (on a machine that was late by {1e3 * stalls.longest_s:.0f} ms)"
         _measured[case] = text
         print(f"case {case}: {CASES[case][0]}: {text}")
 
@@ -74,7 +84,7 @@ def open_system(tmp_path: Path, systems: list[System]) -> OpenSystem:
 
 
 @pytest.fixture
-def under_load() -> UnderLoad:
+def under_load(stalls: Stalls) -> UnderLoad:
     """Keep streams busy with questions whose answers are known; at the end, every answer must be as it should."""
 
     @asynccontextmanager
@@ -91,7 +101,7 @@ def under_load() -> UnderLoad:
     ) -> AsyncIterator[Load]:
         target = system.target(frontend, deadline_s=deadline_s)
         questions = questions or await make_questions(target, streams, max_tokens=max_tokens)
-        async with running_load(target, questions, streams) as running:
+        async with running_load(target, questions, streams) as running, stalls.watch():
             yield running
         verdict = check(running.answers, downtimes or [])
         assert verdict.is_good, (verdict, {name: system.log(name)[-1500:] for name in system.processes})

@@ -32,7 +32,7 @@ def gap_after(load: Any, at: float) -> float:
     return max(ends, default=0.0)
 
 
-async def test_streams_survive_the_brokers_death(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_streams_survive_the_brokers_death(open_system: Any, under_load: Any, measured: Any, stalls: Any) -> None:
     system = await open_system()
     async with under_load(system, may_refuse=True) as load:
         await anyio.sleep(1.0)
@@ -43,10 +43,12 @@ async def test_streams_survive_the_brokers_death(open_system: Any, under_load: A
         await anyio.sleep(1.5)
     gap_s = gap_across(load.answers, at)
     measured("8", f"gap {1e3 * gap_s:.0f} ms")
-    assert gap_s < 0.6 + STEP_S
+    assert gap_s < 0.6 + STEP_S + stalls.slack_s
 
 
-async def test_streams_survive_a_broker_that_is_away(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_streams_survive_a_broker_that_is_away(
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
+) -> None:
     system = await open_system()
     (question,) = await make_questions(system.target(), 1, seed=7)
     async with under_load(system, may_refuse=True, max_tokens=100) as load:
@@ -63,10 +65,10 @@ async def test_streams_survive_a_broker_that_is_away(open_system: Any, under_loa
     measured("9", f"streams go on after {gap_s:.2f} s; {refused.status} after {1e3 * refused_s:.0f} ms")
     assert refused.status == 503
     assert refused_s < 1.0
-    assert gap_s < 1.0
+    assert gap_s < 1.0 + stalls.slack_s
 
 
-async def test_streams_survive_a_frozen_broker(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_streams_survive_a_frozen_broker(open_system: Any, under_load: Any, measured: Any, stalls: Any) -> None:
     system = await open_system()
     async with under_load(system, may_refuse=True, max_tokens=100) as load:
         await anyio.sleep(1.0)
@@ -76,7 +78,7 @@ async def test_streams_survive_a_frozen_broker(open_system: Any, under_load: Any
         await anyio.sleep(2.0)
     gap_s = gap_after(load, back_at)
     measured("10", f"streams go on after {gap_s:.2f} s")
-    assert gap_s < 1.0
+    assert gap_s < 1.0 + stalls.slack_s
 
 
 async def test_an_empty_broker_is_filled_by_those_who_use_it(open_system: Any, under_load: Any, measured: Any) -> None:
@@ -95,7 +97,9 @@ async def test_an_empty_broker_is_filled_by_those_who_use_it(open_system: Any, u
     assert served_s < 3.0
 
 
-async def test_a_cluster_loses_the_broker_that_leads(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_a_cluster_loses_the_broker_that_leads(
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
+) -> None:
     system: ClusterSystem = await open_system(kind=ClusterSystem, routers=1)
     async with under_load(system, may_refuse=True, max_tokens=100) as load:
         await anyio.sleep(1.0)
@@ -112,7 +116,7 @@ async def test_a_cluster_loses_the_broker_that_leads(open_system: Any, under_loa
     measured(
         "12", f"gap {1e3 * gap_s:.0f} ms; a leader after {led_s:.1f} s, new requests served after {served_s:.1f} s"
     )
-    assert gap_s < 1.0
+    assert gap_s < 1.0 + stalls.slack_s
     assert served_s < 10.0
 
 
@@ -143,7 +147,7 @@ async def test_a_flood_of_malformed_messages_hurts_nobody(open_system: Any, unde
     assert during < 2 * max(before, 0.05)
 
 
-async def test_a_frozen_observer_is_cut_off(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_a_frozen_observer_is_cut_off(open_system: Any, under_load: Any, measured: Any, stalls: Any) -> None:
     system = await open_system()
     tap = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-P", "-m", "components.cli", "tap", "busway.>", "--set", f"bus.url={system.server.url}"],
@@ -166,7 +170,7 @@ async def test_a_frozen_observer_is_cut_off(open_system: Any, under_load: Any, m
         tap.stdout.close()
     gap_s = max(a.longest_gap_s for a in load.answers if a.ended_at > at)
     measured("24", f"gap {1e3 * gap_s:.0f} ms")
-    assert gap_s < 0.25 + STEP_S
+    assert gap_s < 0.25 + STEP_S + stalls.slack_s
 
 
 @pytest.fixture
@@ -185,7 +189,7 @@ def small_disk(tmp_path: Path, systems: list[System]) -> Iterator[Path]:
 
 
 async def test_a_full_store_stops_only_what_needs_it(
-    small_disk: Path, open_system: Any, under_load: Any, measured: Any
+    small_disk: Path, open_system: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     (small_disk / "store").mkdir()
     (small_disk.parent / "nats").mkdir(mode=0o700)
@@ -210,7 +214,7 @@ async def test_a_full_store_stops_only_what_needs_it(
             again = await anyio.to_thread.run_sync(upload, system, b'{"a": 1}\n')
     measured("25", f"gap {1e3 * gap_s:.0f} ms; an upload gets {refusal}, with room again {again}")
     assert refusal in (500, 503)
-    assert gap_s < 0.25 + STEP_S
+    assert gap_s < 0.25 + STEP_S + stalls.slack_s
     assert again == 200
 
 
@@ -234,7 +238,7 @@ def upload(system: System, data: bytes) -> int:
 
 
 async def test_a_frontend_that_is_killed_costs_its_own_streams_only(
-    open_system: Any, under_load: Any, measured: Any
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     system = await open_system(workers=1, frontends=2, settings={"worker.slots": 64})
     doomed = await make_questions(system.target("frontend-1"), 16, max_tokens=2000)
@@ -250,5 +254,5 @@ async def test_a_frontend_that_is_killed_costs_its_own_streams_only(
         freed_s = time.monotonic() - at
     gap_s = gap_across(load.answers, at)
     measured("20", f"slots free after {freed_s:.1f} s, gap of the other's streams {1e3 * gap_s:.0f} ms")
-    assert gap_s < 0.25 + STEP_S
+    assert gap_s < 0.25 + STEP_S + stalls.slack_s
     assert await until(lambda: bool(system.events("worker-0", "frontend.lost"))) < 1.0

@@ -26,7 +26,7 @@ async def behind(open_system: Any) -> AsyncIterator[tuple[Any, FaultProxy]]:
         yield system, proxy
 
 
-async def test_a_worker_that_hears_nothing_is_left(behind: Any, under_load: Any, measured: Any) -> None:
+async def test_a_worker_that_hears_nothing_is_left(behind: Any, under_load: Any, measured: Any, stalls: Any) -> None:
     system, proxy = behind
     async with under_load(system) as load:
         await anyio.sleep(1.0)
@@ -38,12 +38,12 @@ async def test_a_worker_that_hears_nothing_is_left(behind: Any, under_load: Any,
         await anyio.sleep(3.0)
     gap_s = gap_across(load.answers, at)
     measured("14", f"gap {1e3 * gap_s:.0f} ms; connected anew {proxy.num_connections - 1} times")
-    assert gap_s < 1.2 + STEP_S
+    assert gap_s < 1.2 + STEP_S + stalls.slack_s
     assert num_before > 1, "it connects anew while it hears nothing"
 
 
 async def test_a_frontend_that_hears_nothing_goes_on_where_it_was(
-    open_system: Any, under_load: Any, measured: Any
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     system = await open_system(frontends=0)
     async with fault_proxy(system.server.port) as proxy:
@@ -58,7 +58,7 @@ async def test_a_frontend_that_hears_nothing_goes_on_where_it_was(
             await anyio.sleep(2.0)
     gap_s = gap_after(load, at)
     measured("15", f"streams go on after {gap_s:.2f} s")
-    assert gap_s < 1.0
+    assert gap_s < 1.0 + stalls.slack_s
 
 
 async def test_connections_may_be_reset_again_and_again(behind: Any, under_load: Any, measured: Any) -> None:
@@ -81,7 +81,7 @@ async def test_connections_may_be_reset_again_and_again(behind: Any, under_load:
 
 
 async def test_garbage_from_the_bus_ends_a_connection_and_nothing_else(
-    behind: Any, under_load: Any, measured: Any
+    behind: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     system, proxy = behind
     async with under_load(system) as load:
@@ -92,7 +92,7 @@ async def test_garbage_from_the_bus_ends_a_connection_and_nothing_else(
     gap_s = max(answer.longest_gap_s for answer in load.answers)
     measured("33", f"gap {1e3 * gap_s:.0f} ms, {proxy.num_connections} connections")
     assert system.processes["worker-2"].poll() is None
-    assert gap_s < 2.1 + STEP_S
+    assert gap_s < 2.1 + STEP_S + stalls.slack_s
 
 
 async def test_a_slow_network_costs_time_and_no_tokens(open_system: Any, under_load: Any, measured: Any) -> None:
@@ -139,7 +139,7 @@ def cable() -> Iterator[tuple[str, str]]:
 
 
 async def test_a_host_without_network_is_left_and_comes_back(
-    cable: tuple[str, str], open_system: Any, under_load: Any, measured: Any
+    cable: tuple[str, str], open_system: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     namespace, address = cable
     system = await open_system(workers=2)
@@ -156,4 +156,4 @@ async def test_a_host_without_network_is_left_and_comes_back(
             await anyio.sleep(1.0)
     gap_s = gap_across(load.answers, at)
     measured("34", f"gap {1e3 * gap_s:.0f} ms, connected again {back_s:.1f} s after the network is back")
-    assert gap_s < 1.2 + STEP_S
+    assert gap_s < 1.2 + STEP_S + stalls.slack_s
