@@ -80,7 +80,7 @@ def test_what_was_prefilled_goes_to_who_decodes_and_costs_its_way() -> None:
     pool.report(load("d", running=16, fetch_token_s=1e-3, fetch_s=0.5), 0.0)
     still_slower = pool.choose(request(4001, prefilled=250), 0.0)
     assert still_slower is not None
-    assert still_slower.cost_s - slower.cost_s == pytest.approx(0.5)
+    assert still_slower.cost_s - slower.cost_s == pytest.approx(0.5, rel=0.01)
 
 
 def test_without_one_kind_of_workers_the_other_does_all() -> None:
