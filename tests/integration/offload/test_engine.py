@@ -207,6 +207,17 @@ async def test_a_pinned_prompt_outlives_others_in_host_memory(asked: Asked) -> N
         assert (await one.run(prompt, sampling))[1] == PROMPT_TOKENS // 16 * 16
 
 
+async def test_what_has_priority_stays_longer(asked: Asked) -> None:
+    async with tiered(mock_engine(NUM_BLOCKS), host_blocks=40) as one:
+        (low, sampling, _), (high, _, _) = asked[0], asked[1]
+        await one.result(one.submit(low, sampling, hints=Hints(priority=-1)))
+        await one.result(one.submit(high, sampling, hints=Hints(priority=1)))
+        for each in asked[2:6]:
+            await one.run(*each)
+        assert (await one.run(high, sampling))[1] == PROMPT_TOKENS // 16 * 16
+        assert (await one.run(low, sampling))[1] == 0
+
+
 async def test_a_session_that_is_pinned_for_hours_is_found_after_them_and_not_kept_forever(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
