@@ -100,8 +100,10 @@ class DiskTier:
         slots = self._slots
         pinned = [slot for key in keys for slot in slots.prepare_load([key])]
         try:
+            before = [slots.retention_at(slot) for slot in pinned]
             slots.retain(keys, retention, time.time())
-            entries = [(slot, self._entry(slot, slots.key_at(slot), slots.parent_at(slot))) for slot in pinned]
+            changed = [slot for slot, was in zip(pinned, before, strict=True) if slots.retention_at(slot) != was]
+            entries = [(slot, self._entry(slot, slots.key_at(slot), slots.parent_at(slot))) for slot in changed]
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
         finally:
