@@ -33,8 +33,8 @@ SETTINGS: Mapping[str, object] = {
 }
 MAX_TOKENS = 32
 MIX: Mapping[LatencyClass, float] = {"interactive": 0.3, "standard": 0.5, "batch": 0.2}
-IN_TIME_S: Mapping[LatencyClass, float] = {"interactive": 0.5, "standard": 2.0, "batch": 30.0}
-"""Bounds on the time to the first token."""
+IN_TIME_S: Mapping[LatencyClass, float] = {"interactive": 1.0, "standard": 3.0, "batch": 30.0}
+"""Bounds on the time to the first token: who is taken waits 1 s, and for those of higher classes who come later."""
 SETTLE_S = 2.0
 """At the start of the overload, while the queues fill: not counted."""
 
@@ -53,6 +53,11 @@ class Overload(msgspec.Struct, frozen=True, kw_only=True):
         """Good answers a second, counted by when they ended, as a part of the capacity."""
         num_good = sum(is_good(answer, name) for name, answers in self.answers.items() for answer in answers)
         return num_good / self.seconds / self.capacity
+
+    def served_share(self, latency_class: LatencyClass) -> float:
+        """Return which part of a class's requests were answered, as long as it may have taken."""
+        answers = self.answers[latency_class]
+        return sum(answer.status == 200 for answer in answers) / max(1, len(answers))
 
 
 def is_good(answer: Answer, latency_class: LatencyClass) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from components.chaos.history import check, gap_across
-from components.chaos.load import running_load
+from components.chaos.history import gap_across
+from tests.bench.overload import MAX_TOKENS, SETTINGS, measure_capacity, measure_overload, percentile
 from tests.faults.system import ROOT, STEP_S, make_questions, until
 
 pytestmark = pytest.mark.anyio
@@ -90,24 +90,22 @@ async def test_a_worker_of_an_older_version_serves_beside_new_ones(
     assert gap_s < 1.2 + STEP_S
 
 
-async def test_twice_the_load_costs_little_goodput(open_system: Any, measured: Any) -> None:
-    """96 streams where 16 can run; who is refused asks again."""
-    settings = {"worker.slots": 16, "mock.max_running": 16, "frontend.max_queue_s": 1.0}
-    system = await open_system(workers=1, settings=settings)
-    questions = await make_questions(system.target(), 64, max_tokens=32)
-    rates = []
-    for streams in (16, 96):
-        async with running_load(system.target(), questions, streams) as load:
-            await anyio.sleep(6.0)
-        verdict = check(load.answers)
-        assert verdict.is_good, verdict
-        good = [a for a in load.answers if a.status == 200 and a.first_at - a.started_at < 2.0]
-        span_s = max(a.ended_at for a in load.answers) - min(a.started_at for a in load.answers)
-        rates.append(len(good) / span_s)
-    refused = [a.ended_at - a.started_at for a in load.answers if a.status == 429]
+async def test_twice_the_load_costs_little_goodput_and_no_priority(open_system: Any, measured: Any) -> None:
+    system = await open_system(workers=1, settings=SETTINGS)
+    questions = await make_questions(system.target(), 64, max_tokens=MAX_TOKENS)
+    capacity = await measure_capacity(system.target(), questions, 5.0)
+    result = await measure_overload(system.target(), questions, 12.0, capacity=capacity)
+    refused_s = max(a.ended_at - a.started_at for each in result.answers.values() for a in each if a.status == 429)
+    served = {name: result.served_share(name) for name in result.answers}
+    waits = sorted(a.first_at - a.started_at for a in result.answers["interactive"] if a.status == 200)
     measured(
-        "30", f"goodput {rates[1] / rates[0]:.0%}; {len(refused)} refused after {1e3 * max(refused):.0f} ms at most"
+        "30",
+        f"goodput {result.goodput:.0%}; served: "
+        + ", ".join(f"{share:.0%} of {name}" for name, share in served.items())
+        + f"; interactive p99 {1e3 * percentile(waits, 0.99):.0f} ms; refused within {1e3 * refused_s:.0f} ms",
     )
-    assert rates[1] > 0.9 * rates[0]
-    assert refused
-    assert max(refused) < 0.5
+    assert result.verdict.is_good, result.verdict
+    assert result.goodput > 0.9
+    assert served["interactive"] > 0.9
+    assert served["batch"] > 0.0
+    assert refused_s < 0.5
