@@ -17,7 +17,7 @@ import anyio
 from bus.server import run_server
 from tests.bench.interference import LAYOUTS, read_metric, stream, workers
 
-OUTPUT = 8
+OUTPUT = 64
 
 
 async def main(num_tokens: int, rounds: int) -> None:
