@@ -39,9 +39,10 @@ from components.worker.peers import Peers
 from components.worker.publish import Publisher
 from components.worker.roles import shared_lanes
 from components.worker.sequences import Sequences
-from components.worker.tiers import open_tiers
+from components.worker.tiers import StoreFinder, open_tiers
 from components.worker.watchdog import watchdog
 from kv_events.log import KvLog
+from offload.stores import make_stores
 
 ENGINES = {"torch": "components.engines.torch", "mock": "components.engines.mock"}
 """Packages with `load_engine`; only the one that is asked for is imported."""
@@ -83,17 +84,28 @@ async def run_worker(config: Config) -> None:
         await bus.ensure()
         opener = partial(open_transfer, transport=config.worker.transfer)
         with answer_scrapes(bus, worker):
-            async with open_worker(config, bus, engine, model, worker, opener=opener) as process:
+            async with open_worker(
+                config, bus, engine, model, worker, opener=opener, find_stores=make_stores
+            ) as process:
                 with watchdog(lambda: process.has_failed):
                     await serve(process)
 
 
 @asynccontextmanager
 async def open_worker(
-    config: Config, bus: Bus, engine: Engine, model: Model, worker: str, *, opener: TransferOpener
+    config: Config,
+    bus: Bus,
+    engine: Engine,
+    model: Model,
+    worker: str,
+    *,
+    opener: TransferOpener,
+    find_stores: StoreFinder,
 ) -> AsyncIterator["Worker"]:
     """Put the engine on its tiers, and a worker around both; raises as `open_tiers`."""
-    async with open_tiers(config.offload, engine, bus, model=model.name, worker=worker, open_transfer=opener) as tiered:
+    async with open_tiers(
+        config.offload, engine, bus, model=model.name, worker=worker, open_transfer=opener, find_stores=find_stores
+    ) as tiered:
         memory = tiered.memory
         own = None if memory is None else partial(opener, memory, worker)
         yield Worker(config, bus, tiered, model, worker, open_transfer=own)

@@ -1,6 +1,6 @@
 """I/O. Opens the tiers that the configuration names, below an engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -23,15 +23,25 @@ from offload.key import frame_bytes
 from offload.mover import open_mover
 from offload.quota import Quota
 from offload.remote import RemoteTier
-from offload.stores import make_stores
+from offload.store import Store
 from offload.tier import Tier
+
+StoreFinder = Callable[[OffloadConfig], list[Store]]
+"""Makes the shared stores that the configuration names: `offload.stores.make_stores`."""
 
 log = structlog.get_logger()
 
 
 @asynccontextmanager
 async def open_tiers(
-    config: OffloadConfig, engine: Engine, bus: Bus, *, model: str, worker: str, open_transfer: TransferOpener
+    config: OffloadConfig,
+    engine: Engine,
+    bus: Bus,
+    *,
+    model: str,
+    worker: str,
+    open_transfer: TransferOpener,
+    find_stores: StoreFinder,
 ) -> AsyncIterator[Engine]:
     """Return an engine with the tiers that the configuration names; without any, the engine itself.
 
@@ -68,7 +78,8 @@ async def open_tiers(
             peers = PeerTier(bus, host, transfer, model=slug(model), worker=worker)
             tasks.start_soon(peers.run)
             tiers.append(peers)
-        for remote in _remote_tiers(config, bus, memory, model=model, worker=worker):
+        for store in find_stores(config):
+            remote = _remote_tier(store, config, bus, memory, model=slug(model), worker=worker)
             tasks.start_soon(remote.run)
             tiers.append(remote)
         names = [tier.name for tier in tiers]
@@ -83,19 +94,17 @@ async def open_tiers(
         raise failure
 
 
-def _remote_tiers(config: OffloadConfig, bus: Bus, memory: BlockMemory, *, model: str, worker: str) -> list[RemoteTier]:
-    tiers = []
-    for store in make_stores(config):
-        setting = config.redis if store.name == "redis" else config.s3
-        tier = RemoteTier(
-            store,
-            bus,
-            model=slug(model),
-            worker=worker,
-            fingerprint=memory.fingerprint,
-            block_bytes=frame_bytes(memory.block_bytes),
-            quota=Quota(setting.max_bytes, setting.max_salt_bytes, setting.keep_s),
-            keep_s=setting.keep_s,
-        )
-        tiers.append(tier)
-    return tiers
+def _remote_tier(
+    store: Store, config: OffloadConfig, bus: Bus, memory: BlockMemory, *, model: str, worker: str
+) -> RemoteTier:
+    setting = config.redis if store.name == "redis" else config.s3
+    return RemoteTier(
+        store,
+        bus,
+        model=model,
+        worker=worker,
+        fingerprint=memory.fingerprint,
+        block_bytes=frame_bytes(memory.block_bytes),
+        quota=Quota(setting.max_bytes, setting.max_salt_bytes, setting.keep_s),
+        keep_s=setting.keep_s,
+    )

@@ -10,6 +10,8 @@ from tests.sim.sometimes import never
 
 ENOUGH_SEEDS = 20
 """From so many runs on, everything in `sometimes` must have happened."""
+MAX_SHOWN = 20
+"""Lines of what was wrong in a run."""
 
 
 def main() -> int:
@@ -53,7 +55,10 @@ def explain(verdict: Verdict, faults_s: float) -> str:
     path = Path(gettempdir()) / f"sim-{verdict.seed}.trace"
     path.write_text("\n".join(verdict.lines) + "\n", encoding="utf-8")
     command = f"python -m tests.sim --seed {verdict.seed} --faults-s {faults_s:g}"
-    return "\n".join([*(f"  {line}" for line in verdict.wrong), f"  again: {command}", f"  trace: {path}"])
+    shown = [f"  {line}" for line in verdict.wrong[:MAX_SHOWN]]
+    if len(verdict.wrong) > MAX_SHOWN:
+        shown.append(f"  and {len(verdict.wrong) - MAX_SHOWN} more")
+    return "\n".join([*shown, f"  again: {command}", f"  trace: {path}"])
 
 
 if __name__ == "__main__":

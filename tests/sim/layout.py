@@ -5,7 +5,7 @@ from random import Random
 
 import msgspec
 
-from bus.config import OffloadConfig
+from bus.config import OffloadConfig, RedisTierConfig
 from bus.messages.inference import Role
 
 HOST_BYTES = 192 * 4096
@@ -40,6 +40,7 @@ TIERS = (
     OffloadConfig(),
     OffloadConfig(host_bytes=HOST_BYTES),
     OffloadConfig(host_bytes=HOST_BYTES // 4, policy="s3fifo", peers=True),
+    OffloadConfig(host_bytes=HOST_BYTES // 4, redis=RedisTierConfig(url="memory:", keep_s=30.0)),
 )
 
 

@@ -16,6 +16,10 @@ METERS: dict[str, tuple[str, dict[str, str]]] = {
     "path.host_loaded": (_TIERS, {"tier": "host", "outcome": "loaded"}),
     "path.host_evicted": (_TIERS, {"tier": "host", "outcome": "evicted"}),
     "path.peer_loaded": (_TIERS, {"tier": "peer", "outcome": "loaded"}),
+    "path.shared_stored": (_TIERS, {"tier": "redis", "outcome": "stored"}),
+    "path.shared_loaded": (_TIERS, {"tier": "redis", "outcome": "loaded"}),
+    "path.shared_missed": (_TIERS, {"tier": "redis", "outcome": "missed"}),
+    "path.shared_broken": (_TIERS, {"tier": "redis", "outcome": "broken"}),
     "path.peer_missed": (_TIERS, {"tier": "peer", "outcome": "missed"}),
 }
 """Counters and their labels."""

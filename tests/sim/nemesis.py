@@ -45,6 +45,8 @@ class Nemesis:
             self._jump,
             self._hang,
         )
+        if stage.layout.offload.redis.url:
+            self._faults += (self._forget_store,)
         if stage.layout.has_roles:
             self._faults += (self._set_roles, self._set_roles)
 
@@ -99,8 +101,8 @@ class Nemesis:
         """Make the weather bad in one way for a while."""
         climate, share = self._stage.weather.climate, self._rng.choice((0.01, 0.05, 0.15))
         kind = self._rng.choice(Climate.__struct_fields__)
-        if kind.startswith("read_"):
-            share *= 4  # there are few of them
+        if kind.startswith(("read_", "store_")):
+            share *= 4  # there is little of that
         setattr(climate, kind, share)
         await anyio.sleep(0.5 + 3 * self._rng.random())
         setattr(climate, kind, 0.0)
@@ -132,6 +134,11 @@ class Nemesis:
             self._stage.trace.note("fault.garbage", subject)
             self._intruder.publish(subject, payload)
             await anyio.sleep(0.01)
+
+    async def _forget_store(self) -> None:
+        """Let the store that workers share lose everything."""
+        self._stage.trace.note("fault.store_forgets")
+        self._stage.shelf.blobs.clear()
 
     async def _jump(self) -> None:
         """Set the clock of one process, back or forth."""

@@ -28,6 +28,10 @@ FAULTS = (
     "fault.set_roles",
     "fault.read_lost",
     "fault.read_slow",
+    "fault.store_lost",
+    "fault.store_slow",
+    "fault.store_flip",
+    "fault.store_forgets",
 )
 
 PATHS = {
@@ -61,6 +65,10 @@ PATHS = {
     "path.host_evicted": "blocks had to leave host memory",
     "path.peer_loaded": "blocks came from another worker's host memory",
     "path.peer_missed": "another worker did not have the blocks that it was asked for",
+    "path.shared_stored": "blocks were written into the store that all workers share",
+    "path.shared_loaded": "blocks came back from there",
+    "path.shared_missed": "blocks were not there (any more)",
+    "path.shared_broken": "blocks from there were wrong, and not used",
     "client.finished": "an answer was complete",
     "client.stopped": "an answer ended at letters that its client had named",
     "client.late": "an answer was given up because its deadline had passed",

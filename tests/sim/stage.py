@@ -10,7 +10,7 @@ from typing import Literal
 import anyio
 import msgspec
 
-from bus.config import Config, FrontendConfig, MockConfig, WorkerConfig
+from bus.config import Config, FrontendConfig, MockConfig, OffloadConfig, WorkerConfig
 from bus.errors import BuswayError
 from bus.lifecycle import Component
 from bus.protocol import Bus
@@ -19,11 +19,13 @@ from components.engines.mock.engine import MockEngine
 from components.router.service import Router
 from components.worker.service import Worker, open_worker
 from frontend.service import Frontend
+from offload.store import Store
 from tests.history import check_idle
 from tests.sim.idle import find_engine, look_at_router, look_at_worker
 from tests.sim.layout import PLAIN, Layout
 from tests.sim.loop import PROCESS, SimLoop
 from tests.sim.model import MAX_MODEL_LEN, model
+from tests.sim.shelf import Shelf, ShelfStore
 from tests.sim.stdlib import WallClock
 from tests.sim.trace import Trace
 from tests.sim.weather import Weather
@@ -91,6 +93,7 @@ class Stage:
         self.layout = layout
         self.broker = broker
         self.host = Host(weather)
+        self.shelf = Shelf(weather, wall.now)
         self.weather = weather
         self.wall = wall
         self.trace = trace
@@ -206,9 +209,18 @@ class Stage:
             config = self._worker_config(process)
             engine = MockEngine(config.mock, model=model().name, vocab_size=model().vocab_size)
             async with open_worker(
-                config, bus, engine, model(), process.name, opener=self.host.open_transfer
+                config,
+                bus,
+                engine,
+                model(),
+                process.name,
+                opener=self.host.open_transfer,
+                find_stores=self._find_stores,
             ) as worker:
                 yield worker
+
+    def _find_stores(self, config: OffloadConfig) -> list[Store]:
+        return [ShelfStore(self.shelf)] if config.redis.url else []
 
     def _worker_config(self, process: Process) -> Config:
         engine = ENGINE

@@ -9,6 +9,7 @@ import msgspec
 from bus.codec import codec
 from bus.messages.route import RouteBatch
 from bus.testing.faults import Action, Fate
+from offload.key import BlockKey
 from tests.sim.trace import Trace
 
 NEXT_S = 1e-6
@@ -32,6 +33,9 @@ class Climate(msgspec.Struct):
     ack_lost: float = 0.0
     read_lost: float = 0.0
     read_slow: float = 0.0
+    store_lost: float = 0.0
+    store_slow: float = 0.0
+    store_flip: float = 0.0
 
 
 class Weather:
@@ -119,10 +123,28 @@ class Weather:
 
     def breaks_read(self, process: str) -> bool:
         """Draw whether a read of KV blocks ends here."""
-        is_broken = self._happens(self.climate.read_lost)
-        if is_broken:
-            self._trace.note("fault.read_lost", process)
-        return is_broken
+        return self._strikes("read_lost", process)
+
+    def store_s(self) -> float:
+        """Draw how long a shared store takes for a few blocks."""
+        if self._happens(self.climate.store_slow):
+            self._trace.note("fault.store_slow")
+            return 1.5
+        return 0.0005 + 0.001 * self._rng.random()
+
+    def store_fails(self) -> bool:
+        """Draw whether a shared store answers with an error."""
+        return self._strikes("store_lost")
+
+    def flips(self, key: BlockKey) -> bool:
+        """Draw whether a stored block comes back with a wrong bit."""
+        return self._strikes("store_flip", f"{key.block_hash:x}")
+
+    def _strikes(self, fault: str, details: str = "") -> bool:
+        is_struck = self._happens(getattr(self.climate, fault))
+        if is_struck:
+            self._trace.note(f"fault.{fault}", details)
+        return is_struck
 
     def _note_path(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
         """Count what says that a path was taken."""
