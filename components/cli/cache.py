@@ -22,7 +22,7 @@ from bus.subjects import Subjects
 from bus.typed import subscribe_typed
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser, UsageError
-from components.cli.terminal import find_broker, run_async, say
+from components.cli.terminal import find_broker, find_stores, run_async, say
 from offload.collect import find_garbage
 from offload.key import BlockKey, Space
 from offload.store import Listed, Store, TierUnavailable
@@ -42,7 +42,8 @@ def add_arguments(parser: Parser) -> None:
         "  busway cache pin --space HEX --for 8h        keep for so long, however old\n"
         "  busway cache drop --block HASH --block HASH  forget blocks (busway explain shows the hashes of a prompt's)\n"
         "  busway cache gc                              remove what is too old, then what is over the quotas\n\n"
-        "A space is one model and layout under one cache salt. Stores are those of offload.redis and offload.s3."
+        "A space is one model and layout under one cache salt. Stores are those of offload.redis and offload.s3;\n"
+        "where neither is set, those of the running system. Credentials of object stores come from the environment."
     )
     parser.add_argument("action", choices=["ls", "stats", "pin", "drop", "gc"])
     parser.add_argument("--store", choices=["redis", "s3"], help="only this one")
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Do it."""
     matches = _selection(options)
     keep_s = _seconds(options.keep) if options.keep is not None else 0.0
-    run_async(_run, find_broker(read_config(options)), options, matches, keep_s)
+    run_async(_run, find_stores(find_broker(read_config(options))), options, matches, keep_s)
     return 0
 
 

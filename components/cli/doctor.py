@@ -5,7 +5,7 @@ import sys
 
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser
-from components.cli.terminal import find_broker, run_async, say
+from components.cli.terminal import find_broker, find_stores, run_async, say
 
 EXIT_FAILED = 1
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
             num_failed += finding.verdict is Verdict.FAIL
             say(finding.line(sys.stdout.isatty()))
     for look in (check_broker, check_stores):
-        for finding in run_async(look, find_broker(config)):
+        for finding in run_async(look, find_stores(find_broker(config))):
             num_failed += finding.verdict is Verdict.FAIL
             say(finding.line(sys.stdout.isatty()))
     say(f"\n{num_failed} to mend" if num_failed else "\nall well")

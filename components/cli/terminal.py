@@ -39,3 +39,17 @@ def find_broker(config: Config) -> Config:
         tls_ca=config.bus.tls_ca or running.tls_ca,
     )
     return replace(config, namespace=running.namespace, bus=bus)
+
+
+def find_stores(config: Config) -> Config:
+    """Return the configuration with the shared stores of the system that runs here, unless it names some itself."""
+    from msgspec.structs import replace
+
+    from bus.config import load_config
+    from components.supervisor.running import CONFIG_FILE, read_running
+
+    state_dir = Path(config.state_dir)
+    if config.offload.redis.url or config.offload.s3.url or read_running(state_dir) is None:
+        return config
+    path = state_dir / CONFIG_FILE
+    return replace(config, offload=load_config(path.read_text(encoding="utf-8"), {}, [], source=str(path)).offload)

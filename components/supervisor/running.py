@@ -13,6 +13,9 @@ import msgspec
 from bus.config import Config
 from components.supervisor.errors import CannotStart
 
+CONFIG_FILE = "config.toml"
+"""In the state directory: the configuration of what runs, as all of it starts with."""
+
 
 class RunningProcess(msgspec.Struct, frozen=True, kw_only=True):
     """One process of the running system."""

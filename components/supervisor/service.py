@@ -21,7 +21,7 @@ from components.supervisor.plan import Part, plan_parts, plan_spare
 from components.supervisor.policy import QUICK_DEATHS, Life, bury, describe_exit, is_hopeless
 from components.supervisor.ports import is_free
 from components.supervisor.probe import first_model, wait_until_ready
-from components.supervisor.running import RunningSystem, hold
+from components.supervisor.running import CONFIG_FILE, RunningSystem, hold
 
 LOCALHOST = "127.0.0.1"
 PROGRESS_S = 2.0
@@ -81,7 +81,7 @@ def _write_files(config: Config, state_dir: Path) -> Path:
     logs.mkdir(exist_ok=True)
     for log in logs.glob("*.log"):
         log.replace(log.with_suffix(".log.1"))
-    config_file = state_dir / "config.toml"
+    config_file = state_dir / CONFIG_FILE
     config_file.touch(mode=0o600)
     config_file.write_text(render_toml(config), encoding="utf-8")
     return config_file
