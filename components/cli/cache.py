@@ -3,7 +3,6 @@
 import argparse
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 
@@ -20,18 +19,18 @@ from bus.messages.kv import BlocksRemoved, TierBatch
 from bus.protocol import Bus, Incoming
 from bus.subjects import Subjects
 from bus.typed import subscribe_typed
+from components.cli.cache_list import UNITS_S, duration, show_blocks
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser, UsageError
 from components.cli.terminal import find_broker, find_stores, run_async, say
 from offload.collect import find_garbage
-from offload.key import BlockKey, Space
+from offload.key import BlockKey
 from offload.store import Listed, Store, TierUnavailable
 from offload.stores import make_stores
 
 LISTEN_S = 1.0
 """How long `stats` listens for load reports; workers send one every 250 ms."""
 DROP_CHUNK = 1000
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -89,7 +88,7 @@ class StoreFailed(BuswayError):
 
 async def _do(config: Config, action: str, store: Store, matches: Callable[[BlockKey], bool], keep_s: float) -> None:
     if action == "ls":
-        await _list(store)
+        await show_blocks(config, store)
     elif action == "pin":
         await _pin(store, matches, keep_s)
     elif action == "drop":
@@ -98,27 +97,12 @@ async def _do(config: Config, action: str, store: Store, matches: Callable[[Bloc
         await _collect(config, store, config.offload.redis if store.name == "redis" else config.offload.s3)
 
 
-async def _list(store: Store) -> None:
-    blocks, num_bytes, latest = Counter[Space](), Counter[Space](), dict[Space, float]()
-    async with aclosing(store.listing()) as listing:
-        async for part in listing:
-            for each in part:
-                space = each.key.space
-                blocks[space] += 1
-                num_bytes[space] += each.num_bytes
-                latest[space] = max(latest.get(space, 0.0), each.expires_at)
-    say(f"{store.name}  {store.location}  {blocks.total()} blocks, {_bytes(num_bytes.total())}")
-    for space, count in blocks.most_common():
-        left_s = latest[space] - time.time()
-        say(f"  {space.hex()}  {count:>9} blocks {_bytes(num_bytes[space]):>10}  the last until {_duration(left_s)}")
-
-
 async def _pin(store: Store, matches: Callable[[BlockKey], bool], keep_s: float) -> None:
     count = 0
     async with aclosing(store.listing()) as listing:
         async for part in listing:
             count += sum(await store.keep([each.key for each in part if matches(each.key)], keep_s))
-    say(f"{store.name}: {count} blocks stay for {_duration(keep_s)} at least")
+    say(f"{store.name}: {count} blocks stay for {duration(keep_s)} at least")
 
 
 async def _collect(config: Config, store: Store, limits: RedisTierConfig | S3TierConfig) -> None:
@@ -217,25 +201,8 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if match is None or not int(match[1]):
         raise UsageError(f"{text!r} is no time: write it as in 90s, 30m, 8h, 7d", "busway cache --help")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * UNITS_S[match[2]]
 
 
 def _parts(keys: Sequence[BlockKey]) -> Iterator[Sequence[BlockKey]]:
     return (keys[first : first + DROP_CHUNK] for first in range(0, len(keys), DROP_CHUNK))
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "the store has no room"
-    for unit in ("d", "h", "m"):
-        if seconds >= 2 * _UNITS[unit]:
-            return f"{seconds / _UNITS[unit]:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -1,5 +1,6 @@
 """`busway cache` against a real Redis, object store and broker: what it prints, removes, keeps and tells."""
 
+import re
 import threading
 
 import anyio
@@ -94,7 +95,8 @@ def test_the_fleet_hears_what_was_dropped(busway, put, nats_url, namespace):
         async with open_bus(BusConfig(url=nats_url), Subjects(namespace), name="w-1") as bus:
             await bus.ensure()
             chain = pack_u64([frame.key.block_hash for frame in other])
-            batch = TierBatch("redis-1", "w-1", [msgspec.Raw(encode(BlocksStored(0, chain, "remote")))])
+            events = [msgspec.Raw(encode(BlocksStored(0, chain, "remote")))]
+            batch = TierBatch("redis-1", "w-1", events, other[0].key.space, 7, 1.0)
             await bus.append(bus.subjects.tier("m", "redis-1"), encode(batch))
 
     async def hear():
@@ -106,6 +108,9 @@ def test_the_fleet_hears_what_was_dropped(busway, put, nats_url, namespace):
             )
 
     anyio.run(tell)
+    text = busway("cache", "ls", "--set", setting)[1]
+    assert re.search(rf"{other[0].key.space.hex()} +5 blocks .* until 120.0 m  m\n", text), "its model is known"
+    assert re.search(r" +3 blocks .* until 60.0 m\n", text), "the other's is not"
     busway("cache", "drop", "--all", "--set", setting)
     anyio.run(hear)
     events = [msgspec.msgpack.decode(raw, type=KvEvent) for batch in heard[1:] for raw in batch.events]
