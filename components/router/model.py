@@ -45,8 +45,9 @@ class StepModel:
         values = (prior.step_s, prior.prefill_token_s, prior.decode_request_s, prior.kv_token_s)
         self._theta = [max(value * scale, 1e-12) for value, scale in zip(values, _SCALES, strict=True)]
         self._prior = list(self._theta)
-        self._normal = [[0.0] * 4 for _ in range(4)]
-        self._right = [0.0] * 4
+        self._normal = (0.0,) * 10
+        """The upper triangle of the normal equations, row by row, and below their right side."""
+        self._right = (0.0,) * 4
 
     @classmethod
     def like(cls, peers: list["StepModel"]) -> "StepModel":
@@ -63,26 +64,44 @@ class StepModel:
         self.chunk_tokens = max(self.chunk_tokens, prefill_tokens)
         self.num_samples += 1
         weight = 1.0 / max(duration_s, SHORTEST_S) ** 2
-        features = (1.0, prefill_tokens / _SCALES[1], decode_requests / _SCALES[2], kv_tokens / _SCALES[3])
-        right = self._right
-        for row, feature in enumerate(features):
-            weighted = weight * feature
-            right[row] = FORGETTING * right[row] + weighted * duration_s
-            line = self._normal[row]
-            for column in range(4):
-                line[column] = FORGETTING * line[column] + weighted * features[column]
+        x1, x2, x3 = prefill_tokens / _SCALES[1], decode_requests / _SCALES[2], kv_tokens / _SCALES[3]
+        w1, w2, w3 = weight * x1, weight * x2, weight * x3
+        # Written out: routers hear some thousand steps a second.
+        n00, n01, n02, n03, n11, n12, n13, n22, n23, n33 = self._normal
+        self._normal = (
+            FORGETTING * n00 + weight,
+            FORGETTING * n01 + w1,
+            FORGETTING * n02 + w2,
+            FORGETTING * n03 + w3,
+            FORGETTING * n11 + w1 * x1,
+            FORGETTING * n12 + w1 * x2,
+            FORGETTING * n13 + w1 * x3,
+            FORGETTING * n22 + w2 * x2,
+            FORGETTING * n23 + w2 * x3,
+            FORGETTING * n33 + w3 * x3,
+        )
+        r0, r1, r2, r3 = self._right
+        self._right = (
+            FORGETTING * r0 + weight * duration_s,
+            FORGETTING * r1 + w1 * duration_s,
+            FORGETTING * r2 + w2 * duration_s,
+            FORGETTING * r3 + w3 * duration_s,
+        )
 
     def fit(self) -> None:
         """Solve for the coefficients, none below zero."""
-        theta, normal, right = self._theta, self._normal, self._right
-        pulls = [PRIOR_WEIGHT / prior**2 for prior in self._prior]
+        n00, n01, n02, n03, n11, n12, n13, n22, n23, n33 = self._normal
+        p0, p1, p2, p3 = [PRIOR_WEIGHT / prior**2 for prior in self._prior]
+        # What a coefficient is when the others are 0, before it is divided by its own weight.
+        r0, r1, r2, r3 = [right + PRIOR_WEIGHT / prior for right, prior in zip(self._right, self._prior, strict=True)]
+        t0, t1, t2, t3 = self._theta
         for _ in range(SWEEPS):
-            for row in range(4):
-                line = normal[row]
-                rest = sum([line[column] * theta[column] for column in range(4) if column != row])
-                gain = right[row] - rest + pulls[row] * self._prior[row]
-                theta[row] = max(0.0, gain / (line[row] + pulls[row]))
-        self.coefficients = Coefficients(*(value / scale for value, scale in zip(theta, _SCALES, strict=True)))
+            t0 = max(0.0, (r0 - n01 * t1 - n02 * t2 - n03 * t3) / (n00 + p0))
+            t1 = max(0.0, (r1 - n01 * t0 - n12 * t2 - n13 * t3) / (n11 + p1))
+            t2 = max(0.0, (r2 - n02 * t0 - n12 * t1 - n23 * t3) / (n22 + p2))
+            t3 = max(0.0, (r3 - n03 * t0 - n13 * t1 - n23 * t2) / (n33 + p3))
+        self._theta = [t0, t1, t2, t3]
+        self.coefficients = Coefficients(t0 / _SCALES[0], t1 / _SCALES[1], t2 / _SCALES[2], t3 / _SCALES[3])
 
     def step_s(self, prefill_tokens: float, decode_requests: float, kv_tokens: float) -> float:
         """Predict the duration of one step."""

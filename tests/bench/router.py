@@ -147,12 +147,14 @@ class Players:
     def take(self, delivery: Delivery) -> None:
         job = self._jobs.decode(delivery.payload)
         delivery.ack()
+        hashes = self._hashes.pop(job.ticket, None)
+        if hashes is None:
+            return  # delivered again, as this process was slow
         self.taken += 1
         worker = self._bus.subjects.parse(delivery.subject).fields[2]
         group = int(job.tenant)
         self.hits += (worker, group) in self._homes
         self._homes[worker, group] = True
-        hashes = self._hashes.pop(job.ticket)
         seq = self._seqs.get(worker, 0)
         self._seqs[worker] = seq + 1
         event = msgspec.Raw(encode(BlocksStored(0, pack_u64(hashes))))
