@@ -5,7 +5,7 @@ import random
 import pytest
 
 from components.builtin.phrasing import questions_of, slip, vary
-from components.builtin.reading import Entry, is_held_out, normal, parse_entries, parse_exam, parse_lists
+from components.builtin.reading import Entry, is_held_out, normal, parse_entries, parse_lists, parse_pairs
 
 FORMS = {
     "singular": ("What is {t}?", "Define {b}."),
@@ -37,7 +37,7 @@ def test_lists_are_divided_by_bars_or_spaces() -> None:
 
 
 def test_the_exam_pairs_a_known_question_with_another_wording() -> None:
-    assert parse_exam("# note\nWhat is a slot? => Slots, what are they?") == (
+    assert parse_pairs("# note\nWhat is a slot? => Slots, what are they?") == (
         ("What is a slot?", "Slots, what are they?"),
     )
 
