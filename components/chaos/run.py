@@ -1,6 +1,7 @@
 """I/O. Chaos from its first answer to its verdict: learn what is right, disturb, ask meanwhile, and compare."""
 
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bus.config import Config
+from bus.errors import NoWorker
 from components.bench.requests import render_prompt
 from components.bench.results import LoadOptions
 from components.chaos.ask import Target
@@ -58,7 +60,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_chaos(config: Config, options: ChaosOptions, say: Say) -> Report:
-    """Disturb the system in `config.state_dir` for `duration_s`; raise `NoWorker` when it does not come back."""
+    """Disturb the system in `config.state_dir` for `duration_s`, or until Ctrl-C.
+
+    Raises `NoWorker` when what was ended does not come back.
+    """
     questions = make_questions(options)
     say(f"asking {len(questions)} questions without faults, to know the answers")
     questions = await learn_answers(options.target, questions, options.streams)
@@ -67,31 +72,64 @@ async def run_chaos(config: Config, options: ChaosOptions, say: Say) -> Report:
         say(
             f"  {len(questions) - num_known} were not answered the same way twice: of these, only the length is checked"
         )
-    schedule = Schedule(options.faults, random.Random(options.seed))
-    state_dir = Path(config.state_dir)
-    downtimes: list[Downtime] = []
-    done: list[tuple[str, float]] = []
-    started_at = time.monotonic()
-    async with running_load(options.target, questions, options.streams) as load:
-        while time.monotonic() - started_at < options.duration_s:
-            await anyio.sleep(options.every_s)
-            processes = [(process.name, process.role) for process in list_processes(state_dir)]
-            fault, name = schedule.pick(processes)
-            at = time.monotonic()
-            done.append((fault.name, at))
-            downtime = await inflict(fault, name, state_dir)
-            if downtime is not None:
-                downtimes.append(downtime)
-            took_s = time.monotonic() - at
-            say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} over after {took_s:5.2f} s")
+    disturbance = _Disturbance(options, Path(config.state_dir), say)
+    failure: NoWorker | None = None
+    async with running_load(options.target, questions, options.streams) as load, anyio.create_task_group() as tasks:
+        tasks.start_soon(disturbance.stop_at_signal)
+        try:
+            await disturbance.run()
+        except NoWorker as error:
+            failure = error  # a task group would wrap it
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
     return Report(
-        verdict=check(load.answers, downtimes),
+        verdict=check(load.answers, disturbance.downtimes),
         num_known=num_known,
         num_questions=len(questions),
-        gaps=worst_gaps(load.answers, done),
-        num_faults=len(done),
+        gaps=worst_gaps(load.answers, disturbance.done),
+        num_faults=len(disturbance.done),
         leaked=await find_leaks(config),
     )
+
+
+class _Disturbance:
+    """One fault after the other, and what was done."""
+
+    def __init__(self, options: ChaosOptions, state_dir: Path, say: Say) -> None:
+        self.downtimes: list[Downtime] = []
+        self.done: list[tuple[str, float]] = []
+        """Names of faults, and when they were done."""
+        self._options = options
+        self._schedule = Schedule(options.faults, random.Random(options.seed))
+        self._state_dir = state_dir
+        self._say = say
+        self._stopping = anyio.Event()
+
+    async def run(self) -> None:
+        """Disturb for as long as was asked for, or until the signal; what has begun is undone first."""
+        started_at = time.monotonic()
+        while time.monotonic() - started_at < self._options.duration_s:
+            with anyio.move_on_after(self._options.every_s):
+                await self._stopping.wait()
+                return
+            processes = [(process.name, process.role) for process in list_processes(self._state_dir)]
+            fault, name = self._schedule.pick(processes)
+            at = time.monotonic()
+            self.done.append((fault.name, at))
+            downtime = await inflict(fault, name, self._state_dir)
+            if downtime is not None:
+                self.downtimes.append(downtime)
+            took_s = time.monotonic() - at
+            self._say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} over after {took_s:5.2f} s")
+
+    async def stop_at_signal(self) -> None:
+        """Let Ctrl-C end the faults and not the verdict; a second one ends all."""
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                self._say("no more faults: waiting for the answers that are on their way (Ctrl-C again stops at once)")
+                self._stopping.set()
+                return
 
 
 def worst_gaps(answers: Sequence[Answer], done: Sequence[tuple[str, float]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from components.cli.options import add_config_options, read_config
-from components.cli.parser import Parser
+from components.cli.parser import Parser, UsageError
 from components.cli.terminal import find_broker, run_async, say
 
 
@@ -61,19 +61,19 @@ def run(options: argparse.Namespace) -> int:
         tls=client_context(running.tls_ca) if running.url.startswith("https:") else None,
         api_key=os.environ.get(KEY_VARIABLE, ""),
     )
-    wanted = {
-        "target": target,
-        "faults": choose_faults(options.fault, [process.role for process in running.processes]),
-        "duration_s": options.duration,
-        "every_s": options.every,
-        "streams": options.streams,
-        "max_tokens": options.tokens,
-        "seed": options.seed,
-    }
     try:
+        wanted = {
+            "target": target,
+            "faults": choose_faults(options.fault, [process.role for process in running.processes]),
+            "duration_s": options.duration,
+            "every_s": options.every,
+            "streams": options.streams,
+            "max_tokens": options.tokens,
+            "seed": options.seed,
+        }
         chaos = msgspec.convert(wanted, ChaosOptions, from_attributes=True)
-    except msgspec.ValidationError as error:
-        raise BadConfig(f"busway chaos: {error}") from error
+    except (BadConfig, msgspec.ValidationError) as error:
+        raise UsageError(f"busway chaos: {error}", "busway chaos --help") from error
     report = run_async(run_chaos, find_broker(config), chaos, say)
     for line in render(report):
         say(line)
