@@ -8,39 +8,43 @@ from typing import Any
 
 import anyio
 
+from frontend.requests import StepOutcome, column
+
+
+def take(self: Any, batch: Any, now: float) -> StepOutcome:
+    """Push all tokens of a batch, believing that they are the next ones; stands for `Requests.take`."""
+    outcome = StepOutcome({}, [], [], {}, set(), None)
+    by_ticket, touched = self._by_ticket, outcome.touched
+    for accepted in batch.accepted:
+        request = by_ticket.get(accepted.ticket)
+        if request is not None:
+            request.worker, request.cached_tokens = batch.worker, accepted.cached_tokens
+    gaps = self._gaps
+    counts, scale = gaps.counts, gaps.SCALE
+    for ticket, token in zip(column(batch.tickets), column(batch.tokens), strict=True):
+        request = by_ticket.get(ticket)
+        if request is None:
+            continue
+        if request.num_tokens:
+            gap = now - request.last_token_at
+            counts[int(gap * scale).bit_length()] += 1
+            gaps.sum += gap
+        else:
+            request.first_token_at = now
+        request.num_tokens += 1
+        request.tokens.append(token)
+        request.last_token_at = now
+        request.output.push(token)
+        touched[request] = None
+    outcome.finished = [(by_ticket[each.ticket], each) for each in batch.finished if each.ticket in by_ticket]
+    return outcome
+
 
 def unfence_frontend() -> None:
     """Take every token as it comes: whose, from whom and which one it is are believed; silence means nothing."""
     from frontend.dispatch import Dispatcher
     from frontend.fleet import Fleet
-    from frontend.requests import Requests, StepOutcome, column
-
-    def take(self: Any, batch: Any, now: float) -> Any:
-        outcome = StepOutcome({}, [], [], {}, set(), None)
-        by_ticket, touched = self._by_ticket, outcome.touched
-        for accepted in batch.accepted:
-            request = by_ticket.get(accepted.ticket)
-            if request is not None:
-                request.worker, request.cached_tokens = batch.worker, accepted.cached_tokens
-        gaps = self._gaps
-        counts, scale = gaps.counts, gaps.SCALE
-        for ticket, token in zip(column(batch.tickets), column(batch.tokens), strict=True):
-            request = by_ticket.get(ticket)
-            if request is None:
-                continue
-            if request.num_tokens:
-                gap = now - request.last_token_at
-                counts[int(gap * scale).bit_length()] += 1
-                gaps.sum += gap
-            else:
-                request.first_token_at = now
-            request.num_tokens += 1
-            request.tokens.append(token)
-            request.last_token_at = now
-            request.output.push(token)
-            touched[request] = None
-        outcome.finished = [(by_ticket[each.ticket], each) for each in batch.finished if each.ticket in by_ticket]
-        return outcome
+    from frontend.requests import Requests
 
     async def sleep(self: Any) -> None:
         await anyio.sleep_forever()
