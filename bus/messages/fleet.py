@@ -23,6 +23,8 @@ class WorkerCard(Fact, frozen=True, kw_only=True, tag="worker_card"):
     started_at: float
     max_running: int = 0
     """Requests that can be in one engine step; 0: as many as there are slots."""
+    takes_early: bool = False
+    """It knows early offers (`Handover.is_early`); an older worker would take them for requests."""
 
 
 class ModelCard(Fact, frozen=True, kw_only=True, tag="model_card"):

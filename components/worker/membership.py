@@ -55,6 +55,7 @@ async def join_pool(
         version=VERSION,
         started_at=time.time(),
         max_running=spec.max_running,
+        takes_early=True,
     )
     async with (
         keep_shared_card(bus, f"model.{slug(model.name)}", model_card),
