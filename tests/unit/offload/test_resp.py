@@ -62,6 +62,23 @@ def test_values_and_misses_in_any_order(path: str, answer: bytes, found: list[bo
     assert bytes(views[1]) == (b"efgh" if found[1] else bytes(4))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["value", "missing", "shorter", "longer"]), min_size=1, max_size=7), st.integers(1, 5))
+def test_any_mixture_is_read_to_its_end_and_not_beyond(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str], digits: int
+) -> None:
+    size = 10 ** (digits - 1)
+    views = [memoryview(bytearray(size)) for _ in kinds]
+    sizes = {"value": size, "shorter": size - 1, "longer": size + 1}
+    answer = b"*%d\r\n" % len(kinds)
+    for kind in kinds:
+        answer += b"$-1\r\n" if kind == "missing" else b"$%d\r\n" % sizes[kind] + b"v" * sizes[kind] + b"\r\n"
+    with serving(answer, str(tmp_path_factory.mktemp("r"))) as connection:
+        assert connection.get_all([b"k"] * len(kinds), views) == [kind == "value" for kind in kinds]
+        assert not connection._pending, "not a byte too many"
+    assert all(set(view) == {ord("v")} for view, kind in zip(views, kinds, strict=True) if kind == "value")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
