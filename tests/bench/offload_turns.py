@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("trace", type=Path)
     parser.add_argument("--conversations", type=int, default=30)
     parser.add_argument("--host-part", type=float, default=0.5, help="of the working set")
-    parser.add_argument("--disk-part", type=float, default=1.0)
+    parser.add_argument("--disk-part", type=float, default=0.8)
     arguments = parser.parse_args()
     work = partial(measure, arguments.trace, arguments.conversations, arguments.host_part, arguments.disk_part)
     anyio.run(work, backend_options={"use_uvloop": True})

@@ -19,9 +19,15 @@ BY_CI = {"make up", ". .venv/bin/activate"}
 SERVES = {
     "busway run components.meter:UsageMeter": ("component.started", "--set bus.url=nats://127.0.0.1:4222"),
     "busway up --config configs/router.toml": ("ready in", "--port 0 --set up.nats_port=0 --set state_dir=.beside"),
+    "busway up --config configs/offload.toml": (
+        "ready in",
+        "--port 0 --set up.nats_port=0 --set state_dir=.tiers --set offload.disk_bytes=67108864",
+    ),
     "busway up --config configs/disaggregated.toml": ("ready in", "--port 0 --set up.nats_port=0 --set state_dir=.pd"),
 }
 """Commands that run until they are stopped: what they print when they are up, and what they need to run here."""
+SECURE = ["busway up --secure", *(line for line in SHELL_LINES if re.match(r"busway keys (bus|revoke) ", line))]
+"""Commands of one system of their own, in this order."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def test_there_is_something_to_run() -> None:
     assert len(SHELL_LINES) > len(SERVES) + len(BY_CI)
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL_LINES if line not in BY_CI | set(SERVES)])
+@pytest.mark.parametrize("line", [line for line in SHELL_LINES if line not in BY_CI | {*SERVES, *SECURE}])
 def test_a_command_does_what_it_says(line: str, shared_shell: Any, addresses: dict[str, str]) -> None:
     done = subprocess.run(
         translate(line, addresses),
@@ -108,3 +114,14 @@ def test_a_named_command_explains_itself(command: str, shared_shell: Any) -> Non
     done = shared_shell.run(*command.split()[1:], "--help")
     assert done.returncode == 0
     assert "usage:" in done.stdout
+
+
+def test_a_guarded_system_gives_out_credentials(shell: Any, wait_for: Callable[..., float]) -> None:
+    up, *others = SECURE
+    assert up in SHELL_LINES
+    assert others
+    shell.start(*up.split()[1:], "--engine", "mock", "--port", "0", "--set", "up.nats_port=0")
+    wait_for(lambda: "ready in" in shell.output(), explain=shell.output)
+    for line in others:
+        done = shell.run(*line.split()[1:])
+        assert done.returncode == 0, done.stderr
