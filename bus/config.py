@@ -265,6 +265,8 @@ class UpConfig(_Section, frozen=True, kw_only=True):
     """Where this one does, if it has peers."""
     secure: bool = False
     """Each process has credentials of its own, the bus and HTTP speak TLS; all that needs is made in `state_dir`."""
+    credentials_s: Annotated[float, Meta(ge=3)] = 86_400.0
+    """How long credentials of these processes last; they are replaced three times as often."""
     names: tuple[str, ...] = ()
     """Host names and addresses by which others reach this machine, for its certificate."""
 

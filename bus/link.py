@@ -343,8 +343,8 @@ class Link:
         url = self._urls[(self._first_url + attempt) % len(self._urls)]
         session = Session(self, self._outbox, self._handlers, self._list_subscriptions)
         try:
-            if attempt:
-                # Files that were wrong, or are too old, may have been replaced.
+            if attempt or self._server_id:
+                # Files that were wrong, or whose time is over, may have been replaced.
                 self.access = read_access(self._config)
             await session.open(
                 url,

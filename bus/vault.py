@@ -14,8 +14,9 @@ import msgspec
 from bus.authority import Authority, make_accounts, mint, new_authority, new_name, revoke, with_all_roles
 from bus.certificates import Certificate, is_good, issue_server, make_authority
 from bus.errors import BadConfig
+from bus.identity import read_credentials
 from bus.private import make_private_dir, write_private
-from bus.roles import BusRole
+from bus.roles import ROLES, BusRole
 from bus.server_config import Guard
 from bus.streams import Declared
 from bus.subjects import Subjects
@@ -69,6 +70,17 @@ class Vault:
                 raise BadConfig(f"there are credentials for {name!r} already: busway keys revoke {name}")
             self._save(msgspec.structs.replace(authority, issued={**authority.issued, name: minted.public}))
         return minted.name, write_private(path or self.credentials_file(minted.name), minted.content)
+
+    def renew(self, path: Path, *, models: Iterable[str], expires_at: int) -> None:
+        """Replace a file of credentials by one for the same holder that lasts until `expires_at`; raise `BadConfig`."""
+        try:
+            holder = read_credentials(path.read_text(), str(path))
+        except OSError as error:
+            raise BadConfig(f"cannot renew {path}: {error}") from error
+        role = next(role for role in ROLES if role == holder.role)
+        now = int(time.time())
+        minted = mint(self._authority(), role, holder.name, now=now, expires_at=expires_at, models=models)
+        write_private(path, minted.content)
 
     def credentials_file(self, name: str) -> Path:
         """Return where credentials are kept here; `name` is a token."""

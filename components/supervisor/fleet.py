@@ -64,6 +64,11 @@ class Fleet:
             self._credentials[process.pid] = credentials
         return process
 
+    def renew_credentials(self) -> None:
+        """Give all processes new credentials in the place of theirs; raise `BadConfig` or `OSError`."""
+        if self._secrets is not None:
+            self._secrets.renew(self._credentials.values())
+
     def _wake_spare(self, part: Part) -> Process | None:
         if part.role != "worker":
             return None

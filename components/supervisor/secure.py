@@ -1,6 +1,8 @@
 """I/O. What `busway up --secure` makes: a guarded broker, HTTPS, and credentials for each process that is started."""
 
 import socket
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -22,18 +24,30 @@ ROLES: dict[str, BusRole] = {"frontend": "frontend", "worker": "worker", "spare"
 class Secrets:
     """Issues credentials for one run of a system."""
 
-    def __init__(self, vault: Vault, guard: Guard, model: str) -> None:
+    def __init__(self, vault: Vault, guard: Guard, model: str, lifetime_s: float) -> None:
+        """What is issued lasts `lifetime_s`, and is to be renewed before."""
         self.guard = guard
+        self._lifetime_s = lifetime_s
         self._vault = vault
         self._model = model
-        _, self.operator_file = vault.issue("operator", path=vault.credentials_file("operator"))
-        _, self.observer_file = vault.issue("observer", path=vault.credentials_file("observer"))
+        self.operator_file, self.observer_file = (
+            vault.issue(role, path=vault.credentials_file(role), expires_at=self._ends_at())[1]
+            for role in ("operator", "observer")
+        )
 
     def issue(self, role: str) -> Path | None:
         """Return a new file of credentials for a part of this role; None for one that needs none."""
         if role not in ROLES:
             return None
-        return self._vault.issue(ROLES[role], models=[self._model])[1]
+        return self._vault.issue(ROLES[role], models=[self._model], expires_at=self._ends_at())[1]
+
+    def renew(self, issued: Iterable[Path]) -> None:
+        """Replace these files, and those for people; whoever has them reads them when its connection is cut."""
+        for path in (self.operator_file, self.observer_file, *issued):
+            self._vault.renew(path, models=[self._model], expires_at=self._ends_at())
+
+    def _ends_at(self) -> int:
+        return int(time.time() + self._lifetime_s)
 
 
 def open_secrets(config: Config) -> Secrets:
@@ -43,7 +57,7 @@ def open_secrets(config: Config) -> Secrets:
     vault = open_vault(config.state_dir)
     subjects = Subjects(config.namespace)
     guard = vault.guard(subjects, load_declared(subjects), _names(config))
-    return Secrets(vault, guard, slug(locate_model(config.worker)[1]))
+    return Secrets(vault, guard, slug(locate_model(config.worker)[1]), config.up.credentials_s)
 
 
 def secure(config: Config, secrets: Secrets) -> Config:

@@ -10,6 +10,7 @@ import anyio
 from msgspec.structs import replace
 
 from bus.config import Config
+from bus.errors import BadConfig
 from bus.lifecycle import serve
 from bus.server import ServerFiles, free_port, prepare
 from bus.server_config import Cluster
@@ -107,19 +108,23 @@ class Supervisor:
     async def run(self) -> None:
         """Keep the system up until `stop`; raise `CannotStart` if it does not come up. Leaves no process behind."""
         try:
-            async with anyio.create_task_group() as tasks:
-                for part in self._parts:
-                    tasks.start_soon(self._keep, part)
-                if self._spare is not None:
-                    tasks.start_soon(self._keep_spare, self._spare)
-                tasks.start_soon(self._announce)
-                tasks.start_soon(self._tell_progress)
-                await self._stopping.wait()
-                tasks.cancel_scope.cancel()
-            if self._failure is None:
-                self._say("stopping: what runs is finished first (Ctrl-C again stops at once)")
-            for name in await self._fleet.stop(self._config.worker.grace_s + EXTRA_GRACE_S):
-                self._say(f"{name} did not stop in time and was killed")
+            async with anyio.create_task_group() as until_the_end:
+                if self._config.up.secure:
+                    until_the_end.start_soon(self._renew_credentials)
+                async with anyio.create_task_group() as tasks:
+                    for part in self._parts:
+                        tasks.start_soon(self._keep, part)
+                    if self._spare is not None:
+                        tasks.start_soon(self._keep_spare, self._spare)
+                    tasks.start_soon(self._announce)
+                    tasks.start_soon(self._tell_progress)
+                    await self._stopping.wait()
+                    tasks.cancel_scope.cancel()
+                if self._failure is None:
+                    self._say("stopping: what runs is finished first (Ctrl-C again stops at once)")
+                for name in await self._fleet.stop(self._config.worker.grace_s + EXTRA_GRACE_S):
+                    self._say(f"{name} did not stop in time and was killed")
+                until_the_end.cancel_scope.cancel()
         finally:
             self._fleet.kill()
         if self._failure is not None:
@@ -172,6 +177,15 @@ class Supervisor:
                 return
             waited_s = time.monotonic() - started
             self._say(f"  {waited_s:.0f} s: loading {self._config.worker.model} ({self._config.worker.engine})")
+
+    async def _renew_credentials(self) -> None:
+        """Replace credentials long before they end: whoever's connection is cut then has new ones."""
+        while True:
+            await anyio.sleep(self._config.up.credentials_s / 3)
+            try:
+                self._fleet.renew_credentials()
+            except (BadConfig, OSError) as error:
+                self._say(f"credentials were not renewed: {error}")
 
     def _fail(self, part: Part, ending: str) -> None:
         self._failure = CannotStart(

@@ -187,3 +187,27 @@ def test_what_a_dead_process_was_given_is_gone(system: System, wait_for: Wait) -
     assert living == {"worker", "router", "frontend"}
     kept = len([p for p in system.state["processes"] if p["role"] != "nats"]) + len({"operator", "observer"})
     wait_for(lambda: len(list(folder.iterdir())) == kept, within_s=5)
+
+
+def test_credentials_end_and_are_renewed_while_everything_runs(shell: Any, wait_for: Wait) -> None:
+    """Each process is cut off when its credentials end, and is back with new ones."""
+    settings = ("--set", "up.nats_port=0", "--set", "up.credentials_s=3")
+    up = shell.start("up", *WORDS, *settings)
+    wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
+    system = System(shell)
+
+    def num_renewed() -> int:
+        return system.logs().count("User Authentication Expired")
+
+    processes = system.state["processes"]
+    answered = []
+    while num_renewed() < 2 * len(processes):
+        answered.append(system.answers())
+        assert len(answered) < 5000
+    assert answered.count(False) < 4 * len(processes), "a frontend that is just being cut off says 503"
+    assert system.state["processes"] == processes, "nobody died of it"
+    assert system.logs().count("bus.reconnected") >= len(processes)
+    assert "bus.refused" not in system.logs()
+    assert shell.run("tap", "--count", "1").returncode == 0
+    up.terminate()
+    assert up.wait(15) == 0
