@@ -37,6 +37,18 @@ async def test_a_worker_takes_jobs_from_its_own_lane(stage):
     assert owner.accepted == {ticket: workers[(ticket + 1) % 2].name for ticket in range(6)}
 
 
+async def test_free_slots_go_to_interactive_before_standard_before_batch(stage):
+    owner, classes = stage.owner, ("batch", "standard", "interactive")
+    for ticket in range(18):
+        await owner.send(ticket, PROMPT, max_tokens=4, latency_class=classes[ticket // 6])
+    await stage.add_worker(slots=1, mock={"step_base_s": 0.005})
+    await owner.wait_ended(*range(18))
+    places = {ticket: place for place, ticket in enumerate(owner.accepted)}
+    batch, standard, interactive = (sum(places[6 * row + each] for each in range(6)) / 6 for row in range(3))
+    assert interactive < standard < batch, places
+    assert not owner.failed
+
+
 async def test_reports_tell_steps_and_the_digest_of_the_blocks(stage, collect):
     loads = collect()
     bus = stage.owner.bus
