@@ -301,7 +301,8 @@ class Pool:
         for entry in entries:
             is_ahead = is_ahead and entry.latency_class == "batch"
             headroom = 0.0
-            if entry.latency_class == "batch" and not is_ahead and now - self._online_at < ONLINE_S:
+            is_batch = entry.latency_class == "batch" and entry.item.num_prefilled_blocks is None
+            if is_batch and not is_ahead and now - self._online_at < ONLINE_S:
                 headroom = self._config.batch_headroom
             if headroom and not self._has_idle(headroom, now):
                 continue
@@ -359,10 +360,15 @@ class Pool:
         return idle > int(headroom * len(self.fleet.present))
 
     def _reserve_workers(self) -> None:
-        """Say anew which workers batch requests stay away from: by name, so that all routers say the same."""
-        names = sorted(self.fleet.numbers)
-        kept = names[: int(self._config.batch_headroom * len(names))]
-        self._reserved = [self.fleet.numbers[name] for name in kept]
+        """Say anew which workers of each side batch requests stay away from: by name, so that all routers say the same.
+
+        What is prefilled is no matter of that: its blocks are kept for whoever decodes it, elsewhere.
+        """
+        self._reserved = []
+        for side in self._sides.both:
+            names = sorted(name for name, number in self.fleet.numbers.items() if number in side)
+            kept = names[: int(self._config.batch_headroom * len(names))]
+            self._reserved += [self.fleet.numbers[name] for name in kept]
 
     def _choice(self, request: Request, number: int, cost_s: float, reason: str = "") -> Choice:
         name, uncached = self.fleet.state(number).name, self._scorer.uncached(request, number)

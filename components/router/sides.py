@@ -36,6 +36,11 @@ class Sides:
         else:
             self._prefill.add(number)
 
+    @property
+    def both(self) -> tuple[Container[int], Container[int]]:
+        """Those that prefill for others, and those that decode."""
+        return self._prefill, self._decode
+
     def forget(self, number: int) -> None:
         self._prefill.discard(number)
         self._decode.pop(number, None)

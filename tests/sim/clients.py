@@ -15,6 +15,8 @@ RETRY_S = 0.1
 """When a client that found no frontend tries again."""
 LEAVES = 0.06
 """Share of clients that want no more after a while."""
+LONG, LONGS = 1200, 0.04
+"""Tokens of a prompt that goes from worker to worker while it is computed, and share of such prompts."""
 HURRIES = 0.08
 """Share of clients to whom an answer that is late is of no use."""
 STOPS = 0.15
@@ -94,7 +96,7 @@ class Question(msgspec.Struct, frozen=True):
 
 def draw_question(rng: Random, name: str, *, may_leave: bool = True) -> Question:
     """Draw a question; some share the beginning of their prompts, more of them than an engine can keep."""
-    kind, length = rng.randrange(12), rng.choice((0, 16, 64))
+    kind, length = rng.randrange(12), LONG if rng.random() < LONGS else rng.choice((0, 16, 64, 200))
     prefix = [EOS + 1 + (kind * 7 + place) % 200 for place in range(length)]
     own = [rng.randrange(1, model().vocab_size) for _ in range(rng.randint(1, 40))]
     num_tokens = rng.choice((1, 4, 12, 30, 60, 120))

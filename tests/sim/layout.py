@@ -5,7 +5,7 @@ from random import Random
 
 import msgspec
 
-from bus.config import OffloadConfig, RedisTierConfig
+from bus.config import OffloadConfig, RedisTierConfig, RouterConfig
 from bus.messages.inference import Role
 
 HOST_BYTES = 192 * 4096
@@ -18,6 +18,7 @@ class Layout(msgspec.Struct, frozen=True):
     roles: Sequence[tuple[Role, ...]] = (("both",),)
     """Of each worker."""
     offload: OffloadConfig = OffloadConfig()
+    router: RouterConfig = RouterConfig()
 
     @property
     def has_roles(self) -> bool:
@@ -45,5 +46,7 @@ TIERS = (
 
 
 def draw_layout(rng: Random) -> Layout:
-    """Draw roles and tiers."""
-    return Layout(rng.choice(ROLES), rng.choice(TIERS))
+    """Draw roles and tiers, and whether routers let others prefill always, or where that is cheaper."""
+    return Layout(
+        rng.choice(ROLES), rng.choice(TIERS), RouterConfig(disaggregate="always" if rng.random() < 0.6 else "auto")
+    )

@@ -10,6 +10,7 @@ METERS: dict[str, tuple[str, dict[str, str]]] = {
     "path.handover_expired": (_HANDOVERS, {"outcome": "expired"}),
     "path.handover_withdrawn": (_HANDOVERS, {"outcome": "withdrawn"}),
     "path.blocks_read": (_FETCHES, {"outcome": "read"}),
+    "path.blocks_early": (_FETCHES, {"outcome": "early"}),
     "path.blocks_unneeded": (_FETCHES, {"outcome": "unneeded"}),
     "path.blocks_failed": (_FETCHES, {"outcome": "failed"}),
     "path.host_stored": (_TIERS, {"tier": "host", "outcome": "stored"}),

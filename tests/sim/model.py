@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from components.worker.model import Model
 
 NAME = "sim"
-MAX_MODEL_LEN = 512
+MAX_MODEL_LEN = 1536
 EOS = 0
 
 

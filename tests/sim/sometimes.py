@@ -58,6 +58,7 @@ PATHS = {
     "path.handover_expired": "nobody came for what was prefilled, and the lease of its blocks ended",
     "path.handover_withdrawn": "an offer of prefilled blocks was taken back",
     "path.blocks_read": "prefilled blocks came from another worker's memory",
+    "path.blocks_early": "prefilled blocks came while the rest of the prompt was computed",
     "path.blocks_unneeded": "prefilled blocks were not needed (any more)",
     "path.blocks_failed": "prefilled blocks did not come, and were computed again",
     "path.host_stored": "blocks were copied to host memory",

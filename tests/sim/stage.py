@@ -45,7 +45,7 @@ ENGINE = MockConfig(
     prefill_base_s=0.01,
     prefill_token_s=0.0005,
     num_blocks=96,
-    block_size=4,
+    block_size=16,
     max_running=6,
     max_batch_tokens=128,
     max_model_len=MAX_MODEL_LEN,
@@ -201,7 +201,7 @@ class Stage:
     @asynccontextmanager
     async def _open(self, process: Process, bus: Bus) -> AsyncIterator[Component]:
         if process.kind == "router":
-            yield Router(Config(), bus, process.name, wall=self.wall.now)
+            yield Router(Config(router=self.layout.router), bus, process.name, wall=self.wall.now)
         elif process.kind == "frontend":
             with closing(socket.socket()) as listener:
                 yield Frontend(bus, process.name, FrontendConfig(), listener)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from random import Random
 
 import anyio
+import msgspec
 import pytest
 
-from bus.config import OffloadConfig
+from bus.config import OffloadConfig, RouterConfig
 from tests.history import Asked, Ended, Event, Shown, check_history
 from tests.sim.clients import ask
 from tests.sim.layout import HOST_BYTES, Layout
@@ -88,3 +89,22 @@ def test_a_worker_whose_tiers_do_not_reach_the_registry_goes_on_without_them() -
 
     play(script, layout=Layout(offload=OffloadConfig(host_bytes=HOST_BYTES, peers=True)))
     assert check_history(history) == []
+
+
+def test_a_batch_does_not_wait_for_the_only_worker_that_prefills_or_decodes() -> None:
+    """It waited for as long as anybody else had asked for something in the last minute: half of all workers are kept
+    for others, and these were all there were for one part of the work."""
+    history: list[Event] = []
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        for latency_class in ("interactive", "batch"):
+            asked = msgspec.structs.replace(
+                question(4), name=latency_class, hints={"latency_class": latency_class}, prompt=tuple(range(5, 45))
+            )
+            await ask(stage, Random(0), asked, history)
+
+    layout = Layout((("prefill",), ("decode",)), router=RouterConfig(disaggregate="always"))
+    trace = play(script, num_routers=1, layout=layout)
+    assert check_history(history) == []
+    assert history[-1].at - history[0].at < 5
+    assert trace.counts["prefill.placed"] >= 2

@@ -232,6 +232,19 @@ def test_a_batch_flood_leaves_workers_for_others_while_there_are_any(stage: Make
     assert len(s.plan()) > 4, "nobody else is there any more"
 
 
+@pytest.mark.parametrize(("prefill", "decode"), [("w-0", "w-1"), ("w-1", "w-0")])
+def test_a_batch_is_served_where_the_only_worker_of_a_side_would_be_kept_for_others(
+    stage: Make, card: Callable[..., WorkerCard], prefill: str, decode: str
+) -> None:
+    s = stage(2, disaggregate="always")
+    s.pool.join(card(prefill, roles=["prefill"]), s.now)
+    s.pool.join(card(decode, roles=["decode"]), s.now)
+    assert s.place(s.request(length=10, latency_class="interactive"))
+    s.tick(1.0)
+    assert s.place(s.request(latency_class="batch")) == prefill
+    assert s.place(s.request(latency_class="batch", num_prefilled_blocks=16)) == decode
+
+
 def test_a_request_that_would_wait_too_long_is_refused_with_the_real_wait(stage: Make) -> None:
     s = stage(1, max_wait_s=5.0)
     refusals = []
