@@ -16,7 +16,7 @@ from pathlib import Path
 
 import anyio
 import structlog
-from anyio.abc import SocketAttribute, SocketStream, TaskGroup
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 
 from bus.codec import Codec, encode
 from bus.errors import BadConfig, Malformed, TransferFailed
@@ -87,7 +87,7 @@ async def open_loopback(
         )
         async with listener, anyio.create_task_group() as tasks:
             wire = LoopbackWire(address, memory, seals, on_note, tasks)
-            tasks.start_soon(listener.serve, wire.serve)
+            tasks.start_soon(_accept, listener, wire, tasks)
             try:
                 yield wire
             finally:
@@ -124,7 +124,7 @@ class LoopbackWire:
         self._pids.pop(peer.agent, None)
         if len(self._pids) >= MAX_PEERS:
             del self._pids[next(iter(self._pids))]
-        if pid is not None:
+        if pid is not None and peer.pool_address and peer.seals_address:  # an older version does not tell them
             self._pids[peer.agent] = pid
 
     async def read(self, peer: AgentAddress, theirs: Sequence[int], ours: Sequence[int], slot: int) -> int:
@@ -192,6 +192,18 @@ def peer_pid(connection: socket.socket) -> int | None:
         return None
     pid, _, _ = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return int(pid) or None
+
+
+async def _accept(listener: SocketListener, wire: LoopbackWire, tasks: TaskGroup) -> None:
+    """Serve whoever connects.
+
+    Waits before it accepts: anyio's own wait for a Unix socket, cancelled in the turn of the event loop in which a peer
+    connects, leaves an error of asyncio behind (`InvalidStateError`).
+    """
+    raw: socket.socket = listener.extra(SocketAttribute.raw_socket)
+    while True:
+        await anyio.wait_readable(raw)
+        tasks.start_soon(wire.serve, await listener.accept())
 
 
 def _path(peer: AgentAddress) -> str:

@@ -18,9 +18,6 @@ from components.worker.peers import Peers
 from components.worker.roles import hands_over
 from offload.fit import Fit
 
-MAX_EARLY = 16
-"""Early offers that are fetched at a time."""
-
 log = structlog.get_logger()
 
 
@@ -65,12 +62,14 @@ class Exchange:
     def start(self, tasks: TaskGroup) -> None:
         """Let `tasks` carry what is read from others; before the first job."""
         self._tasks = tasks
+        tasks.start_soon(self._keep_greeting)
 
     def connect(self, transfer: Transfer) -> None:
         """Use this transfer from now on."""
         self._is_connected = True
         self.handovers.connect(transfer)
         self.fetches.connect(transfer)
+        self._greet()
 
     def prepare(self, job: GenerateJob, request: EngineRequest, lane: Role) -> EngineRequest:
         """Return what the engine is to do here for a job that came by a lane of that role."""
@@ -91,21 +90,21 @@ class Exchange:
         if request.hold:
             self.handovers.expect(request.key, job)
         if job.handover is not None and self._can_fetch(job) and self._tasks is not None:
-            self.fetches.start(request.key, job.handover, self._tasks)
+            self.fetches.start(request.key, job.request_id, job.handover, self._tasks)
 
     def fetch_early(self, job: GenerateJob, request: EngineRequest) -> None:
         """Fetch what there is of a prompt that is still being computed elsewhere, if that can be done at once."""
         if job.handover is None or not self._can_fetch(job) or self._tasks is None:
             return
         self._on_wanted()
-        if self.fetches.num_early >= MAX_EARLY:
+        if not self.fetches.has_room(job.request_id):
             return
         try:
             self._engine.submit(msgspec.structs.replace(request, fill_blocks=job.handover.num_blocks, only_fill=True))
         except BuswayError as error:
             log.debug("handover.not_fetched", code=error.code)
         else:
-            self.fetches.start(request.key, job.handover, self._tasks)
+            self.fetches.start(request.key, job.request_id, job.handover, self._tasks)
 
     def on_note(self, note: Note) -> None:
         """Take what the engine tells of blocks."""
@@ -125,6 +124,15 @@ class Exchange:
         """The sequence is over here."""
         self.handovers.drop(key)
         self.fetches.stop(key)
+
+    async def _keep_greeting(self) -> None:
+        while True:
+            await self._peers.wait_change()
+            self._greet()
+
+    def _greet(self) -> None:
+        if self._is_connected and "prefill" in self.roles and "both" not in self.roles:
+            self.handovers.greet()
 
     def _note_read(self, num_blocks: int, seconds: float) -> None:
         self.fetch_times.add(seconds, num_blocks * self._block_size)

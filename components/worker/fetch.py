@@ -15,6 +15,8 @@ from components.transfer import Transfer
 
 EARLY_S = 5.0
 """An early offer that the engine did not ask for, or that did not come, within so long helps nobody."""
+MAX_EARLY = 16
+"""Early offers that are fetched at a time."""
 CONNECT_S = 5.0
 """Bound on the wait for a transfer that is being opened; after that all is computed here."""
 
@@ -50,19 +52,23 @@ class Fetches:
         self._live: dict[int, _Fetch] = {}
         self._transfer: Transfer | None = None
         self._connected = anyio.Event()
-        self.num_early = 0
-        """Fetches for which no sequence waits."""
+        self._early: dict[int, str] = {}
+        """Request ids of fetches for which no sequence waits."""
 
     @property
     def num_live(self) -> int:
         """Sequences whose blocks are not here yet."""
-        return len(self._live) - self.num_early
+        return len(self._live) - len(self._early)
 
-    def start(self, key: int, handover: Handover, tasks: TaskGroup) -> None:
+    def has_room(self, request_id: str) -> bool:
+        """Say whether an early offer of that request may be started: one at a time, and not too many in all."""
+        return len(self._early) < MAX_EARLY and request_id not in self._early.values()
+
+    def start(self, key: int, request_id: str, handover: Handover, tasks: TaskGroup) -> None:
         """Hold on to the offer until the engine asks for blocks of it, or `stop`; `tasks` carries that."""
         fetch = self._live[key] = _Fetch(handover)
         if handover.is_early:
-            self.num_early += 1
+            self._early[key] = request_id
             fetch.scope.deadline = anyio.current_time() + EARLY_S
         tasks.start_soon(self._run, key, fetch)
 
@@ -104,7 +110,7 @@ class Fetches:
                 outcome = "unneeded" if is_early else "failed"
         _outcomes[outcome].inc()
         self._live.pop(key, None)
-        self.num_early -= is_early
+        self._early.pop(key, None)
         if fetch.fill is not None:
             self._engine.filled(key, num_blocks)
         elif is_early:

@@ -31,6 +31,7 @@ tokens before it again, so that together they stay within a few times the prompt
 EARLY_SHARE = 0.25
 EARLY_TTL_S = 1
 """An early offer that was not taken for so long comes too late."""
+HELLO_TTL_S = 5
 
 log = structlog.get_logger()
 _outcomes = {outcome: WORKER_HANDOVERS.labels(outcome) for outcome in ("released", "expired", "withdrawn", "failed")}
@@ -67,6 +68,7 @@ class Handovers:
         self._on_end = on_end
         self._kept: dict[int, _Kept] = {}
         self._transfer: Transfer | None = None
+        self._greeted: set[str] = set()
 
     @property
     def num_leased(self) -> int:
@@ -109,6 +111,25 @@ class Handovers:
         assert lease is not None
         self._open_transfer().withdraw(lease)
 
+    def greet(self) -> None:
+        """Let decode workers that are new connect before a request has to wait for it: with NIXL that takes a second.
+
+        They get an early offer of nothing.
+        """
+        decoders = set(self._peers.decoders)
+        for reader in decoders - self._greeted:
+            name = f"hello-{self._worker}-{reader}"
+            job = GenerateJob(
+                request_id=name,
+                frontend=self._worker,
+                ticket=0,
+                model=self._peers.model,
+                prompt=pack_u32([0]),
+                stopping=Stopping(max_tokens=1),
+            )
+            self._offer_early(_Kept(job), job, reader, HELLO_TTL_S)
+        self._greeted = decoders
+
     def send(self, key: int, token: int) -> None:
         """Offer the blocks, and send the job on behind its first token `token`; what fails is told by `on_end`."""
         kept = self._kept[key]
@@ -136,6 +157,19 @@ class Handovers:
         if reader is None:
             return
         kept.num_early = len(kept.blocks)
+        job = kept.job
+        early = msgspec.structs.replace(
+            job,
+            prompt=(job.prompt + job.output)[: 4 * (len(kept.blocks) * self._block_size + 1)],
+            output=b"",
+            sampling=Sampling(),
+            stopping=Stopping(max_tokens=1),
+            grammar="",
+            prompt_logprobs=None,
+        )
+        self._offer_early(kept, early, reader, EARLY_TTL_S)
+
+    def _offer_early(self, kept: _Kept, job: GenerateJob, reader: str, ttl_s: int) -> None:
         leases: list[int] = []
         try:
             offer = self._open_transfer().offer(kept.blocks, lambda ending: kept.early.difference_update(leases))
@@ -143,20 +177,9 @@ class Handovers:
             return
         leases.append(offer.lease)
         kept.early.add(offer.lease)
-        job = kept.job
-        tokens = (job.prompt + job.output)[: 4 * (len(kept.blocks) * self._block_size + 1)]
-        early = msgspec.structs.replace(
-            job,
-            prompt=tokens,
-            output=b"",
-            sampling=Sampling(),
-            stopping=Stopping(max_tokens=1),
-            grammar="",
-            prompt_logprobs=None,
-            handover=self._describe(kept, offer, is_early=True),
-        )
+        job = msgspec.structs.replace(job, handover=self._describe(kept, offer, is_early=True))
         subject = self._bus.subjects.work(slug(job.model), "decode", reader, job.latency_class)
-        self._append(subject, early, f"early{kept.num_early}", EARLY_TTL_S, lambda answer: None)
+        self._append(subject, job, f"early{kept.num_early}", ttl_s, lambda answer: None)
 
     def _describe(self, kept: _Kept, offer: BlockOffer, *, is_early: bool = False) -> Handover:
         return Handover(

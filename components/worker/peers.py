@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import anyio
+
 from bus.gone import watch_gone
 from bus.messages.fleet import RouterCard, WorkerCard
 from bus.messages.inference import Role
@@ -14,10 +16,12 @@ class Peers:
     """What a worker knows of others. A card that is late costs a detour, never a request."""
 
     def __init__(self, worker: str, model: str, on_change: Callable[[], None]) -> None:
+        self.model = model
         self._worker = worker
-        self._model = model
         self._on_change = on_change
+        self._changed = anyio.Event()
         self._roles: dict[str, frozenset[Role]] = {}
+        self._take_early: set[str] = set()
         self._routers: set[str] = set()
 
     @property
@@ -27,13 +31,18 @@ class Peers:
 
     @property
     def decoders(self) -> list[str]:
-        """The other workers that have a lane for what was prefilled."""
-        return [worker for worker, roles in self._roles.items() if "decode" in roles]
+        """The other workers that have a lane for what was prefilled, and take early offers there."""
+        return [worker for worker, roles in self._roles.items() if "decode" in roles and worker in self._take_early]
 
     @property
     def has_router(self) -> bool:
         """Somebody places the requests of this model."""
         return bool(self._routers)
+
+    async def wait_change(self) -> None:
+        """Wait until a worker comes, goes, or has other roles."""
+        self._changed = anyio.Event()
+        await self._changed.wait()
 
     @asynccontextmanager
     async def watch(self, bus: Bus) -> AsyncIterator[None]:
@@ -48,16 +57,21 @@ class Peers:
     def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
         if worker == self._worker:
             return
-        roles = frozenset(card.roles) if card is not None and card.model == self._model else None
+        roles = frozenset(card.roles) if card is not None and card.model == self.model else None
+        if card is not None and roles is not None and card.takes_early:
+            self._take_early.add(worker)
+        else:
+            self._take_early.discard(worker)
         if roles != self._roles.get(worker):
             if roles is None:
                 del self._roles[worker]
             else:
                 self._roles[worker] = roles
+            self._changed.set()
             self._on_change()
 
     def _on_router(self, router: str, card: RouterCard | None) -> None:
-        if card is not None and (not card.models or self._model in card.models):
+        if card is not None and (not card.models or self.model in card.models):
             self._routers.add(router)
         else:
             self._routers.discard(router)

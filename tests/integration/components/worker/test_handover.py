@@ -116,13 +116,25 @@ async def test_blocks_of_a_long_prompt_are_on_their_way_while_the_rest_is_comput
     await stage.owner.send(1, prompt(4000), max_tokens=20)
     await stage.owner.wait_ended(1)
     assert stage.owner.texts[1] == text(prompt(4000), 20)
-    assert counted("worker_fetches", outcome="early") - early >= 2
+    assert counted("worker_fetches", outcome="early") - early >= 1
     assert counted("worker_fetches", outcome="read") - read == 1, "what was computed last"
-    assert counted("transfer_blocks") - blocks == 4000 // 16, "each block came once"
+    num_blocks = 4000 // 16
+    assert num_blocks <= counted("transfer_blocks") - blocks <= 2 * num_blocks, "again at most what was on its way"
     assert decode.engine.prefill_tokens <= 1
     await eventually(lambda: all_free(prefill, decode))
     for worker in (prefill, decode):
         worker.engine._pool.check([])
+
+
+@pytest.mark.parametrize("order", [("prefill", "decode"), ("decode", "prefill")])
+async def test_workers_connect_before_a_request_needs_it(stage: Any, eventually: Any, order: Any) -> None:
+    released, jobs = counted("transfer_leases", outcome="released"), counted("worker_jobs", outcome="early")
+    workers = [await stage.add_worker(roles=(role,), mock=MOCK) for role in order]
+    await eventually(lambda: counted("transfer_leases", outcome="released") > released)
+    await set_roles(stage, workers[order.index("decode")], "both")
+    await set_roles(stage, workers[order.index("decode")], "decode")
+    await eventually(lambda: counted("worker_jobs", outcome="early") >= jobs + 1)
+    await eventually(lambda: all_free(*workers))
 
 
 async def test_an_early_offer_is_over_with_its_sequence_and_no_owner_hears_of_it(stage: Any, eventually: Any) -> None:
