@@ -19,26 +19,43 @@ from typing import Any
 
 import pytest
 
+from tests.bench.processes import take_free_port
 from tests.unit.bus.test_messages import GOLDEN
 
 RELEASE = "567950ce22d76805c524de6aa6be38a9400a5062"
+FIRST_HANDOVER = "0759bef22347e8a5db2c91423390491988be5b87"
+"""The oldest commit whose workers hand prefilled prompts over."""
 PACKAGES = ("bus", "components", "frontend", "kv_events", "offload", "planner", "nats")
 ROOT = Path(__file__).parents[2]
-NUM_STREAMS, STREAM_TOKENS = 8, 150
+NUM_STREAMS, STREAM_TOKENS = 8, 400
 ENGINE = ("worker.engine=mock", "mock.step_base_s=0.01", "worker.grace_s=0.2", "worker.served_name=m")
+LONG = (500, 3000)
+HANDING_OVER = ("worker.transfer=loopback", "mock.max_batch_tokens=512", "mock.block_size=16")
 
 Wait = Callable[..., float]
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages of the release, from the history of this repository."""
-    tree = tmp_path_factory.mktemp("release")
-    archive = subprocess.run(["git", "-C", ROOT, "archive", RELEASE, *PACKAGES], capture_output=True, check=False)
+def unpack(commit: str, tree: Path) -> Path:
+    """Put the packages of a commit into `tree`, from the history of this repository."""
+    archive = subprocess.run(["git", "-C", ROOT, "archive", commit, *PACKAGES], capture_output=True, check=False)
     if archive.returncode:
-        pytest.skip(f"the release is not in the history here (git fetch --unshallow?): {archive.stderr.decode()[:200]}")
+        pytest.skip(
+            f"{commit[:8]} is not in the history here (git fetch --unshallow?): {archive.stderr.decode()[:200]}"
+        )
     subprocess.run(["tar", "--extract", "--directory", tree], input=archive.stdout, check=True)
     return tree
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of the release."""
+    return unpack(RELEASE, tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def first_handover(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of the first version that hands over."""
+    return unpack(FIRST_HANDOVER, tmp_path_factory.mktemp("handover"))
 
 
 class Fleet:
@@ -49,13 +66,17 @@ class Fleet:
         self._wait_for = wait_for
         self._settings = (f"bus.url={nats_url}", f"namespace={namespace}", "log.format=json")
         self._url = ""
+        self.metrics_port = 0
+        """Of the worker that was started last."""
 
-    def start(self, kind: str, tree: Path = ROOT) -> subprocess.Popen[str]:
-        """Start a process of a version, and wait until it serves."""
-        settings = [*self._settings, *{"worker": ENGINE, "frontend": ("frontend.port=0",)}.get(kind, ())]
-        process: subprocess.Popen[str] = self._shell.start(
-            kind, *[word for setting in settings for word in ("--set", setting)], tree=tree
-        )
+    def start(self, kind: str, tree: Path = ROOT, *more: str) -> subprocess.Popen[str]:
+        """Start a process of a version with some more settings, and wait until it serves."""
+        settings = [*self._settings, *{"worker": ENGINE, "frontend": ("frontend.port=0",)}.get(kind, ()), *more]
+        words = [word for setting in settings for word in ("--set", setting)]
+        if kind == "worker":
+            self.metrics_port = take_free_port()
+            words += ["--metrics-port", str(self.metrics_port)]
+        process: subprocess.Popen[str] = self._shell.start(kind, *words, tree=tree)
         output = self._shell.output
         self._wait_for(lambda: f'"{kind}.started"' in output() or process.poll() is not None, explain=output)
         assert process.poll() is None, output()
@@ -100,6 +121,17 @@ class Fleet:
             [vector["embedding"] for vector in vectors],
         ]
 
+    def continue_long(self, num_tokens: int) -> str:
+        """Return what follows a long prompt."""
+        body = {"prompt": [300 + at % 90 for at in range(num_tokens)], "max_tokens": 20, "ignore_eos": True}
+        return str(self.ask("completions", body)["choices"][0]["text"])
+
+    def num_fetched(self) -> float:
+        """Return how many prompts the last worker took over with their blocks."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5.0) as answer:
+            found = re.search(rb'busway_worker_fetches_total\{outcome="read"\} (\S+)', answer.read())
+        return float(found[1]) if found else 0.0
+
     def stream(self, number: int) -> str:
         """Return the text of a long completion."""
         body = {"prompt": f"Story {number}: ", "max_tokens": STREAM_TOKENS, "ignore_eos": True}
@@ -133,13 +165,32 @@ def test_a_process_of_the_release_serves_among_those_of_now(
     assert fleet.answers() == expected
 
 
+@pytest.mark.parametrize("old", ["prefill", "decode"])
+def test_blocks_go_from_one_version_to_another(old: str, fleet: Fleet, first_handover: Path, wait_for: Wait) -> None:
+    """Also long prompts, of which workers of now offer a part before the rest is computed."""
+    fleet.start("frontend")
+    alone = fleet.start("worker")
+    fleet.wait()
+    texts = [fleet.continue_long(length) for length in LONG]
+    alone.send_signal(signal.SIGTERM)
+    wait_for(lambda: alone.poll() is not None)
+    for role in ("prefill", "decode"):
+        fleet.start("worker", first_handover if role == old else ROOT, f'worker.roles=["{role}"]', *HANDING_OVER)
+    wait_for(lambda: fleet.continue_long(100) and fleet.num_fetched())
+    assert [fleet.continue_long(length) for length in LONG] == texts
+    assert fleet.num_fetched() > len(LONG)
+
+
 def test_a_fleet_is_updated_and_put_back_under_load(fleet: Fleet, release: Path, wait_for: Wait) -> None:
     """A worker that is told to end, and one that dies: the other version goes on with their streams."""
     fleet.start("frontend")
-    leaving = fleet.start("worker", release)
+    quick = fleet.start("worker", ROOT, "mock.step_base_s=0")
     fleet.wait()
     with ThreadPoolExecutor(NUM_STREAMS) as clients:
         quiet = list(clients.map(fleet.stream, range(NUM_STREAMS)))
+        quick.send_signal(signal.SIGTERM)
+        wait_for(lambda: quick.poll() is not None)
+        leaving = fleet.start("worker", release)
         for coming, end in ((ROOT, signal.SIGTERM), (release, signal.SIGKILL)):
             streams = [clients.submit(fleet.stream, number) for number in range(NUM_STREAMS)]
             worker = fleet.start("worker", coming)
