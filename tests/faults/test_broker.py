@@ -120,6 +120,22 @@ async def test_a_cluster_loses_the_broker_that_leads(
     assert served_s < 10.0
 
 
+async def test_a_cluster_goes_on_without_a_broker_that_hangs(open_system: Any, under_load: Any, measured: Any) -> None:
+    """Whoever is connected to it hears nothing, and leaves it; what it led is led by others."""
+    system: ClusterSystem = await open_system(kind=ClusterSystem, routers=1)
+    async with under_load(system, may_refuse=True, max_tokens=100) as load:
+        await anyio.sleep(1.0)
+        with system.frozen(system.leader("BUSWAY_WORK")):
+            at = time.monotonic()
+            await anyio.sleep(6.0)
+        over = time.monotonic()
+        await until(lambda: any(a.started_at > at and a.status == 200 for a in load.answers), 20.0)
+        await anyio.sleep(2.0)
+    served_s = min(a.first_at for a in load.answers if a.started_at > at and a.status == 200) - over
+    measured("13b", f"new requests served {served_s:.1f} s after its end; gap {gap_across(load.answers, at):.1f} s")
+    assert served_s < 10.0
+
+
 async def test_a_flood_of_malformed_messages_hurts_nobody(open_system: Any, under_load: Any, measured: Any) -> None:
     system = await open_system()
     rng = random.Random(3)
