@@ -63,14 +63,10 @@ class Mover:
                 arrival = self._promoter.arrival_of(keys[position])
                 holders.append([] if arrival is None else [arrival.tier])
         for name, presences in found.items():
-            self._promoter.probe(
-                name,
-                [
-                    link
-                    for link, here, there in zip(links, in_host, presences, strict=True)
-                    if here is Presence.MISS and there is Presence.HIT
-                ],
-            )
+            if self._promoter.is_probe_due(name):
+                places = zip(links, in_host, presences, strict=True)
+                absent = [link for link, here, there in places if here is Presence.MISS and there is Presence.HIT]
+                self._promoter.probe(name, absent)
         return self._gate.plan(holders, start=start, is_busy=is_busy)
 
     def prefetch(self, links: Sequence[Link], plan: LoadPlan) -> None:

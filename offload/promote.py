@@ -73,9 +73,13 @@ class Promoter:
         self._spawner.start(partial(self._load, arrival, slots, frames))
         return arrival
 
+    def is_probe_due(self, tier: str) -> bool:
+        """Say whether it is time to measure a tier."""
+        return tier not in self._probing and self._gate.is_probe_due(tier, time.perf_counter())
+
     def probe(self, tier: str, links: Sequence[Link]) -> None:
-        """Measure a tier by loading these blocks, if that is due; nobody waits, and they are in host memory then."""
-        if tier not in self._probing and links and self._gate.is_probe_due(tier, time.perf_counter()):
+        """Measure a tier by loading these blocks; nobody waits, and they are in host memory then."""
+        if links:
             self._probing.add(tier)
             self._spawner.start(partial(self._probe, tier, list(links)))
 

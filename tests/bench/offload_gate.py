@@ -3,7 +3,7 @@
 Each prompt was computed before and has left the device; the engine with tiers has it in one of them. Tiers are host
 memory, the disk, Redis, the S3 stub, and one that was made to take 0.1 s, 1 s, or for ever. The two are asked in turn;
 prints both medians, the median ratio of what was asked together, the ratio of the quickest of each (which a busy
-machine leaves alone), CPU milliseconds of the event loop therein, and what a request pays on a tier that dies just then.
+machine leaves alone), CPU milliseconds of the event loop therein, and what a request pays on a tier that dies then.
 `python -m tests.bench.offload_gate`, with OMP_NUM_THREADS=1.
 """
 
