@@ -117,10 +117,12 @@ async def test_a_cluster_loses_the_broker_that_leads(
         "12", f"gap {1e3 * gap_s:.0f} ms; a leader after {led_s:.1f} s, new requests served after {served_s:.1f} s"
     )
     assert gap_s < 1.0 + stalls.slack_s
-    assert served_s < 10.0
+    assert served_s < 10.0 + stalls.slack_s
 
 
-async def test_a_cluster_goes_on_without_a_broker_that_hangs(open_system: Any, under_load: Any, measured: Any) -> None:
+async def test_a_cluster_goes_on_without_a_broker_that_hangs(
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
+) -> None:
     """Whoever is connected to it hears nothing, and leaves it; what it led is led by others."""
     system: ClusterSystem = await open_system(kind=ClusterSystem, routers=1)
     async with under_load(system, may_refuse=True, max_tokens=100) as load:
@@ -133,7 +135,7 @@ async def test_a_cluster_goes_on_without_a_broker_that_hangs(open_system: Any, u
         await anyio.sleep(2.0)
     served_s = min(a.first_at for a in load.answers if a.started_at > at and a.status == 200) - over
     measured("13b", f"new requests served {served_s:.1f} s after its end; gap {gap_across(load.answers, at):.1f} s")
-    assert served_s < 10.0
+    assert served_s < 10.0 + stalls.slack_s
 
 
 async def test_a_flood_of_malformed_messages_hurts_nobody(open_system: Any, under_load: Any, measured: Any) -> None:
