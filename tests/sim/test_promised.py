@@ -38,7 +38,7 @@ def test_routers_know_what_workers_hold_two_seconds_after_every_twentieth_messag
             return is_lost
 
         weather.loses = loses
-        await put_load(stage, history, num_requests=100)
+        await put_load(stage, history, num_requests=160)
         await anyio.sleep(2)
         assert stage.find_leftovers() == []
 
