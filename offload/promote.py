@@ -16,6 +16,8 @@ from offload.tier import ORDINARY, Frame, Tier
 
 MAX_ARRIVALS = 32
 """Loads under way; one more is not begun."""
+INLINE_BYTES = 2**20
+"""Up to this size, frames are checked in the event loop: a thread would take longer to begin."""
 PROBE_SIZES = (1, 7, 24)
 """Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth."""
 
@@ -115,7 +117,10 @@ class Promoter:
         tier = self._tiers[name]
         started_at = time.perf_counter()
         came = await tier.load(frames)
-        sound = await to_thread.run_sync(_check, frames, came)
+        if sum([len(frame.view) for frame in frames]) <= INLINE_BYTES:
+            sound = _check(frames, came)
+        else:
+            sound = await to_thread.run_sync(_check, frames, came)
         now = time.perf_counter()
         num_came, num_sound = sum(came), sum(sound)
         if num_sound:
