@@ -1,7 +1,6 @@
 """A small run of the simulation; `python -m tests.sim --seeds 1000` is the large one."""
 
 import os
-import secrets
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from tests.sim.sometimes import FAULTS, PATHS, never
 FAULTS_S = 20.0
 
 
-@pytest.mark.parametrize("seed", [3, 4, 6, secrets.randbelow(2**32)])
+@pytest.mark.parametrize("seed", [3, 4, 6, 9])
 def test_nothing_is_lost_whatever_breaks(seed: int) -> None:
     print(f"seed {seed}")
     verdict = run_seed(seed, faults_s=FAULTS_S)
