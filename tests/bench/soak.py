@@ -8,6 +8,7 @@ blocks of the workers. `python -m tests.bench.soak --minutes 60`; it ends by its
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -186,6 +187,10 @@ def main() -> int:
             monitor_url = tomllib.loads((state_dir / "config.toml").read_text())["bus"]["monitor_url"]
             config = find_broker(Config(state_dir=str(state_dir)))
             num_wrong = anyio.run(soak, config, options, monitor_url, backend_options={"use_uvloop": True})
+        if num_wrong:
+            kept = tempfile.mkdtemp(prefix="soak-")
+            shutil.copytree(state_dir / "logs", kept, dirs_exist_ok=True)
+            print(f"the logs of all processes are in {kept}")
         print(f"restarts told by the supervisor: {log.read_text().count('starting it again')}")
     return 1 if num_wrong else 0
 
