@@ -86,17 +86,16 @@ class Pool:
         self._config = config
         self._rng = rng
         self._blind = None if config.mode == "kv" else BlindChoice(config.mode, rng)
-        self._drain = DrainRate()
-        self._class_drains = {name: DrainRate() for name in LATENCY_CLASSES}
-        self._drained = 0
-        self._class_drained = dict.fromkeys(LATENCY_CLASSES, 0)
+        self._drains = {name: DrainRate() for name in LATENCY_CLASSES}
+        """What leaves the queue, by class, while anything waits."""
+        self._drained = dict.fromkeys(LATENCY_CLASSES, 0)
         self._reserved: list[int] = []
         self._online_at = -math.inf
         self.fleet: Fleet[Sent] = Fleet(config.compute_weight, config.decode_weight)
         self._scorer = Scorer(config, index, self.fleet)
         self._sides = Sides(Disaggregation(config.disaggregate))
-        shares: dict[LatencyClass, float] = {"standard": config.standard_share, "batch": config.batch_share}
-        self.queue: FairQueue[Request] = FairQueue(config.tenant_weights, shares, max_waiting=config.queue_size)
+        self._shares: dict[LatencyClass, float] = {"standard": config.standard_share, "batch": config.batch_share}
+        self.queue: FairQueue[Request] = FairQueue(config.tenant_weights, self._shares, max_waiting=config.queue_size)
         self.news: list[Placed] = []
         """Decisions that other routers have not heard of; whoever tells them clears it."""
         self.orphans: list[Placed] = []
@@ -195,38 +194,40 @@ class Pool:
         """Estimate how long a request of this tenant that comes now will wait; 0 while nothing is known."""
         if not len(self.queue):
             return 0.0
+        rate = sum(drain.per_s or 0.0 for drain in self._drains.values())
+        if not rate:
+            return 0.0
         ahead = self.queue.tokens_ahead(latency_class, tenant)
         mates = ahead - self.queue.tokens_above(latency_class)
-        rate, class_rate = self._drain.per_s, self._class_drains[latency_class].per_s
-        # How fast the class itself moves says what those of higher classes take who come later.
-        return max(ahead / rate if rate else 0.0, mates / class_rate if class_rate else 0.0)
+        # Those of higher classes who come later take what such took lately. How fast the class itself moved says less:
+        # a few who waited in bad times would keep all others out in good ones.
+        higher = LATENCY_CLASSES[: LATENCY_CLASSES.index(latency_class)]
+        taken = sum(self._drains[name].per_s or 0.0 for name in higher)
+        left = max(rate - taken, rate * self._shares.get(latency_class, 1.0))
+        return max(ahead / rate, mates / left if left else 0.0)
 
     # What goes out
 
     def plan(self, now: float, limit: float = math.inf) -> list[Placement]:
         """Decide what leaves the queue now, about `limit` requests at most, and account it."""
         placed: list[Placement] = []
-        had_queue = {name: self.queue.num_waiting(name) > 0 for name in LATENCY_CLASSES}
+        had_queue = len(self.queue) > 0
         while self.fleet.present and len(self.queue) and len(placed) < limit:
             entries = self.queue.peek(WINDOW)
             placements = self._plan_window(entries, now)
             placed += placements
             if not placements or len(entries) < WINDOW:
                 break
-        if any(had_queue.values()):
+        if had_queue:
             for placement in placed:
-                self._drained += placement.choice.uncached_tokens
-                if had_queue[placement.request.latency_class]:
-                    self._class_drained[placement.request.latency_class] += placement.choice.uncached_tokens
+                self._drained[placement.request.latency_class] += placement.choice.uncached_tokens
         return placed
 
     def note_time(self, now: float) -> None:
         """Measure how fast the queue drains; to be called every so often."""
-        self._drain.note(now, self._drained, had_queue=len(self.queue) > 0)
-        self._drained = 0
-        for name, drain in self._class_drains.items():
-            drain.note(now, self._class_drained[name], had_queue=self.queue.num_waiting(name) > 0)
-            self._class_drained[name] = 0
+        for name, drain in self._drains.items():
+            drain.note(now, self._drained[name], had_queue=len(self.queue) > 0)
+            self._drained[name] = 0
 
     def choose(self, request: Request, now: float) -> Choice | None:
         """Return the best worker for a prompt at present, busy or not; None when there is no worker."""
