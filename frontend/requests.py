@@ -16,6 +16,8 @@ from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 from frontend.request import Request
 
+LOST_S = 0.8
+"""For how long a batch that did not come is waited for: it is asked for three times."""
 MAX_ALL_ATTEMPTS = 200
 """Of one request, also when nobody is to blame for any of them."""
 
@@ -47,6 +49,11 @@ class Requests:
         self._by_ticket: dict[int, Request] = {}
         self._tickets = tickets
         self._next_seq: dict[str, int] = {}
+        """By worker: the first batch that did not come. Later ones may have come: they come again when it does."""
+        self._behind_since: dict[str, float] = {}
+        """Workers of which a later batch came before the next one."""
+        self._seen: dict[str, int] = {}
+        """By such a worker: the number after the last batch that came."""
         self.num_duplicates = 0
         """Tokens dropped because their offset was taken before."""
         self.num_stale = 0
@@ -182,12 +189,25 @@ class Requests:
         expected = self._next_seq.get(worker, seq)
         if seq == expected:
             self._next_seq[worker] = seq + 1
+            if self._behind_since and seq + 1 >= self._seen.get(worker, 0):
+                self._catch_up(worker)
             return None
         if seq < expected and seq:
             return None
-        self.suspect(now, worker)
-        self._next_seq[worker] = seq + 1
-        return expected if seq else None
+        since = self._behind_since.setdefault(worker, now)
+        if since == now:
+            self.suspect(now, worker)
+        if not seq or now - since > LOST_S:
+            self._next_seq[worker] = seq + 1
+            self._catch_up(worker)
+            return None
+        self._seen[worker] = max(seq + 1, self._seen.get(worker, 0))
+        return expected
+
+    def _catch_up(self, worker: str) -> None:
+        """All of a worker's batches are here, or what is missing will not come any more."""
+        self._behind_since.pop(worker, None)
+        self._seen.pop(worker, None)
 
     def next_seqs(self, workers: Iterable[str]) -> dict[str, int]:
         """Return the number of the next batch of each of these workers; 0 for one that was not heard yet."""
@@ -228,6 +248,7 @@ class Requests:
         gone = set(workers)
         for worker in gone:
             self._next_seq.pop(worker, None)
+            self._catch_up(worker)
         return [request for request in self._by_ticket.values() if request.worker in gone]
 
 

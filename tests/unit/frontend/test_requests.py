@@ -23,7 +23,7 @@ from bus.messages.inference import (
 from bus.metrics import DoublingHistogram
 from frontend.errors import TooManyRequests
 from frontend.request import Generation, Request, Usage
-from frontend.requests import MAX_ALL_ATTEMPTS, Requests
+from frontend.requests import LOST_S, MAX_ALL_ATTEMPTS, Requests
 from frontend.tickets import make_tickets
 
 
@@ -301,12 +301,36 @@ def test_batches_that_come_again_fill_a_gap() -> None:
     assert outcome.missing_seq == 1
     assert list(outcome.gaps.values()) == [request]
     assert table.workers() == {"w-1"}
-    assert table.next_seqs(["w-1", "w-2"]) == {"w-1": 4, "w-2": 0}
+    assert table.next_seqs(["w-1", "w-2"]) == {"w-1": 1, "w-2": 0}
     for again in (*batches[1:4], *batches[2:4]):
         assert table.take(again, 2.1).missing_seq is None
     assert table.take(batches[4], 2.2).missing_seq is None
     assert recorder.tokens == [10, 11, 12, 13, 14]
     assert table.overdue(9.0, 1.0) == []
+
+
+def test_an_end_that_came_before_the_last_token_is_asked_for_again() -> None:
+    table = make_table()
+    request, recorder = make_request()
+    table.open(request, 0.0)
+    last, end = batch([(request.ticket, 1, 11)], seq=1), batch([], seq=2)
+    end.finished.append(Finished(request.ticket, 2, "stop"))
+    table.take(batch([(request.ticket, 0, 10)], seq=0), 1.0)
+    assert table.take(end, 2.0).missing_seq == 1
+    assert table.take(last, 2.1).missing_seq is None
+    assert recorder.tokens == [10, 11]
+    assert table.next_seqs(["w-1"]) == {"w-1": 2}
+    assert table.take(end, 3.2).finished
+    assert table.next_seqs(["w-1"]) == {"w-1": 3}
+
+
+def test_a_batch_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    table = make_table()
+    table.take(batch([], seq=0), 1.0)
+    assert table.take(batch([], seq=2), 2.0).missing_seq == 1
+    assert table.take(batch([], seq=3), 2.0 + LOST_S).missing_seq == 1
+    assert table.take(batch([], seq=4), 2.1 + LOST_S).missing_seq is None
+    assert table.next_seqs(["w-1"]) == {"w-1": 5}
 
 
 def test_requests_without_a_token_for_long_are_quiet_whether_accepted_or_not() -> None:
