@@ -222,7 +222,8 @@ class Dispatcher:
             self._missing.wait(request)
         if outcome.failed:
             self._take_failures(outcome.failed, now)
-        if outcome.unknown:
+        if outcome.unknown and outcome.missing_seq is None:
+            # A batch that is missing may say whose they are: that their sequences go on at this worker.
             self._cancels.tell(worker, outcome.unknown, now)
         if self._suspects:
             self._try_suspect()
