@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+SETTINGS = ("--set", "up.nats_port=0", "--set", "frontend.default_max_tokens=64")
+"""Requests that name no bound on their output would fill the context."""
 NOT_FUZZED = ("/metrics", "/metrics/fleet")
 
 
 def test_a_fuzzer_finds_nothing(shell: Any, wait_for: Callable[..., float], tmp_path: Path) -> None:
-    up = shell.start("up", "--engine", "mock", "--port", "0", "--set", "up.nats_port=0")
+    up = shell.start("up", "--engine", "mock", "--port", "0", *SETTINGS)
     wait_for(lambda: "ready in" in shell.output() or up.poll() is not None, explain=shell.output)
     url = json.loads((shell.directory / ".busway" / "up.json").read_text())["url"]
     with urllib.request.urlopen(f"{url}/openapi.json", timeout=10) as answer:
