@@ -74,6 +74,15 @@ def ask(url: str, text: str, **fields: str) -> tuple[str, int]:
     return got["choices"][0]["text"], got["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
+def is_ready(url: str) -> bool:
+    """Whether a worker is there for whom asks now."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5.0):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
 def test_fresh_workers_go_on_with_what_killed_ones_computed(
     shell: Any, wait_for: Callable[..., float], stores: Stores
 ) -> None:
@@ -90,6 +99,7 @@ def test_fresh_workers_go_on_with_what_killed_ones_computed(
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: len(workers() - killed) == 2 and not workers() & killed)
+        wait_for(lambda: is_ready(url))
 
     def num_stored() -> list[int]:
         return [int(count) for count in re.findall(r"(\d+) blocks,", shell.run("cache", "ls").stdout)]
