@@ -1,7 +1,10 @@
 """`busway cache` against a real Redis, object store and broker: what it prints, removes, keeps and tells."""
 
 import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -14,21 +17,25 @@ from bus.messages.base import pack_u64
 from bus.messages.fleet import TierRate, WorkerLoad
 from bus.messages.kv import BlocksStored, KvEvent, TierBatch
 from bus.subjects import Subjects
-from components.cli.entry import EXIT_FAILED, EXIT_USAGE, main
+from components.cli.entry import EXIT_FAILED, EXIT_USAGE
 from offload.redis import RedisStore
 from offload.s3 import ObjectStore
 
 from .conftest import blobs, make_frames
 
+ROOT = Path(__file__).parents[4]
+
 
 @pytest.fixture
-def busway(nats_url, namespace, tmp_path, capsys):
-    """Run a command; return its exit code and what it printed."""
+def busway(nats_url, namespace, tmp_path):
+    """Run a command in a process of its own; return its exit code and what it printed."""
 
     def run(*words):
         common = [f"bus.url={nats_url}", f"namespace={namespace}", f"state_dir={tmp_path}/none"]
-        code = main([*words, *(word for setting in common for word in ("--set", setting))])
-        return code, "".join(capsys.readouterr())
+        settings = [word for setting in common for word in ("--set", setting)]
+        command = [sys.executable, "-m", "components.cli", *words, *settings]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        return done.returncode, done.stdout + done.stderr
 
     return run
 
