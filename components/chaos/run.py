@@ -17,7 +17,7 @@ from components.bench.requests import render_prompt
 from components.bench.results import LoadOptions
 from components.chaos.ask import Target
 from components.chaos.faults import Fault, Schedule
-from components.chaos.history import Answer, Downtime, Question, Verdict, check, gap_across
+from components.chaos.history import Answer, Downtime, Outcome, Question, Verdict, check, gap_across
 from components.chaos.inflict import inflict, list_processes
 from components.chaos.load import learn_answers, running_load
 from components.chaos.slots import Held, find_leaks
@@ -165,4 +165,9 @@ def render(report: Report) -> Sequence[str]:
         lines.append(f"workers still hold {report.leaked.requests} requests and {report.leaked.blocks} KV blocks")
     if verdict.first_bad:
         lines.append(f"first of what should not be: {verdict.first_bad}")
+    if verdict.counts[Outcome.WRONG]:
+        lines.append(
+            "rounding may do that: in bfloat16 a text that is computed anew in other steps can go on differently.\n"
+            "  try: busway up --set worker.dtype=float32, and this again"
+        )
     return [*lines, "", "verdict: " + ("nothing lost, nothing doubled" if report.is_good else "NOT GOOD")]
