@@ -45,8 +45,7 @@ TORCH = {
 
 async def equal() -> bool:
     """Compare the answers, then time the way of one long prompt."""
-    cases = [(kind, length) for kind in KINDS for length in BORDERS]
-    cases += [("greedy", length) for length in LONG] + [("logprobs", 8000)]
+    cases = [(kind, length) for kind in KINDS for length in (*BORDERS, *LONG)]
     with tempfile.TemporaryDirectory() as folder:
         system = System(Path(folder), TORCH)
         try:
