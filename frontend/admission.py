@@ -25,7 +25,9 @@ class _Queue:
         """Twice the time that the middle one has waited: what the last one will, if the queue stays as long."""
 
     def update(self, waiting: set[Request], now: float) -> None:
-        self.drain.note(now, len(self.waiting - waiting), had_queue=bool(self.waiting))
+        # What came since and does not wait has been taken, too: most requests never wait for as long as a look takes.
+        num_taken = len(self.waiting) + self.num_new - len(waiting)
+        self.drain.note(now, max(0, num_taken), had_queue=bool(self.waiting))
         self.waiting, self.num_new = waiting, 0
         ages = sorted([now - request.opened_at for request in waiting])
         self.wait_s = 2 * ages[len(ages) // 2] if len(ages) >= MIN_WAITING else 0.0
