@@ -34,7 +34,15 @@ class StepOutcome(msgspec.Struct, gc=False):
     unknown: set[int]
     """Tickets that belong to no live attempt: the worker works for nobody."""
     missing_seq: int | None = None
-    """Number of the first of the worker's batches that did not come; None: they all came."""
+    """Number of the first of the worker's batches that did not come and may still come; None: there is none."""
+
+
+class _Behind(msgspec.Struct):
+    """One of a worker's batches did not come, and others did."""
+
+    since: float
+    last_seq: int
+    """The last one that came."""
 
 
 class Requests:
@@ -50,10 +58,8 @@ class Requests:
         self._tickets = tickets
         self._next_seq: dict[str, int] = {}
         """By worker: the first batch that did not come. Later ones may have come: they come again when it does."""
-        self._behind_since: dict[str, float] = {}
-        """Workers of which a later batch came before the next one."""
-        self._seen: dict[str, int] = {}
-        """By such a worker: the number after the last batch that came."""
+        self._behind: dict[str, _Behind] = {}
+        """Workers of which a later batch came before that one."""
         self.num_duplicates = 0
         """Tokens dropped because their offset was taken before."""
         self.num_stale = 0
@@ -187,27 +193,23 @@ class Requests:
         """
         worker, seq = batch.worker, batch.seq
         expected = self._next_seq.get(worker, seq)
+        behind = self._behind.get(worker)
         if seq == expected:
             self._next_seq[worker] = seq + 1
-            if self._behind_since and seq + 1 >= self._seen.get(worker, 0):
-                self._catch_up(worker)
+            if behind is not None and seq >= behind.last_seq:
+                del self._behind[worker]
             return None
-        if seq < expected and seq:
+        if 0 < seq < expected:
             return None
-        since = self._behind_since.setdefault(worker, now)
-        if since == now:
+        if behind is None:
             self.suspect(now, worker)
-        if not seq or now - since > LOST_S:
+            behind = self._behind[worker] = _Behind(now, seq)
+        if not seq or now - behind.since > LOST_S:
             self._next_seq[worker] = seq + 1
-            self._catch_up(worker)
+            del self._behind[worker]
             return None
-        self._seen[worker] = max(seq + 1, self._seen.get(worker, 0))
+        behind.last_seq = max(behind.last_seq, seq)
         return expected
-
-    def _catch_up(self, worker: str) -> None:
-        """All of a worker's batches are here, or what is missing will not come any more."""
-        self._behind_since.pop(worker, None)
-        self._seen.pop(worker, None)
 
     def next_seqs(self, workers: Iterable[str]) -> dict[str, int]:
         """Return the number of the next batch of each of these workers; 0 for one that was not heard yet."""
@@ -248,7 +250,7 @@ class Requests:
         gone = set(workers)
         for worker in gone:
             self._next_seq.pop(worker, None)
-            self._catch_up(worker)
+            self._behind.pop(worker, None)
         return [request for request in self._by_ticket.values() if request.worker in gone]
 
 

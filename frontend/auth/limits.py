@@ -59,7 +59,8 @@ class Account:
         """`on_use` is called when there is something new to `tell`; not for keys without limits."""
         self.key = key
         self.digest = digest
-        self._num_running = 0
+        self.num_running = 0
+        """Generations in flight here."""
         self._requests: TokenBucket | None = None
         self._tokens: TokenBucket | None = None
         self._others: dict[str, tuple[int, float]] = {}
@@ -74,14 +75,9 @@ class Account:
         is_limited = self._requests is not None or self._tokens is not None or key.max_concurrent is not None
         self._on_use = on_use if is_limited else None
 
-    @property
-    def num_running(self) -> int:
-        """Generations in flight here."""
-        return self._num_running
-
     def tell(self) -> KeyUse:
         """Return what was used since the last call."""
-        use = KeyUse(self.digest, self._untold_requests, self._untold_tokens, self._num_running)
+        use = KeyUse(self.digest, self._untold_requests, self._untold_tokens, self.num_running)
         self._untold_requests, self._untold_tokens = 0, 0.0
         return use
 
@@ -126,7 +122,7 @@ class Account:
         More tokens than there are in a minute are charged as those of a minute: a full bucket lets anything through.
         """
         bound = self.key.max_concurrent
-        if bound is not None and self._num_running + num_generations + self._running_elsewhere(now) > bound:
+        if bound is not None and self.num_running + num_generations + self._running_elsewhere(now) > bound:
             raise RateLimited(f"Rate limit reached: {bound} generations at a time for this key.", delay_s=1.0)
         charge = 0.0
         if self._tokens is not None:
@@ -138,13 +134,13 @@ class Account:
                     f"Try again in {wait_s:.3f} s.",
                     delay_s=wait_s,
                 )
-        self._num_running += num_generations
+        self.num_running += num_generations
         self._use_tokens(charge)
         return charge
 
     def close(self, num_generations: int, charge: float, used_tokens: int) -> None:
         """Settle what `open` charged by what was used."""
-        self._num_running -= num_generations
+        self.num_running -= num_generations
         if self._tokens is not None:
             self._tokens.settle(charge, used_tokens)
         self._use_tokens(used_tokens - charge)
