@@ -1,7 +1,7 @@
 """I/O. Who lost its connection: the server tells of a killed process within milliseconds, long before it is silent.
 
-The server of `nats/server.conf` shows its account what happens to connections. A server without that tells nothing:
-heartbeats and cards remain, and are what counts where this is not there.
+`nats/open.conf`, or the account that `bus.authority` makes, has the server show what happens to connections. A server
+without that tells nothing: heartbeats and cards remain, and are what counts where this is not there.
 """
 
 import asyncio

@@ -22,9 +22,9 @@ log = structlog.get_logger()
 
 EXPIRES_S = 30.0
 HEARTBEAT_S = 2.0
+"""How often the server says that a waiting request is alive; two and a half silent ones and all is asked for anew."""
 RETIRE_S = 1.0
 """Bound on the wait for what is on its way; what comes later comes again after its ack_wait, elsewhere."""
-"""How often the server says that a waiting request is alive; two and a half silent ones and all is asked for anew."""
 MAX_WAITING = 4096
 RETRY_S = 0.25
 """Pause before a consumer is created again that could not be."""
