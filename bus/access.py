@@ -40,12 +40,7 @@ class Access(NamedTuple):
 
 def read_access(config: BusConfig) -> Access:
     """Read the files that the configuration names; raise `BadConfig`."""
-    identity = None
-    if config.credentials_file:
-        from bus.identity import read_credentials
-
-        identity = read_credentials(_read(config.credentials_file), config.credentials_file)
-    return Access(identity, client_context(config.tls_ca) if config.tls_ca else None)
+    return Access(_read_identity(config), client_context(config.tls_ca) if config.tls_ca else None)
 
 
 def process_name(config: BusConfig, role: BusRole) -> str:
@@ -53,7 +48,7 @@ def process_name(config: BusConfig, role: BusRole) -> str:
 
     Raises `BadConfig`, also for credentials of another role: what they do not allow would fail one by one.
     """
-    identity = read_access(config).identity
+    identity = _read_identity(config)
     if identity is None:
         return new_id(role[0])
     if identity.role not in ("", "operator", role):
@@ -83,6 +78,14 @@ def why_denied(error: Exception, access: Access, config: BusConfig, where: str) 
         f"{reason}",
         hint=hint,
     )
+
+
+def _read_identity(config: BusConfig) -> "Identity | None":
+    if not config.credentials_file:
+        return None
+    from bus.identity import read_credentials
+
+    return read_credentials(_read(config.credentials_file), config.credentials_file)
 
 
 def _read(path: str) -> str:

@@ -5,7 +5,6 @@ it and needs no list of users. `bus.permissions` says what the rights are; those
 start of the server on.
 """
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -128,11 +127,6 @@ def revoke(authority: Authority, name: str, *, now: int) -> Authority:
     issued = dict(authority.issued)
     revoked: Mapping[str, int] = {**authority.revoked, issued.pop(name): now}
     return msgspec.structs.replace(authority, issued=issued, revoked=dict(revoked))
-
-
-def new_name(role: BusRole) -> str:
-    """Return a name that no other process has, as `bus.registry.new_id` makes them."""
-    return f"{role[0]}-{secrets.token_hex(4)}"
 
 
 def _scope(role: BusRole, public: str, given: Rights) -> dict[str, Any]:

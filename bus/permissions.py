@@ -137,10 +137,8 @@ def _of_stream(role: BusRole, declared: Declared, subjects: Subjects) -> Iterato
     if not any(role in parties(each.receiver) or role in parties(each.sender) for each in channels):
         return
     if declared.kind == "bucket" and role in (*PROCESSES, "observer"):
-        prefix = key_prefix(subjects, declared.short)
-        yield from _reading(declared.name, f"{prefix}>")
+        yield from _reading_bucket(declared.name, key_prefix(subjects, declared.short))
         yield f"$JS.API.CONSUMER.DELETE.{declared.name}.*"
-        yield f"$JS.API.DIRECT.GET.{declared.name}.{prefix}>"
     elif declared.kind == "stream" and role in PROCESSES and (role, declared.short) != ("worker", "WORK"):
         for channel in channels:
             if role in parties(channel.receiver):
@@ -153,6 +151,11 @@ def _reading(stream: str, filter_subject: str) -> Iterator[str]:
     """Consumers with names of one's choice: those of watches are random, and known to nobody else."""
     yield f"$JS.API.CONSUMER.CREATE.{stream}.*.{filter_subject}"
     yield f"$JS.API.CONSUMER.MSG.NEXT.{stream}.*"
+
+
+def _reading_bucket(bucket: str, prefix: str) -> Iterator[str]:
+    yield from _reading(bucket, f"{prefix}>")
+    yield f"$JS.API.DIRECT.GET.{bucket}.{prefix}>"
 
 
 def _extra_sent(role: BusRole, subjects: Subjects, names: dict[tuple[str, str], str]) -> Iterator[str]:
@@ -178,17 +181,14 @@ def _extra_sent(role: BusRole, subjects: Subjects, names: dict[tuple[str, str], 
         yield f"$JS.ACK.{names['stream', 'JOBS']}.>"
     elif role == "component":
         state, prefix = names["bucket", "STATE"], key_prefix(subjects, "STATE")
-        yield from _reading(state, f"{prefix}>")
-        yield f"$JS.API.DIRECT.GET.{state}.{prefix}>"
+        yield from _reading_bucket(state, prefix)
         yield f"{prefix}>"
     elif role == "observer":
         yield from (
             f"$JS.API.{verb}" for verb in ("STREAM.NAMES", "STREAM.LIST", "CONSUMER.LIST.*", "CONSUMER.INFO.*.*")
         )
         yield from ("$SRV.PING", "$SRV.INFO", "$SRV.STATS")
-        registry, prefix = names["bucket", "REG"], key_prefix(subjects, "REG")
-        yield from _reading(registry, f"{prefix}>")
-        yield f"$JS.API.DIRECT.GET.{registry}.{prefix}>"
+        yield from _reading_bucket(names["bucket", "REG"], key_prefix(subjects, "REG"))
 
 
 def _extra_heard(role: BusRole, subjects: Subjects) -> Iterator[str]:

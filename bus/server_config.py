@@ -46,11 +46,16 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Where the others do, as host:port; its own may be among them."""
 
 
-def render(template: str, values: Mapping[str, str | int]) -> str:
-    """Fill `${...}` of a configuration; raise `BadConfig` for values that would break out of quotes."""
-    for key, value in values.items():
-        _check(key, value)
-    return _fill(template, values)
+def render(template: str, values: Mapping[str, str | int], lines: Mapping[str, str] | None = None) -> str:
+    """Fill `${...}` of a configuration; raise `BadConfig` for values that would break out of quotes.
+
+    `lines` are filled in as they are: made here, of values that were looked at.
+    """
+    checked = {key: _check(key, value) for key, value in values.items()}
+    try:
+        return Template(template).substitute(checked, **lines or {})
+    except (KeyError, ValueError) as error:
+        raise BadConfig(f"nats/server.conf: {error}") from error
 
 
 def render_guard(template: str, guard: Guard) -> str:
@@ -62,9 +67,7 @@ def render_guard(template: str, guard: Guard) -> str:
         "tls_cert": guard.tls_cert,
         "tls_key": guard.tls_key,
     }
-    for key, value in values.items():
-        _check(key, value)
-    return _fill(template, {**values, "tokens": "\n".join(tokens)})
+    return render(template, values, {"tokens": "\n".join(tokens)})
 
 
 def render_cluster(template: str, cluster: Cluster, guard: Guard | None) -> str:
@@ -73,26 +76,16 @@ def render_cluster(template: str, cluster: Cluster, guard: Guard | None) -> str:
         if not _ROUTE.match(route):
             raise BadConfig(f"up.peers: {route!r}: write host:port, where the other broker takes routes")
     scheme = "tls" if guard else "nats"
-    values: dict[str, str | int] = {"host": cluster.host, "port": cluster.port}
     tls = ""
     if guard:
         files = {"cert_file": guard.route_cert, "key_file": guard.route_key, "ca_file": guard.tls_ca}
         lines = [f'    {key}: "{_check(key, value)}"' for key, value in files.items()]
         tls = "\n".join(["  tls {", *lines, "    verify: true", '    min_version: "1.2"', "    timeout: 2", "  }"])
-    for key, value in values.items():
-        _check(key, value)
     routes = ", ".join(f'"{scheme}://{route}"' for route in cluster.routes)
-    return _fill(template, {**values, "routes": routes, "tls": tls})
+    return render(template, {"host": cluster.host, "port": cluster.port}, {"routes": routes, "tls": tls})
 
 
 def _check(key: str, value: str | int) -> str | int:
     if not _PLAIN.match(str(value)):
         raise BadConfig(f"server.conf: {key} = {value!r} has a quote, backslash or control character")
     return value
-
-
-def _fill(template: str, values: Mapping[str, str | int]) -> str:
-    try:
-        return Template(template).substitute(values)
-    except (KeyError, ValueError) as error:
-        raise BadConfig(f"nats/server.conf: {error}") from error

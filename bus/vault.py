@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from bus.authority import Authority, make_accounts, mint, new_authority, new_name, revoke, with_all_roles
+from bus.authority import Authority, make_accounts, mint, new_authority, revoke, with_all_roles
 from bus.certificates import Certificate, is_good, issue_server, make_authority
 from bus.errors import BadConfig
 from bus.identity import read_credentials
 from bus.private import make_private_dir, write_private
+from bus.registry import new_id
 from bus.roles import ROLES, BusRole
 from bus.server_config import Guard
 from bus.streams import Declared
@@ -63,7 +64,7 @@ class Vault:
         """
         authority = self._authority()
         minted = mint(
-            authority, role, name or new_name(role), now=int(time.time()), expires_at=expires_at, models=models
+            authority, role, name or new_id(role[0]), now=int(time.time()), expires_at=expires_at, models=models
         )
         if name:
             if name in authority.issued:

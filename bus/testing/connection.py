@@ -90,7 +90,6 @@ class MemoryBus:
         self._restores: list[Callable[[], Awaitable[None]]] = []
         self._is_restore_due = False
         self._troubles = Troubles(broker.subjects)
-        self._num_requests = 0
 
     @property
     def subjects(self) -> Subjects:
@@ -161,8 +160,7 @@ class MemoryBus:
             if not future.done():
                 future.set_result(incoming)
 
-        self._num_requests += 1
-        inbox = f"_INBOX.{self._number}.{self._num_requests}"
+        inbox = self.new_inbox()
         subscription = self.subscribe(inbox, take)
         try:
             if self._send(_checked(subject, payload, inbox, None)) == 0 and self.is_connected:

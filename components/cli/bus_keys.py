@@ -9,6 +9,7 @@ from pathlib import Path
 from bus.config import Config
 from bus.connection import load_declared
 from bus.errors import BadConfig
+from bus.registry import new_id
 from bus.roles import ROLES, BusRole
 from bus.server import change_guard
 from bus.subjects import Subjects, slug
@@ -73,7 +74,7 @@ def _role(word: str) -> BusRole:
 def _name_of(role: BusRole, options: argparse.Namespace) -> str:
     """Return the name that credentials are for: a tenant's slug, as subjects have it; else a new one."""
     if role != "tenant":
-        return f"{role[0]}-{os.urandom(4).hex()}"
+        return new_id(role[0])
     if options.tenant == "default":
         raise BadConfig("whose credentials are they? busway keys bus tenant --tenant NAME --file FILE")
     return slug(options.tenant)

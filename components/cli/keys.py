@@ -14,6 +14,7 @@ from bus.connection import open_bus
 from bus.errors import BadConfig
 from bus.keys import BUCKET, KeyFile, decode_key_file, digest_of, new_key
 from bus.messages.keys import ApiKey
+from bus.private import write_private
 from bus.subjects import Subjects
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser, UsageError
@@ -133,10 +134,8 @@ def _read_file(path: Path) -> dict[str, ApiKey]:
 def _written(options: argparse.Namespace, keys: Mapping[str, ApiKey], path: Path, *, without: str = "") -> None:
     """Write the file beside the old one and put it in its place: a reader finds the one or the other, whole."""
     kept = {digest: key for digest, key in keys.items() if digest != without}
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.touch(mode=0o600)
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(KeyFile(kept)), indent=2) + b"\n")
-    fresh.replace(path)
+    content = msgspec.json.format(msgspec.json.encode(KeyFile(kept)), indent=2).decode()
+    write_private(path, f"{content}\n")
     if without:
         say(f"removed {options.name}: it is refused from the next start of the frontend on")
 

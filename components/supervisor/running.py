@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from bus.config import Config
+from bus.private import write_private
 from components.supervisor.errors import CannotStart
 
 CONFIG_FILE = "config.toml"
@@ -44,10 +45,8 @@ class RunningSystem(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_running(state_dir: Path, system: RunningSystem) -> None:
     """Replace `up.json` in one step."""
-    fresh = state_dir / "up.json.new"
-    fresh.touch(mode=0o600)  # an address may hold a password
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(system), indent=2) + b"\n")
-    fresh.replace(state_dir / "up.json")
+    content = msgspec.json.format(msgspec.json.encode(system), indent=2).decode()
+    write_private(state_dir / "up.json", f"{content}\n")  # an address may hold a password
 
 
 def read_running(state_dir: Path) -> RunningSystem | None:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from bus.config import Config
 from bus.errors import BadConfig
 from bus.lifecycle import serve
+from bus.private import write_private
 from bus.server import ServerFiles, free_port, prepare
 from bus.server_config import Cluster
 from bus.toml import render_toml
@@ -82,10 +83,7 @@ def _write_files(config: Config, state_dir: Path) -> Path:
     logs.mkdir(exist_ok=True)
     for log in logs.glob("*.log"):
         log.replace(log.with_suffix(".log.1"))
-    config_file = state_dir / CONFIG_FILE
-    config_file.touch(mode=0o600)
-    config_file.write_text(render_toml(config), encoding="utf-8")
-    return config_file
+    return write_private(state_dir / CONFIG_FILE, render_toml(config))
 
 
 class Supervisor:
