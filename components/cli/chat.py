@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from components.cli.completions import ChatFailed, Figures, Message, Target, choose_model, stream_chat
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser
-from components.supervisor.running import read_running
+from components.cli.terminal import find_frontend
 
 
 def add_arguments(parser: Parser) -> None:
@@ -22,10 +21,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask once, or converse."""
     config = read_config(options)
-    running = read_running(Path(config.state_dir))
-    url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
-    url = url.removesuffix("/").removesuffix("/v1")
-    tls_ca = running.tls_ca if running else ""
+    url, tls_ca = find_frontend(config, options.url)
     target = Target(url, choose_model(url, options.model, tls_ca), options.temperature, tls_ca)
     if options.message:
         _ask(target, [Message("user", " ".join(options.message))])

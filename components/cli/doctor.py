@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     from components.cli.store_checks import check_stores
 
     config = read_config(options)
+    system = find_stores(find_broker(config))
     set_up_logs(replace(config.log, level="error"), "doctor")
     num_failed = 0
     for check in (check_machine, check_system):
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
             num_failed += finding.verdict is Verdict.FAIL
             say(finding.line(sys.stdout.isatty()))
     for look in (check_broker, check_stores):
-        for finding in run_async(look, find_stores(find_broker(config))):
+        for finding in run_async(look, system):
             num_failed += finding.verdict is Verdict.FAIL
             say(finding.line(sys.stdout.isatty()))
     say(f"\n{num_failed} to mend" if num_failed else "\nall well")

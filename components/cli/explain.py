@@ -14,7 +14,7 @@ from components.cli.completions import choose_model, explain
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser
 from components.cli.readable import printable
-from components.supervisor.running import read_running
+from components.cli.terminal import find_frontend
 
 SHOWN_BLOCKS = 8
 SHOWN_TOKENS = 400
@@ -69,10 +69,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask the frontend and print what it says."""
     config = read_config(options)
-    running = read_running(Path(config.state_dir))
-    url = options.url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
-    url = url.removesuffix("/").removesuffix("/v1")
-    tls_ca = running.tls_ca if running else ""
+    url, tls_ca = find_frontend(config, options.url)
     body = _read_body(options.request)
     if not body.get("model"):
         body["model"] = choose_model(url, options.model, tls_ca)

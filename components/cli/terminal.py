@@ -41,6 +41,15 @@ def find_broker(config: Config) -> Config:
     return replace(config, namespace=running.namespace, bus=bus)
 
 
+def find_frontend(config: Config, url: str | None) -> tuple[str, str]:
+    """Return address and authority (a PEM file, or empty) of the frontend at `url`, else of the one that runs here."""
+    from components.supervisor.running import read_running
+
+    running = read_running(Path(config.state_dir))
+    address = url or (running.url if running else f"http://{config.frontend.host}:{config.frontend.port}")
+    return address.removesuffix("/").removesuffix("/v1"), running.tls_ca if running else ""
+
+
 def find_stores(config: Config) -> Config:
     """Return the configuration with the shared stores of the system that runs here, unless it names some itself."""
     from msgspec.structs import replace
