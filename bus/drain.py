@@ -9,7 +9,10 @@ first."""
 
 
 class DrainRate:
-    """What leaves per second while there is a queue, in tokens or requests; times without one do not count."""
+    """What leaves per second while there is a queue, in tokens or requests; times without one only make it fade.
+
+    What was learnt while workers died or were busy says nothing about the next queue, which may come much later.
+    """
 
     def __init__(self) -> None:
         self._amount = 0.0
@@ -20,11 +23,14 @@ class DrainRate:
         """Take into account that `amount` left since the last call, during which requests waited or not."""
         elapsed_s = 0.0 if self._at is None else now - self._at
         self._at = now
-        if not had_queue or not elapsed_s:
+        if not elapsed_s:
             return
         kept = math.exp2(-elapsed_s / HALF_LIFE_S)
-        self._amount = self._amount * kept + amount
-        self._seconds = self._seconds * kept + elapsed_s
+        self._amount *= kept
+        self._seconds *= kept
+        if had_queue:
+            self._amount += amount
+            self._seconds += elapsed_s
 
     @property
     def per_s(self) -> float | None:
