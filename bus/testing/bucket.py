@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 
 import anyio
 
@@ -69,28 +68,29 @@ class MemoryWatch:
 
     def read_again(self) -> None:
         """Compare all that is there with what was told before; what is missing has a while to come back."""
-        self._replica.begin()
+        self.connection.post(self._begin, "")
         for entry in list(self._store.live.values()):
             self.send(entry)
-        if self._settling is not None:
-            self._settling.cancel()
-        self._settling = call_later(SETTLE_S, self._settle)
 
     def close(self) -> None:
         self._is_open = False
         if self._settling is not None:
             self._settling.cancel()
 
+    def _begin(self) -> None:
+        """Behind all that was told before: it may have waited for long, in a process that stood still."""
+        if self._is_open:
+            self._replica.begin()
+            if self._settling is not None:
+                self._settling.cancel()
+            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
+
     def _settle(self) -> None:
         for entry in self._replica.settle():
-            self.connection.post(partial(self._hand_over, entry), "")
+            self._handler(entry)
 
     def _take(self, entry: Entry) -> None:
         if self._is_open and self._replica.accept(entry):
-            self._handler(entry)
-
-    def _hand_over(self, entry: Entry) -> None:
-        if self._is_open:
             self._handler(entry)
 
 
