@@ -14,7 +14,7 @@ import anyio
 import msgspec
 import structlog
 
-from bus.codec import codec, encode
+from bus.codec import Codec, codec, encode
 from bus.errors import BusUnavailable, BuswayError, Malformed
 from bus.messages.fleet import WorkerCard, WorkerLoad
 from bus.messages.kv import KvBatch, KvEvent, TierBatch
@@ -34,7 +34,7 @@ JITTER_S = 0.2
 log = structlog.get_logger()
 _batches = codec(KvBatch)
 _tier_batches = codec(TierBatch)
-_events = msgspec.msgpack.Decoder(KvEvent)
+_events = Codec[KvEvent](KvEvent)
 _gaps = {reason: KV_GAPS.labels(reason) for reason in ("missing", "digest")}
 _malformed = MALFORMED_MESSAGES.labels("kv")
 _malformed_tier = MALFORMED_MESSAGES.labels("tier")
@@ -207,7 +207,7 @@ def _decode_events(encoded: Sequence[msgspec.Raw]) -> list[KvEvent]:
     for raw in encoded:
         try:
             events.append(_events.decode(raw))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except Malformed:
             _malformed.inc()
     KV_EVENTS.inc(len(events))
     return events

@@ -85,13 +85,7 @@ class PrefixIndex:
                 del self._shared[next(iter(self._shared))]
             blocks = self._shared[owner] = SharedBlocks(self._max_shared_blocks)
         for event in events:
-            match event:
-                case BlocksStored():
-                    blocks.store(event.parent_hash, unpack_u64(event.block_hashes))
-                case BlocksRemoved():
-                    blocks.remove(unpack_u64(event.block_hashes))
-                case BlocksCleared():
-                    blocks.clear()
+            blocks.apply(event)
 
     def match_shared(self, hashes: Sequence[int]) -> dict[str, list[Span]]:
         """Return which parts of this chain each shared tier has; those that have none are absent.

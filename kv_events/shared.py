@@ -3,6 +3,8 @@
 from array import array
 from collections.abc import Iterable, Sequence
 
+from bus.messages.base import unpack_u64
+from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 from kv_events.runs import RunIndex
 
 _FLEET = ""
@@ -26,6 +28,16 @@ class SharedBlocks:
     def __len__(self) -> int:
         """Return the number of blocks; one that was told again long after counts twice for a while."""
         return len(self._young.run_of) + len(self._old.run_of)
+
+    def apply(self, event: KvEvent) -> None:
+        """Note what an event tells. Raises `Malformed` at a broken column."""
+        match event:
+            case BlocksStored():
+                self.store(event.parent_hash, unpack_u64(event.block_hashes))
+            case BlocksRemoved():
+                self.remove(unpack_u64(event.block_hashes))
+            case BlocksCleared():
+                self.clear()
 
     def store(self, parent: int, blocks: "array[int]") -> None:
         """Note blocks that follow each other, the first one behind `parent`."""

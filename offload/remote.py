@@ -16,10 +16,10 @@ import anyio
 import msgspec
 import structlog
 
-from bus.codec import codec, encode
+from bus.codec import Codec, codec, encode
 from bus.errors import BusUnavailable, BuswayError, Malformed
-from bus.messages.base import pack_u64, unpack_u64
-from bus.messages.kv import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent, TierBatch
+from bus.messages.base import pack_u64
+from bus.messages.kv import BlocksRemoved, BlocksStored, KvEvent, TierBatch
 from bus.metrics import MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
 from kv_events.shared import SharedBlocks
@@ -46,7 +46,7 @@ PAUSE_S = 1.0
 
 log = structlog.get_logger()
 _batches = codec(TierBatch)
-_events = msgspec.msgpack.Decoder(KvEvent)
+_events = Codec[KvEvent](KvEvent)
 _malformed = MALFORMED_MESSAGES.labels("tier")
 
 
@@ -124,9 +124,11 @@ class RemoteTier:
         space, cost = new[0].key.space, self._cost(keep_s)
         stored = await self._put(new[: self._room(space, cost, now)], keep_s)
         if stored:
-            self._note_stored(stored)
+            events = _stored_events(stored)
+            for event in events:
+                self._known.apply(event)
             self._note_kept([frame.key for frame in stored], now + keep_s)
-            self._tell_counted(_stored_events(stored), space, cost * len(stored), now)
+            self._tell_counted(events, space, cost * len(stored), now)
         kept = {frame.key for frame in stored}
         return [is_there or frame.key in kept for frame, is_there in zip(frames, done, strict=True)]
 
@@ -174,8 +176,8 @@ class RemoteTier:
             if not is_counted or not 0.0 <= batch.at < float("inf"):
                 raise Malformed("no space, number of bytes, or time")
             for raw in batch.events:
-                self._apply(_events.decode(raw))
-        except (Malformed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                self._known.apply(_events.decode(raw))
+        except Malformed:
             _malformed.inc()
             return
         if batch.num_bytes and batch.worker != self._worker and (batch.worker, batch.at) not in self._counted:
@@ -235,7 +237,7 @@ class RemoteTier:
         found = keys[: there.index(False)] if False in there else keys
         # Whoever asks gives a chain, and nobody knows the block before its first one.
         event = BlocksStored(0, pack_u64([key.block_hash for key in found]), "remote")
-        self._apply(event)
+        self._known.apply(event)
         self._tell([event])
 
     async def _put(self, frames: Sequence[Frame], keep_s: float) -> list[Frame]:
@@ -283,27 +285,14 @@ class RemoteTier:
         while len(self._kept) > MAX_KEPT:
             del self._kept[next(iter(self._kept))]
 
-    def _note_stored(self, frames: Sequence[Frame]) -> None:
-        for event in _stored_events(frames):
-            self._apply(event)
-
     def _forget(self, hashes: Sequence[int]) -> None:
         """Note, and tell, that blocks are not there that were believed to be."""
         gone = [block for block in hashes if self._known.has(block)]
         if gone:
             gone.reverse()  # a chain is best removed from its end
             event = BlocksRemoved(pack_u64(gone), "remote")
-            self._apply(event)
+            self._known.apply(event)
             self._tell([event])
-
-    def _apply(self, event: KvEvent) -> None:
-        match event:
-            case BlocksStored():
-                self._known.store(event.parent_hash, unpack_u64(event.block_hashes))
-            case BlocksRemoved():
-                self._known.remove(unpack_u64(event.block_hashes))
-            case BlocksCleared():
-                self._known.clear()
 
     def _tell_counted(self, events: Iterable[KvEvent], space: bytes, num_bytes: int, now: float) -> None:
         """Tell of blocks that take of the quota, and count them here."""

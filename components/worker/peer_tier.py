@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
-import msgspec
 import structlog
 
-from bus.codec import codec, encode
+from bus.codec import Codec, codec, encode
 from bus.errors import BusUnavailable, BuswayError, EngineBusy, Malformed
 from bus.gone import watch_gone
 from bus.messages.base import pack_u64, unpack_u32, unpack_u64
@@ -42,7 +41,7 @@ log = structlog.get_logger()
 _batches = codec(KvBatch)
 _queries = codec(PeerQuery)
 _answers = codec(PeerAnswer)
-_events = msgspec.msgpack.Decoder(KvEvent)
+_events = Codec[KvEvent](KvEvent)
 
 
 def arena_memory(host: HostArena, fingerprint: str) -> BlockMemory:
@@ -212,5 +211,5 @@ class PeerTier:
                     self._holders.store(batch.worker, unpack_u64(event.block_hashes))
                 else:
                     self._holders.remove(batch.worker, unpack_u64(event.block_hashes))
-        except (Malformed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except Malformed:
             MALFORMED_MESSAGES.labels("kv").inc()
