@@ -183,6 +183,10 @@ class OffloadConfig(_Section, frozen=True, kw_only=True):
     redis: RedisTierConfig = RedisTierConfig()
     s3: S3TierConfig = S3TierConfig()
 
+    def limits(self, store: Literal["redis", "s3"]) -> RedisTierConfig | S3TierConfig:
+        """Return what is set of a shared store."""
+        return self.redis if store == "redis" else self.s3
+
 
 class MockConfig(_Section, frozen=True, kw_only=True):
     """The mock engine's step-time model, in seconds.

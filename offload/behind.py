@@ -63,7 +63,7 @@ class WriteBehind:
             held = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.HIT]
             await self._tier.retain(held, retention)
         new = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS]
-        slots = [slot for key in new for slot in self._host.slots.prepare_load([key])]
+        slots = self._host.slots.prepare_load_any(new)
         if not slots:
             return
         started_at = time.perf_counter()

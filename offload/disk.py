@@ -98,7 +98,7 @@ class DiskTier:
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
         """See `Tier.retain`; a restarted worker knows it, too."""
         slots = self._slots
-        pinned = [slot for key in keys for slot in slots.prepare_load([key])]
+        pinned = slots.prepare_load_any(keys)
         try:
             before = [slots.retention_at(slot) for slot in pinned]
             slots.retain(keys, retention, time.time())

@@ -121,7 +121,7 @@ class Gate:
 
     def rate(self, tier: str | None) -> tuple[float, float]:
         """Return seconds of any load of this tier's blocks, and seconds for each block; None is host memory."""
-        base_s = self._copy.base_s + self._turn_s(0)
+        base_s = self._copy.base_s + self._turn_s()
         unit_s = sum([part.units_s[0] for part in (self._copy, self._turn)])
         if tier is None:
             return base_s, unit_s
@@ -142,7 +142,7 @@ class Gate:
         arrival_s = best_saving_s = best_s = best_compute_s = 0.0
         best = 0
         copy_s, copy_block_s = self._doubted(self._copy)
-        turn_s, turn_block_s = self._turn_s(0), self._turn.units_s[0]
+        turn_s, turn_block_s = self._turn_s(), self._turn.units_s[0]
         fixed_s = copy_s + turn_s + (self._step_s if is_busy else 0.0)
         block_s = copy_block_s + turn_block_s
         token_s, context_s = self.prefill_s
@@ -172,8 +172,8 @@ class Gate:
         deadline_s = min(patience_s, LIMIT * best_compute_s)
         return LoadPlan(best, [Part(*part) for part in parts.items()], best_s, deadline_s)
 
-    def _turn_s(self, num_blocks: int) -> float:
-        return self._turn.predict(num_blocks) if self._turn.count else FIRST_TURN_S
+    def _turn_s(self) -> float:
+        return self._turn.base_s if self._turn.count else FIRST_TURN_S
 
     @staticmethod
     def _doubted(fit: Fit) -> tuple[float, float]:

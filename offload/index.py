@@ -2,9 +2,7 @@
 
 from array import array
 
-from offload.key import BlockKey, Space
-
-_SPACE_BYTES = 16
+from offload.key import SPACE_BYTES, BlockKey, Space
 
 
 class BlockIndex:
@@ -18,7 +16,7 @@ class BlockIndex:
         self.hashes = array("Q", bytes(8 * num_slots))
         """By slot; of no meaning where there is no block."""
         self.parents = array("Q", bytes(8 * num_slots))
-        self._spaces = bytearray(_SPACE_BYTES * num_slots)
+        self._spaces = bytearray(SPACE_BYTES * num_slots)
         self._table = array("I", bytes(4 << (num_slots * 3 // 2).bit_length()))
         self._mask = len(self._table) - 1
         self._size = 0
@@ -33,21 +31,21 @@ class BlockIndex:
         place = block_hash & mask
         while taken := table[place]:
             slot = taken - 1
-            if hashes[slot] == block_hash and self._spaces.startswith(space, slot * _SPACE_BYTES):
+            if hashes[slot] == block_hash and self._spaces.startswith(space, slot * SPACE_BYTES):
                 return slot
             place = place + 1 & mask
         return None
 
     def key_at(self, slot: int) -> BlockKey:
         """Return the key of the block in a slot that has one."""
-        start = slot * _SPACE_BYTES
-        return BlockKey(Space(bytes(self._spaces[start : start + _SPACE_BYTES])), self.hashes[slot])
+        start = slot * SPACE_BYTES
+        return BlockKey(Space(bytes(self._spaces[start : start + SPACE_BYTES])), self.hashes[slot])
 
     def insert(self, key: BlockKey, parent_hash: int, slot: int) -> None:
         """Put a block that is not here into a slot that has none."""
         self.hashes[slot] = key.block_hash
         self.parents[slot] = parent_hash
-        self._spaces[slot * _SPACE_BYTES : (slot + 1) * _SPACE_BYTES] = key.space
+        self._spaces[slot * SPACE_BYTES : (slot + 1) * SPACE_BYTES] = key.space
         place = key.block_hash & self._mask
         while self._table[place]:
             place = place + 1 & self._mask

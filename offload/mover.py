@@ -5,7 +5,7 @@ frame that nobody waits for any more, never into a block of the engine.
 """
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -27,6 +27,9 @@ INLINE_BYTES = 2**20
 NUM_COPIERS = 2
 FLUSH_S = 2.0
 """Bound on writing on what is in host memory when the mover is closed."""
+
+Move = Callable[[Sequence[int], Sequence[int]], None]
+"""Copies between slots of host memory and addresses, as `HostArena.read_in` and `write_out` do."""
 
 
 class Mover:
@@ -86,7 +89,7 @@ class Mover:
         links = links[: plan.num_blocks]
         keys = [link.key for link in links]
         slots = self._host.slots
-        held = [slot for key in keys for slot in slots.prepare_load([key])]
+        held = slots.prepare_load_any(keys)
         try:
             self.prefetch(links, plan)
             arrivals = dict.fromkeys(arrival for key in keys if (arrival := self._promoter.arrival_of(key)) is not None)
@@ -102,7 +105,7 @@ class Mover:
         finally:
             slots.complete_load(held)
         try:
-            copied_s = await self._copy(ready, addresses[: len(ready)])
+            copied_s = await self._copy(self._host.write_out, ready, addresses[: len(ready)])
         finally:
             slots.complete_load(ready)
         self._count_loaded(len(ready), plan)
@@ -121,19 +124,11 @@ class Mover:
                 taken.append((slot, address))
         places = [slot for slot, _ in taken]
         try:
-            started_at = time.perf_counter()
-            if len(taken) * self._host.block_bytes <= INLINE_BYTES:
-                self._host.read_in(places, [address for _, address in taken])
-            else:
-                await to_thread.run_sync(
-                    self._host.read_in, places, [address for _, address in taken], limiter=self._copiers
-                )
+            await self._copy(self._host.read_in, places, [address for _, address in taken])
         except BaseException:
             slots.abort_store(places)
             raise
         slots.complete_store(places)
-        if taken:
-            self._gate.note_copy(len(taken), time.perf_counter() - started_at)
         OFFLOAD_BLOCKS.labels("host", "stored").inc(len(taken))
         OFFLOAD_BYTES.labels("host", "store").inc(len(taken) * self._host.block_bytes)
         for behind in self._behind:
@@ -180,15 +175,15 @@ class Mover:
             for behind in self._behind:
                 await behind.wait_idle()
 
-    async def _copy(self, slots: Sequence[int], addresses: Sequence[int]) -> float:
-        """Copy blocks from host memory to the engine, to the end even when cancelled; return the seconds."""
+    async def _copy(self, move: Move, slots: Sequence[int], addresses: Sequence[int]) -> float:
+        """Copy blocks between host memory and the engine, to the end even when cancelled; return the seconds."""
         if not slots:
             return 0.0
         started_at = time.perf_counter()
         if len(slots) * self._host.block_bytes <= INLINE_BYTES:
-            self._host.write_out(slots, addresses)
+            move(slots, addresses)
         else:
-            await to_thread.run_sync(self._host.write_out, slots, addresses, limiter=self._copiers)
+            await to_thread.run_sync(move, slots, addresses, limiter=self._copiers)
         duration_s = time.perf_counter() - started_at
         self._gate.note_copy(len(slots), duration_s)
         return duration_s

@@ -9,7 +9,9 @@ is to stay longer.
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from offload.key import BlockKey, Space, object_name, parse_object_name
 from offload.store import Blob, Got, Listed, StoreName, TierUnavailable
 
 if TYPE_CHECKING:  # they exist for type checkers only
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 PINS = "pins"
@@ -126,32 +129,23 @@ class ObjectStore:
         return there
 
     async def delete(self, keys: Sequence[BlockKey]) -> int:
-        names = [object_name(key) for key in keys]
-        for first in range(0, len(names), LIST_CHUNK):
-            part = names[first : first + LIST_CHUNK]
-            await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
-        return len(names)
+        await self._delete([object_name(key) for key in keys])
+        return len(keys)
 
     async def listing(self, space: Space | None = None) -> AsyncGenerator[list[Listed], None]:
         pinned = await self._pins()
-        stream = obstore.list(self._store, space.hex() if space is not None else None, chunk_size=LIST_CHUNK)
-        while True:
-            part = await self._bounded(lambda: anext(stream, None))
-            if part is None:
-                return
-            listed = []
-            for meta in part:
-                key = parse_object_name(meta["path"])
-                if key is not None:
-                    expires_at = meta["last_modified"].timestamp() + self._keep_s
-                    listed.append(Listed(key, meta["size"], max(expires_at, pinned.get(key, 0.0))))
-            yield listed
+        async with aclosing(self._metas(space.hex() if space is not None else None)) as parts:
+            async for part in parts:
+                listed = []
+                for meta in part:
+                    key = parse_object_name(meta["path"])
+                    if key is not None:
+                        expires_at = meta["last_modified"].timestamp() + self._keep_s
+                        listed.append(Listed(key, meta["size"], max(expires_at, pinned.get(key, 0.0))))
+                yield listed
 
     async def forget_pins(self, now: float) -> None:
-        stale = [f"{PINS}/{until}/{name}" for until, name in await self._markers() if until <= now]
-        for first in range(0, len(stale), LIST_CHUNK):
-            part = stale[first : first + LIST_CHUNK]
-            await self._bounded(lambda part=part: obstore.delete_async(self._store, part))  # type: ignore[misc]
+        await self._delete([f"{PINS}/{until}/{name}" for until, name in await self._markers() if until <= now])
 
     async def aclose(self) -> None:
         """There is nothing to close: connections are dropped with the store."""
@@ -165,9 +159,8 @@ class ObjectStore:
         return pinned
 
     async def _markers(self) -> list[tuple[int, str]]:
-        stream = obstore.list(self._store, PINS, chunk_size=LIST_CHUNK)
         found: list[tuple[int, str]] = []
-        while (part := await self._bounded(lambda: anext(stream, None))) is not None:
+        async for part in self._metas(PINS):
             for meta in part:
                 until, _, name = meta["path"].removeprefix(f"{PINS}/").partition("/")
                 if until.isdecimal():
@@ -182,6 +175,16 @@ class ObjectStore:
             return True
 
         await self._for_all(keys, mark)
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        for first in range(0, len(names), LIST_CHUNK):
+            part = names[first : first + LIST_CHUNK]
+            await self._bounded(partial(obstore.delete_async, self._store, part))
+
+    async def _metas(self, prefix: str | None) -> "AsyncGenerator[Sequence[ObjectMeta], None]":
+        stream = obstore.list(self._store, prefix, chunk_size=LIST_CHUNK)
+        while (part := await self._bounded(lambda: anext(stream, None))) is not None:
+            yield part
 
     async def _bounded(self, call: Callable[[], Awaitable[S]]) -> S:
         try:

@@ -108,6 +108,10 @@ class Slots:
             slots.append(slot)
         return slots
 
+    def prepare_load_any(self, keys: Iterable[BlockKey]) -> list[int]:
+        """Pin the slots of those that are here, whichever they are. Ends with `complete_load`."""
+        return [slot for key in keys for slot in self.prepare_load([key])]
+
     def complete_load(self, slots: Iterable[int]) -> None:
         """Unpin slots."""
         for slot in slots:

@@ -94,7 +94,7 @@ async def _do(config: Config, action: str, store: Store, matches: Callable[[Bloc
     elif action == "drop":
         await _remove(config, store, [each.key for each in await _all(store) if matches(each.key)], "dropped")
     else:
-        await _collect(config, store, config.offload.redis if store.name == "redis" else config.offload.s3)
+        await _collect(config, store, config.offload.limits(store.name))
 
 
 async def _pin(store: Store, matches: Callable[[BlockKey], bool], keep_s: float) -> None:

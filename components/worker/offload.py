@@ -248,11 +248,14 @@ class TieredEngine:
                 await pin.answered.wait()
                 links = pin.chain.links[: len(pin.blocks)]
                 await self._mover.store(links, self._addresses(pin.blocks), pin.chain.retention)
-                self._engine.unpin(token)
+                self._unpin_copied(token)
         finally:
-            for token in pins:
-                del self._pins[token]
-                self._engine.unpin(token)
+            for token in pins.keys() & self._pins.keys():
+                self._unpin_copied(token)
+
+    def _unpin_copied(self, token: int) -> None:
+        del self._pins[token]
+        self._engine.unpin(token)
 
     def _addresses(self, blocks: Sequence[int]) -> list[int]:
         memory = self._memory

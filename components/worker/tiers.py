@@ -97,7 +97,7 @@ async def open_tiers(
 def _remote_tier(
     store: Store, config: OffloadConfig, bus: Bus, memory: BlockMemory, *, model: str, worker: str
 ) -> RemoteTier:
-    setting = config.redis if store.name == "redis" else config.s3
+    setting = config.limits(store.name)
     return RemoteTier(
         store,
         bus,

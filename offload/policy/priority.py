@@ -18,9 +18,6 @@ class Levels:
         self._levels: dict[int, Policy] = {_ORDINARY: make_policy()}
         self._level_of = bytearray(num_slots)
 
-    def __len__(self) -> int:
-        return sum([len(policy) for policy in self._levels.values()])
-
     def insert(self, slot: int, priority: int) -> None:
         """Add a slot that was filled just now."""
         level = _ORDINARY if priority == 0 else _HIGH if priority > 0 else _LOW
