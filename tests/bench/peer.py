@@ -5,7 +5,6 @@ that was started ends with this program, also on Ctrl-C.
 """
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -30,7 +29,7 @@ def write(line: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".bench" / "dynamo-venv", help="where Dynamo is installed")
-    parser.add_argument("--model-path", type=Path, help="directory with tokenizer.json; default: the built-in model")
+    parser.add_argument("--model-path", type=Path, default=BUILTIN_MODEL, help="directory with tokenizer.json")
     parser.add_argument("--streams", type=int, nargs="+", default=[32, 256])
     parser.add_argument("--tokens", type=int, default=64, help="max_tokens of a request")
     parser.add_argument("--words", type=int, default=256, help="words of a prompt; every prompt is unlike the others")
@@ -38,47 +37,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pace", choices=PACES, nargs="+", default=list(PACES), help="step times of the mock engines")
     parser.add_argument("--only", choices=["dynamo", "busway"], help="measure one side")
     return parser.parse_args()
-
-
-def make_tokenizer(folder: Path) -> Path:
-    """Train a small tokenizer on the repository's text, for as long as there is no built-in model."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    write("no built-in model here: training a small tokenizer")
-    texts = [path.read_text() for path in sorted(ROOT.glob("*/**/*.py"))[:400]]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=4096, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    end_id = tokenizer.token_to_id("<|im_end|>")
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "eos_token_id": end_id,
-    }
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": template}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end_id}))
-    return folder
 
 
 def measure(system: AbstractContextManager[System], args: argparse.Namespace, pace: Pace) -> list[Round]:
@@ -101,18 +59,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="busway-bench-") as name:
         folder = Path(name)
-        model_path = args.model_path
-        if model_path is None:
-            model_path = BUILTIN_MODEL if (BUILTIN_MODEL / "tokenizer.json").exists() else make_tokenizer(folder)
         python = install_dynamo(args.venv, write) if args.only != "busway" else None
         tables = []
         for pace in (PACES[name] for name in args.pace):
             work = folder / pace.name
             (work / "dynamo").mkdir(parents=True)
             (work / "busway").mkdir()
-            peer = measure(started_dynamo(python, model_path, pace, work / "dynamo"), args, pace) if python else []
+            peer = measure(started_dynamo(python, args.model_path, pace, work / "dynamo"), args, pace) if python else []
             ours = (
-                measure(started_busway(model_path, pace, work / "busway"), args, pace) if args.only != "dynamo" else []
+                measure(started_busway(args.model_path, pace, work / "busway"), args, pace)
+                if args.only != "dynamo"
+                else []
             )
             for theirs, mine in zip(peer, ours, strict=False):
                 title = f"{pace.name}, {mine.streams} streams, {args.tokens} tokens, {args.words}-word prompts"

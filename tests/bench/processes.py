@@ -61,9 +61,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def wait_for_model(url: str, model: str, log: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until `url` lists the model; raises StartFailed when a process ends first or READY_S is over."""
-    deadline = time.monotonic() + READY_S
+def wait_for_model(
+    url: str, model: str, log: Path, processes: Sequence[subprocess.Popen[bytes]], *, ready_s: float = READY_S
+) -> None:
+    """Wait until `url` lists the model; raises StartFailed when a process ends first or the time is over."""
+    deadline = time.monotonic() + ready_s
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{url}/v1/models", timeout=2) as answer:
@@ -75,7 +77,7 @@ def wait_for_model(url: str, model: str, log: Path, processes: Sequence[subproce
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(0.1)
                 raise StartFailed(f"process {process.pid} ended with code {code}\n{read_tail(log)}")
-    raise StartFailed(f"{url} did not list {model!r} within {READY_S:.0f} s\n{read_tail(log)}")
+    raise StartFailed(f"{url} did not list {model!r} within {ready_s:.0f} s\n{read_tail(log)}")
 
 
 def read_tail(log: Path, num_lines: int = 15) -> str:
