@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ class RedisServer:
         self._process = subprocess.Popen(
             [*command, "--save", "", "--appendonly", "no", *options], stdout=subprocess.DEVNULL
         )
-        wait_listening(self.port)
+        _wait_for(partial(_connect_unix, self.path), f"nobody listens on {self.path}")  # it comes after the port
 
     def kill(self) -> None:
         if self._process is not None:
@@ -145,13 +146,24 @@ def free_port() -> int:
 
 
 def wait_listening(port: int, timeout_s: float = 10.0) -> None:
+    _wait_for(
+        lambda: socket.create_connection(("127.0.0.1", port), 0.2).close(), f"nobody listens on {port}", timeout_s
+    )
+
+
+def _connect_unix(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(path)
+
+
+def _wait_for(connect: Callable[[], None], failure: str, timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            connect()
             return
         except OSError:
-            assert time.monotonic() < deadline, f"nobody listens on port {port}"
+            assert time.monotonic() < deadline, failure
             time.sleep(0.01)
 
 
