@@ -67,6 +67,7 @@ class _Reader:
         self._num_tokens: int | None = None
         self._num_endings = 0
         self._is_complete = False
+        self.is_connected = False
         self.status = 0
         self.error = ""
         self.is_over = False
@@ -133,6 +134,7 @@ class _Reader:
             num_endings=self._num_endings,
             is_complete=self._is_complete,
             error=self.error or error,
+            is_connected=self.is_connected,
             started_at=self._started_at,
             first_at=self._first_at,
             ended_at=time.monotonic(),
@@ -148,6 +150,7 @@ async def ask(target: Target, question: Question) -> Answer:
         with anyio.fail_after(target.timeout_s):
             with anyio.fail_after(CONNECT_S):
                 stream = await _connect(target)
+            reader.is_connected = True
             async with stream:
                 await stream.send(_render(target, question))
                 async for data in stream:

@@ -63,7 +63,8 @@ class Schedule:
         """
         roles = {role for _, role in processes}
         if not any(fault.role in roles for fault in self._faults):
-            raise NoWorker("none of the processes runs that the faults are for")
+            wanted = " and no ".join(dict.fromkeys(fault.role for fault in self._faults))
+            raise NoWorker(f"no {wanted} runs that could be disturbed")
         while True:
             if not self._bag:
                 self._bag = self._rng.sample(self._faults, len(self._faults))

@@ -31,6 +31,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool = False
     """The stream said `[DONE]`."""
     error: str = ""
+    is_connected: bool = True
+    """Somebody took the connection; nobody promised anything where nobody did."""
     started_at: float = 0.0
     first_at: float = 0.0
     """When the first text came; 0: none did."""
@@ -45,6 +47,7 @@ class Outcome(StrEnum):
 
     OK = "ok"
     REFUSED = "refused"
+    """Not accepted, and its client knows."""
     CUT = "cut"
     """The frontend that had it was killed: nobody else has its connection."""
     LOST = "lost"
@@ -56,19 +59,23 @@ class Outcome(StrEnum):
 
 
 class Downtime(msgspec.Struct, frozen=True):
-    """A frontend was ended on purpose between these times: connections to it break."""
+    """A frontend was ended on purpose, and its place served again: nobody may listen between these times."""
 
     began_at: float
     ended_at: float
+    is_abrupt: bool = True
+    """It was killed: what it served was cut. One that drains finishes that first."""
 
 
 def judge(answer: Answer, downtimes: Sequence[Downtime] = ()) -> Outcome:
-    """Say how a request went; what broke while its frontend was down is `CUT`, not lost."""
+    """Say how a request went; one that broke with its frontend is `CUT`, and one that met none meanwhile `REFUSED`."""
     if answer.status in REFUSALS:
         return Outcome.REFUSED
     if answer.status != 200 or answer.error or not answer.is_complete:
-        has_no_frontend = any(d.began_at <= answer.ended_at and answer.started_at <= d.ended_at for d in downtimes)
-        return Outcome.CUT if has_no_frontend and not answer.is_complete else Outcome.LOST
+        during = [d for d in downtimes if d.began_at <= answer.ended_at and answer.started_at <= d.ended_at]
+        if during and not answer.is_connected:
+            return Outcome.REFUSED
+        return Outcome.CUT if any(d.is_abrupt for d in during) and not answer.is_complete else Outcome.LOST
     question, expected = answer.question, answer.question.expected
     num_tokens = question.max_tokens if answer.num_tokens is None else answer.num_tokens
     is_longer = expected is not None and len(answer.text) > len(expected) and answer.text.startswith(expected)

@@ -9,8 +9,10 @@ from pathlib import Path
 import anyio
 
 from bus.errors import NoWorker
+from components.chaos.ask import Target
 from components.chaos.faults import Fault
 from components.chaos.history import Downtime
+from components.supervisor.probe import wait_until_ready
 from components.supervisor.running import RunningProcess, read_running
 
 RESTARTED_WITHIN_S = 60.0
@@ -25,11 +27,11 @@ def list_processes(state_dir: Path) -> list[RunningProcess]:
     return system.processes
 
 
-async def inflict(fault: Fault, name: str, state_dir: Path) -> Downtime | None:
+async def inflict(fault: Fault, name: str, state_dir: Path, target: Target) -> Downtime | None:
     """Do it to the process of that name and wait until it, or another in its place, is there again.
 
-    Returns when connections to a killed frontend broke, else None. A process that was frozen goes on in every case,
-    also when this is cancelled. Raises `NoWorker` when nothing takes the place of what ended.
+    Returns between which times a frontend that was ended did not serve; None for all else. A process that was frozen
+    goes on in every case, also when this is cancelled. Raises `NoWorker` when nothing takes the place of what ended.
     """
     pid = next((process.pid for process in list_processes(state_dir) if process.name == name), 0)
     if not pid:
@@ -41,8 +43,10 @@ async def inflict(fault: Fault, name: str, state_dir: Path) -> Downtime | None:
             await _thaw_later(pid, fault.thaw_after_s)
             return None
     await _wait_replaced(name, pid, state_dir)
-    is_cut = fault.role == "frontend" and fault.signal == signal.SIGKILL
-    return Downtime(began_at, time.monotonic()) if is_cut else None
+    if fault.role != "frontend":
+        return None
+    await _wait_serving(name, state_dir, target)
+    return Downtime(began_at, time.monotonic(), is_abrupt=fault.signal == signal.SIGKILL)
 
 
 async def _thaw_later(pid: int, after_s: float) -> None:
@@ -61,3 +65,11 @@ async def _wait_replaced(name: str, old_pid: int, state_dir: Path) -> None:
                 return
             await anyio.sleep(LOOK_EVERY_S)
     raise NoWorker(f"{name} was ended, and nothing took its place within {RESTARTED_WITHIN_S:g} s")
+
+
+async def _wait_serving(name: str, state_dir: Path, target: Target) -> None:
+    num_frontends = sum(process.role == "frontend" for process in list_processes(state_dir))
+    with anyio.move_on_after(RESTARTED_WITHIN_S):
+        is_tls = target.tls is not None
+        return await wait_until_ready(target.host, target.port, is_tls=is_tls, num_frontends=num_frontends)
+    raise NoWorker(f"{name} was started again, and does not serve after {RESTARTED_WITHIN_S:g} s")

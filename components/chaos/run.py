@@ -117,7 +117,7 @@ class _Disturbance:
             fault, name = self._schedule.pick(processes)
             at = time.monotonic()
             self.done.append((fault.name, at))
-            downtime = await inflict(fault, name, self._state_dir)
+            downtime = await inflict(fault, name, self._state_dir, self._options.target)
             if downtime is not None:
                 self.downtimes.append(downtime)
             took_s = time.monotonic() - at

@@ -10,7 +10,8 @@ import msgspec
 
 from bus.config import ENV_PREFIX
 from components.supervisor.plan import Part
-from components.supervisor.process import Process, last_lines, start_process
+from components.supervisor.policy import choose_last_words
+from components.supervisor.process import Process, read_end, start_process
 from components.supervisor.running import RunningProcess, RunningSystem, write_running
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Fleet:
         return self._state_dir / "logs" / f"{part.name}.log"
 
     def last_words(self, part: Part) -> str:
-        """Return the end of the part's output, indented."""
-        return "\n".join(f"    {line}" for line in last_lines(self.log_path(part)).splitlines())
+        """Return what the end of the part's output tells, indented."""
+        return "\n".join(f"    {line}" for line in choose_last_words(read_end(self.log_path(part))))
 
     async def start(self, part: Part) -> Process:
         """Start a part's process; a worker's is the spare, if one stands by."""

@@ -1,6 +1,7 @@
-"""Pure. When a process that died starts again, and when nothing is gained by it."""
+"""Pure. When a process that died starts again, when nothing is gained by it, and what is told of its death."""
 
 import signal
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,6 +13,9 @@ QUICK_DEATHS = 3
 """So many quick deaths in a row are a crash loop."""
 HOPELESS_EXIT_CODE = 2
 """Wrong configuration: the process said so, and would say it again."""
+
+_DAILY = ('"level":"info"', '"level":"debug"')
+_FEW = 3
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -49,3 +53,9 @@ def describe_exit(exit_code: int) -> str:
         return f"killed by {signal.Signals(-exit_code).name}"
     except ValueError:
         return f"killed by signal {-exit_code}"
+
+
+def choose_last_words(lines: Sequence[str], num_lines: int = 12) -> list[str]:
+    """Return what a person is to read of the end of a log: no daily business, unless there is nothing else."""
+    telling = [line for line in lines if not any(mark in line for mark in _DAILY)]
+    return telling[-num_lines:] or list(lines[-_FEW:])

@@ -61,9 +61,13 @@ async def first_model(host: str, port: int, *, is_tls: bool = False) -> str:
 
 
 async def wait_until_ready(
-    host: str, port: int, *, is_tls: bool = False, num_in_row: int = 1, pause_s: float = 0.05
+    host: str, port: int, *, is_tls: bool = False, num_frontends: int = 1, pause_s: float = 0.05
 ) -> None:
-    """Return when so many new connections in a row find a frontend ready; waits for as long as that takes."""
+    """Return when all that share the port are ready, as far as can be told; waits for as long as that takes.
+
+    One connection meets any one of them: several in a row meet nearly all.
+    """
+    num_in_row = 1 if num_frontends == 1 else 4 * num_frontends
     num_ready = 0
     while num_ready < num_in_row:
         if await is_ready(host, port, is_tls=is_tls):

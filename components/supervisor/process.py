@@ -94,12 +94,12 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def last_lines(log_path: Path, num_lines: int = 12, max_bytes: int = 8192) -> str:
-    """Return the end of a log, for a person who asks why."""
+def read_end(log_path: Path, max_bytes: int = 8192) -> list[str]:
+    """Return the last lines of a log."""
     try:
         with log_path.open("rb") as log:
             log.seek(max(0, log_path.stat().st_size - max_bytes))
             text = log.read(max_bytes).decode("utf-8", "replace")
     except OSError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-num_lines:])
+        return []
+    return text.strip().splitlines()

@@ -159,9 +159,7 @@ class Supervisor:
         started = time.monotonic()
         host = _reachable(self._config.frontend.host)
         port, is_tls = self._config.frontend.port, bool(self._config.frontend.tls_cert)
-        # One connection meets any one of those that share the port: all of a few in a row meet nearly all.
-        num_in_row = 1 if self._config.up.frontends == 1 else 4 * self._config.up.frontends
-        await wait_until_ready(host, port, is_tls=is_tls, num_in_row=num_in_row)
+        await wait_until_ready(host, port, is_tls=is_tls, num_frontends=self._config.up.frontends)
         model = await first_model(host, port, is_tls=is_tls)
         self._ready.set()
         took_s = time.monotonic() - started

@@ -3,6 +3,7 @@
 A whole system with mock engines (`busway up`: broker, router, frontend, three workers) is disturbed as `busway chaos`
 does it, and watched from outside: memory and file descriptors of each process, consumers at the broker, slots and KV
 blocks of the workers. `python -m tests.bench.soak --minutes 60`; it ends by itself, and with 1 when anything is wrong.
+What dies is started again from the files as they are then: run it in a checkout that nobody edits meanwhile.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 import tomllib
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +37,8 @@ SAMPLE_S = 5.0
 GROWTH, SLACK_BYTES = 1.10, 8 * 2**20
 """What a process may grow by between the second fifth of the run and the last: the allocator is never quite still."""
 FD_SLACK = 2
+SETTLED_S = 5.0
+"""After which a system that serves has opened all that it opens."""
 CONSUMERS_GONE_S = 90.0
 """Lanes of workers that were killed are forgotten by the broker after a minute."""
 
@@ -63,10 +67,11 @@ def look(state_dir: Path) -> list[Sample]:
     return samples
 
 
-def count_consumers(monitor_url: str) -> int:
-    """Return how many consumers the broker has."""
-    with urllib.request.urlopen(f"{monitor_url}/jsz", timeout=5) as answer:
-        return int(json.load(answer)["consumers"])
+def count_consumers(monitor_url: str) -> Counter[str]:
+    """Return how many consumers the broker has, by stream."""
+    with urllib.request.urlopen(f"{monitor_url}/jsz?streams=true", timeout=5) as answer:
+        (account,) = json.load(answer)["account_details"]
+    return Counter({each["name"]: each["state"]["consumer_count"] for each in account.get("stream_detail", [])})
 
 
 def judge_memory(samples: Sequence[Sample], began_at: float, ended_at: float) -> list[str]:
@@ -99,8 +104,9 @@ def judge_fds(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
 async def soak(config: Config, options: ChaosOptions, monitor_url: str) -> int:
     """Disturb and watch; return how many things are wrong."""
     state_dir = Path(config.state_dir)
+    await anyio.sleep(SETTLED_S)
     before = {sample.name: sample.num_fds for sample in look(state_dir)}
-    num_consumers = count_consumers(monitor_url)
+    consumers = count_consumers(monitor_url)
     samples: list[Sample] = []
     reports: list[Report] = []
     began_at = time.monotonic()
@@ -118,9 +124,9 @@ async def soak(config: Config, options: ChaosOptions, monitor_url: str) -> int:
     report = reports[0]
     print("\n".join(render(report)))
 
-    left = 0
+    kept: Counter[str] = Counter()
     with anyio.move_on_after(CONSUMERS_GONE_S):
-        while (left := count_consumers(monitor_url)) > num_consumers:  # noqa: ASYNC110
+        while kept := count_consumers(monitor_url) - consumers:  # noqa: ASYNC110
             await anyio.sleep(1.0)
     after = look(state_dir)
     print(f"\n{'process':<14}{'MB before':>12}{'at most':>10}{'after':>8}{'fds before':>12}{'after':>8}{'lives':>8}")
@@ -130,11 +136,10 @@ async def soak(config: Config, options: ChaosOptions, monitor_url: str) -> int:
         fds = f"{before.get(last.name, 0):>12}{last.num_fds:>8}"
         lives = len({sample.pid for sample in mine})
         print(f"{last.name:<14}{first:>12.0f}{most:>10.0f}{last.rss_bytes / 1e6:>8.0f}{fds}{lives:>8}")
-    print(f"consumers: {num_consumers} before, {left} after")
+    print(f"consumers: {consumers.total()} before, {consumers.total() + kept.total()} after")
 
     wrong = judge_memory(samples, began_at, ended_at) + judge_fds(before, {s.name: s.num_fds for s in after})
-    if left > num_consumers:
-        wrong.append(f"{left - num_consumers} consumers more than before")
+    wrong += [f"{stream} has {count} consumers more than before" for stream, count in kept.items()]
     if not report.is_good:
         wrong.append("requests: see the verdict")
     minutes = (ended_at - began_at) / 60
@@ -186,11 +191,14 @@ def main() -> int:
             )
             monitor_url = tomllib.loads((state_dir / "config.toml").read_text())["bus"]["monitor_url"]
             config = find_broker(Config(state_dir=str(state_dir)))
-            num_wrong = anyio.run(soak, config, options, monitor_url, backend_options={"use_uvloop": True})
-        if num_wrong:
-            kept = tempfile.mkdtemp(prefix="soak-")
-            shutil.copytree(state_dir / "logs", kept, dirs_exist_ok=True)
-            print(f"the logs of all processes are in {kept}")
+            num_wrong = 1
+            try:
+                num_wrong = anyio.run(soak, config, options, monitor_url, backend_options={"use_uvloop": True})
+            finally:
+                if num_wrong:
+                    kept = tempfile.mkdtemp(prefix="soak-")
+                    shutil.copytree(state_dir / "logs", kept, dirs_exist_ok=True)
+                    print(f"the logs of all processes are in {kept}")
         print(f"restarts told by the supervisor: {log.read_text().count('starting it again')}")
     return 1 if num_wrong else 0
 

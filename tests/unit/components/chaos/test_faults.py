@@ -34,5 +34,5 @@ def test_a_schedule_is_its_seeds_and_repeats_nothing_before_all_were_there() -> 
 
 
 def test_a_schedule_says_so_when_nobody_is_left() -> None:
-    with pytest.raises(NoWorker):
-        Schedule([FAULTS["kill-router"]], random.Random(0)).pick(RUNNING)
+    with pytest.raises(NoWorker, match="no router runs that could be disturbed"):
+        Schedule([FAULTS["kill-router"], FAULTS["drain-router"]], random.Random(0)).pick(RUNNING)

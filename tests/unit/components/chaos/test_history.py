@@ -46,6 +46,14 @@ def test_what_breaks_with_its_frontend_is_cut_and_only_that() -> None:
     assert judge(broken, [Downtime(11.0, 11.5)]) is Outcome.CUT
     assert judge(broken, [Downtime(13.0, 14.0)]) is Outcome.LOST
     assert judge(replace(GOOD, text="wrong"), [Downtime(11.0, 11.5)]) is Outcome.WRONG
+    assert judge(broken, [Downtime(11.0, 11.5, is_abrupt=False)]) is Outcome.LOST
+
+
+def test_who_meets_no_frontend_while_one_is_down_on_purpose_was_promised_nothing() -> None:
+    nobody = replace(GOOD, status=0, is_complete=False, is_connected=False, error="refused")
+    for is_abrupt in (True, False):
+        assert judge(nobody, [Downtime(11.0, 11.5, is_abrupt=is_abrupt)]) is Outcome.REFUSED
+        assert judge(nobody, [Downtime(13.0, 14.0, is_abrupt=is_abrupt)]) is Outcome.LOST
 
 
 def test_without_a_known_answer_the_length_is_what_counts() -> None:

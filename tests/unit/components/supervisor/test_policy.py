@@ -6,6 +6,7 @@ from components.supervisor.policy import (
     STABLE_S,
     Life,
     bury,
+    choose_last_words,
     describe_exit,
     is_hopeless,
 )
@@ -37,3 +38,14 @@ def test_exits_in_words() -> None:
     assert describe_exit(2) == "exit code 2"
     assert describe_exit(-9) == "killed by SIGKILL"
     assert describe_exit(-99) == "killed by signal 99"
+
+
+def test_of_a_log_a_person_reads_what_tells_why() -> None:
+    daily = ['{"event":"request.finished","level":"info"}'] * 20
+    assert choose_last_words([*daily, "Traceback", "OSError: no", *daily]) == ["Traceback", "OSError: no"]
+    assert (
+        choose_last_words(['{"event":"engine.died","level":"error"}'] * 20, 12)
+        == ['{"event":"engine.died","level":"error"}'] * 12
+    )
+    assert choose_last_words(daily) == daily[:3]
+    assert choose_last_words([]) == []
