@@ -181,10 +181,11 @@ class Dispatcher:
             raise InvalidRequest(f"The request takes {len(payload)} bytes on the bus, more than it carries.")
         model, latency_class = generation.model_slug, generation.latency_class
         request.is_routed = self._routers.take(generation.model)
+        request.addressee = "" if request.is_routed else self._fleet.detour(model)
         if request.is_routed:
             subject = subjects.req(model, latency_class, slug(generation.tenant))
         else:
-            subject = subjects.work(model, "both", self._fleet.detour(model) or ANY_WORKER, latency_class)
+            subject = subjects.work(model, "both", request.addressee or ANY_WORKER, latency_class)
         return subject, payload
 
     def _on_batch(self, batch: StepBatch, incoming: Incoming) -> None:
@@ -274,8 +275,7 @@ class Dispatcher:
         lost = self.requests.running_on([name])
         if lost:
             log.warning("worker.disconnected", worker=name, num_requests=len(lost))
-        if was_serving:
-            self._send_untaken_again(now)
+        self._send_untaken_again(name, now - STALE_JOB_S if was_serving else now, now)
         self._lose(lost, now)
         self._lose_router(name, now)
 
@@ -388,12 +388,12 @@ class Dispatcher:
         lost = self.requests.running_on([worker])
         if lost:
             log.warning("worker.stalled", worker=worker, num_requests=len(lost))
-        self._send_untaken_again(now)
+        self._send_untaken_again(worker, now - STALE_JOB_S, now)
         self._lose(lost, now)
 
-    def _send_untaken_again(self, now: float) -> None:
+    def _send_untaken_again(self, worker: str, since: float, now: float) -> None:
         """Jobs may lie with a worker that cannot take them; sooner than the broker, this sends them to others."""
-        untaken = [request for request in self.requests.unaccepted(after=now - STALE_JOB_S) if not request.is_held]
+        untaken = self.requests.untaken(worker, since)
         if untaken:
             self._cancels.tell_all([request.ticket for request in untaken])
         for request in untaken:

@@ -5,12 +5,11 @@ from bus.subjects import slug
 
 LEFT_PATIENCE_S = 0.75
 """Silence after which a worker without a card is gone: three heartbeats. One that drains keeps talking."""
-
-
 STALLED_S = 0.9
 """Silence after which a worker's requests go elsewhere: three and a half heartbeats. It may come back."""
 AVOIDED_S = 10.0
 """How long a stalled worker is sent nothing, at most: by then the broker has dropped what it had asked for."""
+_NEVER = float("-inf")
 
 
 class _Worker:
@@ -23,6 +22,11 @@ class _Worker:
         self.block_size = 0
         self.is_common = False
         """It takes whole requests, prefill and decode."""
+
+    @property
+    def is_doubted(self) -> bool:
+        """It lost its connection, and was not heard since."""
+        return self.heard_at == _NEVER
 
 
 class Fleet:
@@ -70,13 +74,13 @@ class Fleet:
         state = self._workers.get(worker)
         if state is None:
             return False
-        state.heard_at = float("-inf")
+        state.heard_at = _NEVER
         return state.has_card
 
     def excuse_silence(self, now: float) -> None:
         """This process could not hear for a while: every worker gets its patience anew."""
         for state in self._workers.values():
-            if state.heard_at != float("-inf"):
+            if not state.is_doubted:
                 state.heard_at = now
 
     def find_stalled(self, now: float) -> list[str]:
@@ -85,7 +89,7 @@ class Fleet:
         found = [
             (worker, state.model_slug)
             for worker, state in self._workers.items()
-            if STALLED_S < now - state.heard_at < float("inf") and worker not in self._stalled
+            if now - state.heard_at > STALLED_S and not state.is_doubted and worker not in self._stalled
         ]
         self._stalled |= {worker: (model_slug, now) for worker, model_slug in found}
         return [worker for worker, _ in found]
@@ -100,7 +104,11 @@ class Fleet:
         heard = [
             worker
             for worker, state in self._workers.items()
-            if state.has_card and state.is_common and state.model_slug == model_slug and worker not in self._stalled
+            if state.has_card
+            and state.is_common
+            and state.model_slug == model_slug
+            and worker not in self._stalled
+            and not state.is_doubted
         ]
         self._turn += 1
         return heard[self._turn % len(heard)] if heard else ""

@@ -91,6 +91,7 @@ class Request:
     """One request in flight. `now` and `_at` are seconds of one monotonic clock."""
 
     __slots__ = (
+        "addressee",
         "attempt",
         "cached_tokens",
         "dispatched_at",
@@ -130,6 +131,8 @@ class Request:
         """Attempts that ended through somebody's fault, which may be its own."""
         self.num_deaths = 0
         """Workers that died while they computed its first token of an attempt."""
+        self.addressee = ""
+        """The worker whose own lane has the present attempt; empty where it went to routers, or to all."""
         self.is_held = False
         """It waits to be tried again alone (`frontend.suspects`)."""
         self.worker = ""

@@ -241,9 +241,17 @@ class Requests:
         """Return requests whose time is over."""
         return [request for request in self._by_ticket.values() if request.expires_at < now]
 
-    def unaccepted(self, *, after: float = 0.0, before: float = float("inf")) -> list[Request]:
-        """Return requests that were dispatched between those times and that no worker accepted."""
-        return [r for r in self._by_ticket.values() if not r.worker and after <= r.dispatched_at < before]
+    def unaccepted(self, *, before: float = float("inf")) -> list[Request]:
+        """Return requests that were dispatched before that time and that no worker accepted."""
+        return [r for r in self._by_ticket.values() if not r.worker and r.dispatched_at < before]
+
+    def untaken(self, worker: str, since: float) -> list[Request]:
+        """Return what waits for this worker, which takes nothing now: in its lane, or given to it since then, maybe."""
+        return [
+            r
+            for r in self._by_ticket.values()
+            if not r.worker and not r.is_held and (r.dispatched_at >= since or r.addressee == worker)
+        ]
 
     def running_on(self, workers: Iterable[str]) -> list[Request]:
         """Return the requests that these workers accepted, and forget the workers' batch numbers."""

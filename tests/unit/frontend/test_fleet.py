@@ -90,6 +90,19 @@ def test_while_one_is_stalled_jobs_take_a_detour_to_those_that_are_heard() -> No
     assert fleet.detour(SLUG) == ""
 
 
+def test_no_job_takes_a_detour_to_a_worker_that_lost_its_connection() -> None:
+    fleet = make_fleet()
+    fleet.arrive("w-2", OTHER, 0.9)
+    fleet.arrive("w-3", structs.replace(CARD, worker="w-3"), 0.9)
+    fleet.find_stalled(1.0)
+    fleet.doubt("w-2")
+    assert [fleet.detour(SLUG) for _ in range(3)] == ["w-3"] * 3
+    fleet.doubt("w-3")
+    assert fleet.detour(SLUG) == ""
+    fleet.hear("w-2", 1.1)
+    assert fleet.detour(SLUG) == "w-2"
+
+
 def test_when_all_are_stalled_jobs_wait_for_whoever_comes_first() -> None:
     fleet = make_fleet()
     fleet.find_stalled(1.0)

@@ -231,6 +231,19 @@ def test_a_missing_batch_makes_the_workers_requests_suspect() -> None:
     assert table.overdue(5.5, 3.0) == [quiet]
 
 
+def test_what_waits_for_a_worker_that_takes_nothing_is_new_or_lies_in_its_lane() -> None:
+    table = make_table()
+    old, sent_there, new, held, running = (make_request()[0] for _ in range(5))
+    for request, at in ((old, 0.0), (sent_there, 0.0), (new, 8.0), (held, 8.0), (running, 8.0)):
+        table.open(request, at)
+    sent_there.addressee = "w-1"
+    held.is_held = True
+    table.take(batch([(running.ticket, 0, 1)]), 8.0)
+    assert table.untaken("w-1", 5.0) == [sent_there, new]
+    assert table.untaken("w-2", 5.0) == [new]
+    assert table.untaken("w-1", 9.0) == [sent_there]
+
+
 def test_requests_nobody_accepted_and_requests_of_dead_workers_are_found() -> None:
     table = make_table()
     waiting, running = make_request()[0], make_request()[0]
@@ -238,7 +251,7 @@ def test_requests_nobody_accepted_and_requests_of_dead_workers_are_found() -> No
     table.open(running, 0.0)
     table.take(batch([(running.ticket, 0, 1)]), 1.0)
     assert table.unaccepted() == [waiting]
-    assert table.unaccepted(after=99.0) == []
+    assert table.unaccepted(before=0.0) == []
     assert table.running_on(["w-1", "w-9"]) == [running]
 
 
