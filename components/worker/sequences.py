@@ -74,7 +74,8 @@ class Sequences:
         self._next_key = 0
         self._publish_gap_s = publish_gap_s
         self._flushed_at = 0.0
-        self._due: asyncio.TimerHandle | None = None
+        self._due: tuple[float, asyncio.TimerHandle] | None = None
+        """When to flush: uvloop's handles of timers that are due at once do not say."""
         self._block_events: list[KvEvent] = []
         self._became_idle = anyio.Event()
 
@@ -265,16 +266,18 @@ class Sequences:
 
     def flush_soon(self, delay_s: float = TELL_AFTER_S) -> None:
         """Flush within `delay_s`."""
+        at = self._loop.time() + delay_s
         if self._due is not None:
-            if self._due.when() <= self._loop.time() + delay_s:
+            due_at, timer = self._due
+            if due_at <= at:
                 return
-            self._due.cancel()
-        self._due = self._loop.call_later(delay_s, self.flush)
+            timer.cancel()
+        self._due = at, self._loop.call_later(delay_s, self.flush)
 
     def flush(self) -> bool:
         """Send what waits; what the bus does not take is tried again, and given up when it becomes too much."""
         if self._due is not None:
-            self._due.cancel()
+            self._due[1].cancel()
             self._due = None
         self._flushed_at = self._loop.time()
         self.publish_events()

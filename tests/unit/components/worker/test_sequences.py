@@ -124,6 +124,15 @@ async def test_fast_steps_share_a_message_but_the_first_token_does_not_wait(
     assert rows_of(second) == [(7, 1, 51), (7, 2, 52)]
 
 
+async def test_what_is_due_at_once_is_not_put_off_by_what_comes_meanwhile(
+    sequences: Sequences, pipe: Pipe, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    for delay_s in (0.01, 0.0001):
+        sequences.flush_soon(delay_s)
+        accept(sequences, "f-1", 7)
+    await eventually(lambda: pipe.sent)
+
+
 async def test_steps_merge_while_the_bus_is_full(sequences: Sequences, pipe: Pipe) -> None:
     key = accept(sequences, "f-1", 7)
     pipe.is_full = True
