@@ -4,6 +4,7 @@ A job is in the stream until its batch has ended. Whoever has it says so every s
 frontend gets the job and goes on: what a line came to is written once, under its number, and is not run again.
 """
 
+import secrets
 import time
 from collections.abc import AsyncIterator
 
@@ -218,7 +219,10 @@ class BatchRunner:
         num_failures, pause_s = 0, 0.5
         while True:
             try:
-                body = await self._work.answer(stored.endpoint, line_id, bytes(given.body))
+                # An id of its own for each try: the broker drops a request that it has seen, for some seconds, and the
+                # last try may be that of a frontend that died.
+                request_id = f"{line_id}_{secrets.token_hex(4)}"
+                body = await self._work.answer(stored.endpoint, request_id, bytes(given.body))
                 return LineResult(is_completed=True, line=answered(line_id, given.custom_id, 200, body))
             except Exception as error:
                 answer = answer_for(error)

@@ -15,7 +15,16 @@ from bus.config import BusConfig, FrontendConfig
 from bus.connection import open_bus
 from bus.messages.base import pack_u32, unpack_u32
 from bus.messages.fleet import ModelCard, WorkerCard, WorkerLoad
-from bus.messages.inference import Accepted, Cancel, Failed, Finished, GenerateJob, StepBatch, TokenLogprobs
+from bus.messages.inference import (
+    Accepted,
+    Cancel,
+    Failed,
+    Finished,
+    GenerateJob,
+    LatencyClass,
+    StepBatch,
+    TokenLogprobs,
+)
 from bus.protocol import Bus, ConsumerSpec, Delivery, Incoming
 from bus.registry import keep_card, keep_shared_card, new_id
 from bus.subjects import ANY_WORKER, Subjects, slug
@@ -66,8 +75,10 @@ class FakeWorker:
         self._seqs: dict[str, int] = {}
 
     @asynccontextmanager
-    async def run(self, *, max_model_len: int = 512, with_cards: bool = True) -> AsyncIterator[None]:
-        """Be there: cards, heartbeats, jobs, commands."""
+    async def run(
+        self, *, max_model_len: int = 512, with_cards: bool = True, latency_class: LatencyClass = "standard"
+    ) -> AsyncIterator[None]:
+        """Be there: cards, heartbeats, jobs of one class, commands."""
         config = json.dumps({"chat_template": self.template, "eos_token": "<|end|>"}).encode()
         files = {
             "tokenizer.json": await self.bus.put_blob(self.tokenizer.to_str().encode()),
@@ -97,8 +108,8 @@ class FakeWorker:
         )
         consumer = ConsumerSpec(
             stream="WORK",
-            name=f"any-{MODEL}-both-standard",
-            filter_subject=self.bus.subjects.work(MODEL, "both", ANY_WORKER, "standard"),
+            name=f"any-{MODEL}-both-{latency_class}",
+            filter_subject=self.bus.subjects.work(MODEL, "both", ANY_WORKER, latency_class),
         )
         commands = self.bus.subscribe(self.bus.subjects.ctl(self.name), self._on_command)
         async with AsyncExitStack() as stack:
@@ -303,6 +314,7 @@ def stage(tokenizer: Tokenizer) -> Callable[..., AbstractAsyncContextManager[Sta
         namespace: str = "busway",
         broker: MemoryBroker | None = None,
         template: str = TEMPLATE,
+        latency_class: LatencyClass = "standard",
         **config: Any,
     ) -> AsyncIterator[Stage]:
         broker = broker or MemoryBroker()
@@ -317,7 +329,7 @@ def stage(tokenizer: Tokenizer) -> Callable[..., AbstractAsyncContextManager[Sta
             frontend = Frontend(bus, name, settings, listen("127.0.0.1", 0))
             worker = FakeWorker(worker_bus, tokenizer, new_id("w"), template)
             opened = Stage(connect, frontend, worker, bus, tokenizer)
-            async with worker.run(), anyio.create_task_group() as tasks:
+            async with worker.run(latency_class=latency_class), anyio.create_task_group() as tasks:
                 tasks.start_soon(frontend.run)
                 await opened.wait_ready()
                 yield opened
