@@ -118,6 +118,8 @@ class WorkerLoad(Fact, frozen=True, kw_only=True, tag="worker_load"):
     """Seconds that the KV of a token took lately to come from a worker that prefilled it."""
     fetch_s: float = 0.0
     """Seconds that any such read took, however little it was; both 0: there was none."""
+    taken: int = 0
+    """Slots that are taken, also by what the engine is through with and nobody has fetched yet."""
 
 
 class MetricsQuery(Fact, frozen=True, kw_only=True, tag="metrics_query"):

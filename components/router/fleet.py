@@ -17,7 +17,7 @@ from components.router.model import StepModel
 SETTLED_S = 0.01
 """A report that comes so long after a decision counts the request already."""
 KEPT_S = 0.5
-"""A report that comes so long after a decision proves that the worker lived to accept the request."""
+"""A report that comes so long after a decision proves that the worker lived to accept the request, if it had room."""
 SUSPECT_S = 0.7
 """A worker that is silent for so long, nearly three reports, is given nothing: its frontends leave it soon after."""
 DEAD_S = 3.0
@@ -199,7 +199,7 @@ class Fleet(Generic[T]):
             state.kv_tokens = load.steps[-1].kv_tokens
         if not load.running:
             state.kv_tokens = 0
-        unsettled_tokens = self._settle(state, now)
+        unsettled_tokens = self._settle(state, now, has_room=load.taken < state.slots)
         # The step that runs now has done part of its tokens; those that wait may find a part of theirs in the cache.
         most = load.prefill_tokens + unsettled_tokens
         least = max(0, load.prefill_tokens - load.waiting_tokens - state.model.chunk_tokens) + unsettled_tokens
@@ -302,13 +302,13 @@ class Fleet(Generic[T]):
         times = [self.free_at[number] - self.state(number).full_step_s for number in self.present]
         return min([at for at in times if at > now], default=math.inf)
 
-    def _settle(self, state: WorkerState[T], now: float) -> int:
+    def _settle(self, state: WorkerState[T], now: float, *, has_room: bool) -> int:
         """Sort the requests on their way into those that the report counted and the rest, whose tokens are returned."""
         tokens = blocks = count = 0
         arrived = []
         for key, flight in state.flights.items():
             age = now - flight.placed_at
-            if age >= KEPT_S:
+            if has_room and age >= KEPT_S:
                 arrived.append(key)
             if age >= SETTLED_S:
                 flight.is_settled = True

@@ -166,7 +166,8 @@ class Router:
         desk.close()
 
     def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
-        if card is None:
+        if card is None or not card.roles:
+            # Gone, or stuck for a while.
             gone = self._cards.pop(worker, None)
             desk = self._desks.get(slug(gone.model)) if gone is not None else None
             if desk is not None:

@@ -54,10 +54,9 @@ class Exchange:
         self._is_connected = False
         self._tasks: TaskGroup | None = None
 
-    @property
-    def num_waiting(self) -> int:
-        """Sequences whose blocks are on their way, from here or to here."""
-        return self.handovers.num_leased + self.fetches.num_live
+    def is_waiting(self, key: int) -> bool:
+        """Say whether the blocks of a sequence are on their way, from here or to here: the engine can do nothing."""
+        return self.handovers.is_leased(key) or self.fetches.is_awaited(key)
 
     def start(self, tasks: TaskGroup) -> None:
         """Let `tasks` carry what is read from others; before the first job."""

@@ -55,10 +55,10 @@ class Fetches:
         self._early: dict[int, str] = {}
         """Request ids of fetches for which no sequence waits."""
 
-    @property
-    def num_live(self) -> int:
-        """Sequences whose blocks are not here yet."""
-        return len(self._live) - len(self._early)
+    def is_awaited(self, key: int) -> bool:
+        """Say whether the engine asked for blocks of a sequence that are not here yet."""
+        fetch = self._live.get(key)
+        return fetch is not None and fetch.fill is not None
 
     def has_room(self, request_id: str) -> bool:
         """Say whether an early offer of that request may be started: one at a time, and not too many in all."""

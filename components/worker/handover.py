@@ -70,11 +70,6 @@ class Handovers:
         self._transfer: Transfer | None = None
         self._greeted: set[str] = set()
 
-    @property
-    def num_leased(self) -> int:
-        """Sequences that wait for their reader."""
-        return sum(kept.lease is not None for kept in self._kept.values())
-
     def connect(self, transfer: Transfer) -> None:
         """Offer by this transfer."""
         self._transfer = transfer

@@ -21,7 +21,8 @@ from components.worker.turns import STANDS_S, Turns
 GRANT_SIZE = 32
 """Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
 knows which lane will have work), and the surplus of a burst goes back to the queue."""
-
+STUCK = "engine_stuck"
+STUCK_MESSAGE = "the engine of the worker makes no step"
 
 log = structlog.get_logger()
 _jobs = {
@@ -57,6 +58,8 @@ class Intake:
         self._on_change = on_change
         self._on_drain = on_drain
         self._on_roles = on_roles
+        self.is_stuck = False
+        """The engine makes no step: what still comes goes back to its owner, who finds another worker."""
         self._pulls: Sequence[tuple[Lane, Pull]] = ()
         self._turns = Turns()
         self._timer: asyncio.TimerHandle | None = None
@@ -138,6 +141,10 @@ class Intake:
         if not comes_back and sequences.ledger.is_known(job.frontend, job.ticket, anyio.current_time()):
             delivery.ack()
             return "repeated"
+        if self.is_stuck:
+            sequences.refuse(job, STUCK, STUCK_MESSAGE, is_retryable=True)
+            delivery.ack()
+            return "refused"
         try:
             if len(sequences.ledger) >= self._slots:
                 raise EngineBusy(f"all {self._slots} slots are taken", delay_s=_backoff_s(delivery))

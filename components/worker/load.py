@@ -74,6 +74,7 @@ class LoadReporter:
             roles=sorted(self._exchange.roles),
             fetch_s=fetch_times.base_s,
             fetch_token_s=fetch_times.units_s[0],
+            taken=len(self._sequences.ledger),
         )
         try:
             self._bus.publish(self._subject, encode(report))

@@ -82,7 +82,7 @@ class Sequences:
     @property
     def num_computing(self) -> int:
         """Attempts that wait for nothing but the engine."""
-        return len(self.ledger) - self._exchange.num_waiting
+        return sum(not self._exchange.is_waiting(key) for key in self.ledger.live)
 
     def next_key(self) -> int:
         self._next_key += 1

@@ -28,7 +28,7 @@ from components.transfer import Transfer, TransferOpener, open_transfer
 from components.worker.canary import Canary
 from components.worker.events import EventPublisher
 from components.worker.exchange import Exchange
-from components.worker.intake import Intake
+from components.worker.intake import STUCK, STUCK_MESSAGE, Intake
 from components.worker.jobs import Served
 from components.worker.lanes import Lanes
 from components.worker.load import LoadReporter
@@ -250,7 +250,7 @@ class Worker:
         try:
             while not self._is_stopping:
                 self._turn = anyio.Event()
-                roles = self._exchange.roles
+                roles: frozenset[Role] = frozenset() if self._intake.is_stuck else self._exchange.roles
                 shared = shared_lanes(roles, self._peers.roles)
                 if not shared <= {"both", "encode"}:
                     self._transfer_wanted.set()
@@ -328,14 +328,28 @@ class Worker:
             await self._give_up(error)
 
     async def _watch_engine(self) -> None:
-        """Ask the idle engine for a few tokens now and then; end when it is stuck or wrong."""
+        """Ask the idle engine for a few tokens now and then; end when it is wrong, or stuck for good."""
         while True:
             await anyio.sleep(self._canary.period_s)
+            now = anyio.current_time()
             try:
-                if self._canary.look(anyio.current_time(), self._sequences.num_computing):
+                if self._canary.look(now, self._sequences.num_computing):
                     self._engine.submit(self._canary.ask(self._sequences.next_key()))
             except EngineDied as error:
                 await self._give_up(error)
+            self._note_stuck(self._canary.is_stuck(now, self._engine.load()))
+
+    def _note_stuck(self, is_stuck: bool) -> None:
+        """While its engine is stuck a worker has no role, and nobody waits for it."""
+        if is_stuck == self._intake.is_stuck:
+            return
+        self._intake.is_stuck = is_stuck
+        if is_stuck:
+            num_left = self._sequences.hand_back(STUCK, STUCK_MESSAGE)
+            log.warning("engine.stuck", num_handed_back=num_left)
+        else:
+            log.info("engine.goes_on")
+        self._turn_soon()
 
     async def _give_up(self, error: Exception) -> None:
         """Give everything back to its owners and raise `EngineDied`."""

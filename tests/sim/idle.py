@@ -25,7 +25,7 @@ def look_at_worker(name: str, worker: Worker, host: Host) -> Idle:
         load.free_blocks,
         spec.num_blocks,
         leases=sum(len(agent._leases) + len(agent._sources) for process, agent in host.agents if process == name),
-        moving=len(exchange.handovers._kept) + exchange.fetches.num_live,
+        moving=len(exchange.handovers._kept) + len(exchange.fetches._live),
         pinned=_pinned(worker._engine) if isinstance(worker._engine, TieredEngine) else 0,
     )
 

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from bus.codec import encode
 from bus.messages.inference import Role, SetRoles
 from bus.testing.connection import MemoryBus
-from tests.sim.stage import Process, Stage
+from tests.sim.stage import FOREVER_S, Process, Stage
 from tests.sim.weather import INTRUDER, Climate
 
 EVERY_S = 1.5
@@ -83,7 +83,7 @@ class Nemesis:
         self._stage.loop.thaw(name)
 
     async def _hang(self) -> None:
-        self._stage.hang(self._any_worker())
+        await self._stage.hang(self._any_worker(), self._rng.choice((2.5, FOREVER_S, FOREVER_S)))
 
     async def _cut(self) -> None:
         """Cut a process off the broker for a while."""

@@ -33,8 +33,8 @@ CALM_S = 15.0
 """After the last fault, until everything must be as if nothing had happened."""
 PATIENCE_S = 30.0
 """When every request must have ended, after the calm."""
-IDLE_S = 6.0
-"""When processes must have let go of everything, after the last request."""
+IDLE_S = 12.0
+"""When processes must have let go of everything, after the last request: what nobody fetched is kept for 10 s."""
 NUM_BATCHES = 3
 NUM_LAST = 12
 """Requests after the calm: none of them may fail."""

@@ -28,6 +28,7 @@ class ShelfStore:
 
     name: StoreName = "redis"
     location = "memory"
+    check = "look at the shelf"
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf

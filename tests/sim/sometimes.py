@@ -48,6 +48,8 @@ PATHS = {
     "path.doubled_token": "a token came twice, and the second was dropped",
     "path.stale_token": "a token of an attempt that is over was dropped",
     "requests.rescued": "a router took back what a lost worker had not accepted",
+    "engine.stuck": "a worker gave its requests back, for its engine made no step",
+    "engine.goes_on": "an engine that was stuck went on after all",
     "engine.died": "a worker gave up an engine that was stuck, and ended",
     "worker.drained": "a worker drained",
     "router.drained": "a router drained",

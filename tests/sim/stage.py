@@ -51,6 +51,8 @@ ENGINE = MockConfig(
     max_model_len=MAX_MODEL_LEN,
 )
 FOREVER_S = 1e6
+HANG_S = 1.0
+"""How long it takes until an engine that hangs for a while, or forever, would not begin to."""
 STALL_S = 4.0
 """How long a step may take until the worker gives its engine up: longer than any of a slow engine."""
 SLOW = 8.0
@@ -156,12 +158,16 @@ class Stage:
             self.trace.note(f"fault.stop_{process.kind}", process.name)
             process.component.stop()
 
-    def hang(self, process: Process) -> None:
-        """Let no step of an engine end that begins from now on."""
-        if isinstance(process.component, Worker):
-            self.trace.note("fault.hang_engine", process.name)
-            engine = find_engine(process.component)
-            engine._config = msgspec.structs.replace(engine._config, step_base_s=FOREVER_S)
+    async def hang(self, process: Process, step_s: float = FOREVER_S) -> None:
+        """Let each step of an engine that begins in the next moment take so long."""
+        engine = find_engine(process.component) if isinstance(process.component, Worker) else None
+        if engine is None or engine._config.step_base_s > STALL_S / 2:
+            return
+        self.trace.note("fault.hang_engine", f"{process.name} {step_s}")
+        before = engine._config
+        engine._config = msgspec.structs.replace(before, step_base_s=step_s)
+        await anyio.sleep(HANG_S)
+        engine._config = before
 
     def find_leftovers(self) -> list[str]:
         """Return what processes hold or believe that they should not when nobody wants anything, a line each."""

@@ -1,6 +1,7 @@
 """What the simulation found, each as a scenario of its own: few processes, one fault, at the worst moment."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import anyio
@@ -8,11 +9,13 @@ import msgspec
 import pytest
 
 from bus.config import OffloadConfig, RouterConfig
+from components.worker.service import Worker
 from tests.history import Asked, Ended, Event, Shown, check_history
 from tests.sim.clients import ask
+from tests.sim.idle import find_engine
 from tests.sim.layout import HOST_BYTES, Layout
 from tests.sim.scenario import Scripted, play, question
-from tests.sim.stage import Stage
+from tests.sim.stage import FOREVER_S, STALL_S, Process, Stage
 
 
 def nth(family: str, *numbers: int) -> Callable[[str], bool]:
@@ -27,6 +30,12 @@ def nth(family: str, *numbers: int) -> Callable[[str], bool]:
         return seen in numbers
 
     return is_it
+
+
+def num_running(process: Process) -> int:
+    """Return how many sequences a worker has in its batch."""
+    assert isinstance(process.component, Worker)
+    return find_engine(process.component).load().running
 
 
 @pytest.mark.parametrize("lost", [(1,), (2,), (1, 2)])
@@ -89,6 +98,44 @@ def test_a_worker_whose_tiers_do_not_reach_the_registry_goes_on_without_them() -
 
     play(script, layout=Layout(offload=OffloadConfig(host_bytes=HOST_BYTES, peers=True)))
     assert check_history(history) == []
+
+
+@pytest.mark.parametrize(("step_s", "ended"), [(2.5, "engine.goes_on"), (FOREVER_S, "engine.died")])
+def test_an_answer_goes_on_elsewhere_when_an_engine_makes_no_step(step_s: float, ended: str) -> None:
+    """Nobody saw that until the worker gave its engine up, a minute later by default."""
+    history: list[Event] = []
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, stage, Random(0), question(300), history)
+            await anyio.sleep(2)
+            busy = next(each for each in stage.of_kind("worker") if num_running(each))
+            await stage.hang(busy, step_s)
+        await anyio.sleep(5)
+
+    trace = play(script, num_routers=1, layout=Layout((("both",), ("both",))))
+    assert check_history(history) == []
+    shown = [event.at for event in history if isinstance(event, Shown)]
+    assert max(later - at for at, later in pairwise(shown)) < 1.6
+    assert trace.counts["engine.stuck"] == trace.counts[ended] == 1
+
+
+def test_a_worker_that_waits_for_the_reader_of_what_nobody_wants_is_not_stuck() -> None:
+    """It counted fewer sequences than none, took itself for busy, and its idle engine for dead."""
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        async with anyio.create_task_group() as tasks:
+            reader = next(each for each in stage.of_kind("worker") if each.number == 1)
+            stage.loop.freeze(reader.name)
+            leaver = msgspec.structs.replace(question(300), prompt=tuple(range(5, 45)), leaves_after_s=0.5)
+            tasks.start_soon(ask, stage, Random(0), leaver, [])
+            await anyio.sleep(2 * STALL_S)
+            stage.loop.thaw(reader.name)
+
+    layout = Layout((("prefill",), ("decode",)), router=RouterConfig(disaggregate="always"))
+    trace = play(script, num_routers=1, layout=layout)
+    assert trace.counts["prefill.placed"] == 1
+    assert not trace.counts["engine.died"]
 
 
 def test_a_batch_does_not_wait_for_the_only_worker_that_prefills_or_decodes() -> None:

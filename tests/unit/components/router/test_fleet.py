@@ -46,6 +46,17 @@ def test_a_report_that_counts_a_request_ends_the_bridge(fleet: Fleet[str], load:
     assert fleet.free_at[0] <= NOW + 0.3
 
 
+def test_what_a_worker_without_room_may_not_have_taken_comes_back_when_it_leaves(
+    fleet: Fleet[str], load: Callable[..., WorkerLoad], card: Callable[..., WorkerCard]
+) -> None:
+    fleet.place(0, "q", flight(64, item="q"))
+    fleet.report(load("a", taken=card("a").slots), NOW + 5.0)
+    assert fleet.leave("a") == ["q"]
+    fleet.place(1, "r", flight(64, item="r"))
+    fleet.report(load("b"), NOW + 5.0)
+    assert fleet.leave("b") == []
+
+
 def test_reports_win_against_what_was_thought(fleet: Fleet[str], load: Callable[..., WorkerLoad]) -> None:
     for number in range(20):
         fleet.place(0, str(number), flight(8192))

@@ -3,7 +3,7 @@
 import pytest
 
 from bus.errors import EngineDied
-from components.engines import Ended, EngineSpec, Logprobs, Step, StepStats
+from components.engines import Ended, EngineLoad, EngineSpec, Logprobs, Step, StepStats
 from components.worker.canary import MAX_BROKEN, MAX_WRONG, NUM_TOKENS, Canary
 
 SPEC = EngineSpec(name="m", max_model_len=100, max_running=4, block_size=16, num_blocks=8, vocab_size=1000)
@@ -16,10 +16,10 @@ def make_canary() -> Canary:
 
 
 def look(canary: Canary, until: float, num_live: int = 0, *, start: float = 0.0) -> float | None:
-    """Look once a second; return when a generation is due."""
+    """Look often enough; return when a generation is due."""
     now = start
     while now < until:
-        now += 1.0
+        now += canary.period_s
         if canary.look(now, num_live):
             return now
     return None
@@ -60,6 +60,24 @@ def test_no_step_with_work_is_death_and_without_work_is_rest() -> None:
     canary.ask(KEY)
     with pytest.raises(EngineDied, match="with 0 sequences"):
         look(canary, 9.0)
+
+
+def test_an_engine_that_makes_no_step_for_a_second_is_stuck_until_it_makes_one() -> None:
+    canary, busy, idle = make_canary(), EngineLoad(1, 0, 8, 0), EngineLoad(0, 1, 8, 0)
+    step = Step([1], [1], [], [], StepStats(0.02, 0, 0, 0, 0))
+    look(canary, 1.0, num_live=1)
+    canary.take(step, 1.0)
+    look(canary, 1.75, num_live=1, start=1.0)
+    assert not canary.is_stuck(1.75, busy)
+    look(canary, 2.25, num_live=1, start=1.75)
+    assert not canary.is_stuck(2.25, idle), "what waits may wait for blocks"
+    assert canary.is_stuck(2.25, busy)
+    look(canary, 4.0, num_live=0, start=2.25)
+    assert canary.is_stuck(4.0, idle), "giving everything back does not mend it"
+    with pytest.raises(EngineDied, match="no step for"):
+        look(canary, 6.0, start=4.0)
+    canary.take(step, 6.0)
+    assert not canary.is_stuck(6.0, busy)
 
 
 def test_a_process_that_stood_still_does_not_blame_its_engine() -> None:
