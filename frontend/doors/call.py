@@ -53,8 +53,8 @@ class Call(NamedTuple):
     async def read_json(self, limit_bytes: int) -> bytes:
         """Read the body.
 
-        Raises `UnsupportedMediaType` for what is said to be no JSON, `BodyTooLarge` before more than `limit_bytes`
-        are read. How long the body may take is the connection's business.
+        Raises `UnsupportedMediaType` for what is said to be no JSON, or compressed; `BodyTooLarge` before more than
+        `limit_bytes` are read. How long the body may take is the connection's business.
         """
         kind = self.find_header(b"content-type").split(b";")[0].strip().lower()
         if kind and kind != b"application/json" and not kind.endswith(b"+json"):
@@ -62,6 +62,10 @@ class Call(NamedTuple):
             raise UnsupportedMediaType(
                 f"The body is {shown}; send JSON with the header content-type: application/json."
             )
+        encoding = self.find_header(b"content-encoding").lower()
+        if encoding not in (b"", b"identity"):
+            shown = encoding.decode("latin-1")[:80]
+            raise UnsupportedMediaType(f"The body is compressed ({shown}); send it as it is, without content-encoding.")
         length = self.find_header(b"content-length")
         if length.isdigit() and int(length) > limit_bytes:
             raise BodyTooLarge(f"The body has {int(length)} bytes; at most {limit_bytes} are taken.")

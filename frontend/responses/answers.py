@@ -11,7 +11,7 @@ from frontend.deltas import Choice, ChoiceEnd
 from frontend.errors import ErrorBody
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
-from frontend.responses.tools import Name
+from frontend.responses.tools import Name, to_input
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -62,7 +62,17 @@ class FunctionCallShown(msgspec.Struct, frozen=True, tag="function_call", kw_onl
     namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
-ItemShown = MessageShown | ReasoningShown | FunctionCallShown
+class CustomCallShown(msgspec.Struct, frozen=True, tag="custom_tool_call", kw_only=True):
+    """A call of a custom tool."""
+
+    id: str
+    call_id: str
+    name: str
+    input: str
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
+
+
+ItemShown = MessageShown | ReasoningShown | FunctionCallShown | CustomCallShown
 
 
 class _InputDetails(msgspec.Struct, frozen=True):
@@ -294,10 +304,21 @@ class WholeResponse:
         return body
 
 
-def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCallShown:
-    """Return a call under the name that the client knows, instead of the one that the model was shown."""
+def is_custom(name: str, names: Mapping[str, Name]) -> bool:
+    """Say whether the model was shown a custom tool under that name."""
+    return name in names and names[name].is_custom
+
+
+def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCallShown | CustomCallShown:
+    """Return a call of what the client knows, instead of the function that the model was shown."""
     known = names.get(call.name)
-    return call if known is None else msgspec.structs.replace(call, name=known.name, namespace=known.namespace)
+    if known is None:
+        return call
+    namespace = known.namespace or msgspec.UNSET
+    if known.is_custom:
+        text = to_input(call.arguments)
+        return CustomCallShown(id=call.id, call_id=call.call_id, name=known.name, input=text, namespace=namespace)
+    return msgspec.structs.replace(call, name=known.name, namespace=namespace)
 
 
 def _items(response: str, choice: Choice, logprobs: bytes, names: Mapping[str, Name]) -> list[ItemShown]:
@@ -313,7 +334,7 @@ def _items(response: str, choice: Choice, logprobs: bytes, names: Mapping[str, N
         items.append(MessageShown(id=item_id("msg", response, len(items)), status=status, content=(text,)))
     for call in choice.calls:
         shown = FunctionCallShown(
-            id=item_id("fc", response, len(items)),
+            id=item_id("ctc" if is_custom(call.name, names) else "fc", response, len(items)),
             status=last if call is choice.calls[-1] else "completed",
             call_id=call.call_id,
             name=call.name,

@@ -19,8 +19,16 @@ from frontend.openai.body import (
     invalid,
 )
 from frontend.responses.body import PromptBody, ResponsesBody, TextFormat
-from frontend.responses.items import FunctionCallItem, FunctionOutputItem, Item, MessageItem, ReasoningItem, text_of
-from frontend.responses.tools import model_name, read_tools
+from frontend.responses.items import (
+    CustomCallItem,
+    FunctionCallItem,
+    FunctionOutputItem,
+    Item,
+    MessageItem,
+    ReasoningItem,
+    text_of,
+)
+from frontend.responses.tools import model_name, read_tools, to_arguments
 
 LOGPROBS = "message.output_text.logprobs"
 """What `include` says for log-probabilities."""
@@ -30,9 +38,13 @@ class _Named(msgspec.Struct, frozen=True, tag="function"):
     name: str
 
 
+class _NamedCustom(msgspec.Struct, frozen=True, tag="custom"):
+    name: str
+
+
 class _AllowedTool(msgspec.Struct, frozen=True):
     name: str
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
 
 
 class _Allowed(msgspec.Struct, frozen=True, tag="allowed_tools"):
@@ -40,9 +52,8 @@ class _Allowed(msgspec.Struct, frozen=True, tag="allowed_tools"):
     mode: Literal["auto", "required"] = "auto"
 
 
-_choice: msgspec.json.Decoder[Literal["none", "auto", "required"] | _Named | _Allowed | None] = msgspec.json.Decoder(
-    Literal["none", "auto", "required"] | _Named | _Allowed | None
-)
+_Choice = Literal["none", "auto", "required"] | _Named | _NamedCustom | _Allowed | None
+_choice: msgspec.json.Decoder[_Choice] = msgspec.json.Decoder(_Choice)
 
 
 def to_chat(body: ResponsesBody, items: Sequence[Item]) -> ChatBody:
@@ -99,9 +110,10 @@ def to_messages(items: Iterable[Item]) -> list[ChatMessage]:
     for item in items:
         if isinstance(item, MessageItem) and item.role == "assistant":
             turn.texts.append(text_of(item.content))
-        elif isinstance(item, FunctionCallItem):
+        elif isinstance(item, FunctionCallItem | CustomCallItem):
             name = model_name(item.name, item.namespace)
-            turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(name, item.arguments)))
+            arguments = to_arguments(item.input) if isinstance(item, CustomCallItem) else item.arguments
+            turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(name, arguments)))
         elif isinstance(item, ReasoningItem):
             # Thoughts begin a turn; those that follow calls begin the next one.
             if turn.texts or turn.calls:
@@ -158,7 +170,7 @@ def _tool_choice(raw: msgspec.Raw) -> ToolChoice | _Allowed | None:
         choice = _choice.decode(raw)
     except msgspec.ValidationError as error:
         raise invalid(error, "tool_choice") from error
-    return NamedTool(NamedFunction(choice.name)) if isinstance(choice, _Named) else choice
+    return NamedTool(NamedFunction(choice.name)) if isinstance(choice, _Named | _NamedCustom) else choice
 
 
 def _format(wanted: TextFormat | None) -> ResponseFormat | None:

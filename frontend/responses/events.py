@@ -27,13 +27,17 @@ from frontend.responses.answers import (
     as_asked,
     ended,
     failed,
+    is_custom,
     item_id,
     usage_shown,
 )
-from frontend.responses.tools import Name
+from frontend.responses.tools import Name, to_input
 from frontend.vocabulary import Vocabulary, escape
 
 _json = msgspec.json.encode
+_CUSTOM = "custom_tool_call_input"
+_FIELDS = {"function_call_arguments": b"arguments", _CUSTOM: b"input"}
+"""What the event that ends a family calls the whole of it; `text` for the others."""
 _NO_NAMES: Mapping[str, Name] = {}
 
 
@@ -59,7 +63,7 @@ class _OpenItem:
     def __init__(self, family: str, id: str, index: int, start: CallStart | None, names: Mapping[str, Name]) -> None:
         self._names = names
         self.family = family
-        """`output_text`, `reasoning_text` or `function_call_arguments`, as events name it."""
+        """`output_text`, `reasoning_text` or a key of `_FIELDS`, as events name it."""
         self.id = id
         self.index = index
         self.start = start
@@ -141,7 +145,8 @@ class ResponseChunks:
         out = b""
         for delta in deltas:
             if isinstance(delta, CallStart):
-                out += self._close("completed") + self._begin("fc", "function_call_arguments", delta)
+                kind = ("ctc", _CUSTOM) if is_custom(delta.name, self._names) else ("fc", "function_call_arguments")
+                out += self._close("completed") + self._begin(*kind, delta)
             elif isinstance(delta, CallArguments):
                 out += self._text(delta.fragment, b"")
             elif isinstance(delta, ReasoningDelta):
@@ -188,7 +193,7 @@ class ResponseChunks:
         index = len(self._items)
         item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start, self._names)
         shown = item.shown("in_progress")
-        if not isinstance(shown, FunctionCallShown):
+        if isinstance(shown, MessageShown | ReasoningShown):
             shown = msgspec.structs.replace(shown, content=())
         out = self._event("response.output_item.added", b'"output_index":%d,"item":%b' % (index, _json(shown)))
         part = item.part("")
@@ -199,6 +204,11 @@ class ResponseChunks:
         if item is None:
             return b""
         item.parts.append(text)
+        if item.family == _CUSTOM:
+            return b""  # its input is known when all of the arguments are
+        return self._delta(item, text, logprobs)
+
+    def _delta(self, item: _OpenItem, text: str, logprobs: bytes) -> bytes:
         number, self._next_number = self._next_number, self._next_number + 1
         shown = b',"logprobs":[%b]' % logprobs if item.family == "output_text" else b""
         return b'%b%d,"delta":"%b"%b}\n\n' % (item.delta, number, escape(text), shown)
@@ -209,13 +219,14 @@ class ResponseChunks:
             return b""
         self._open = None
         text = item.text
-        field = b"arguments" if item.start else b"text"
-        fields = b'%b"%b":"%b"' % (item.name, field, escape(text))
+        told = to_input(text) if item.family == _CUSTOM else text
+        out = self._delta(item, told, b"") if item.family == _CUSTOM and told else b""
+        fields = b'%b"%b":"%b"' % (item.name, _FIELDS.get(item.family, b"text"), escape(told))
         if item.family == "output_text":
             fields += b',"logprobs":' + item.all_logprobs
         elif item.family == "reasoning_text":
             self._num_reasoning_tokens += self._count_tokens(text)
-        out = self._event(f"response.{item.family}.done", fields)
+        out += self._event(f"response.{item.family}.done", fields)
         part = item.part(text)
         if part is not None:
             out += self._part_event("done", item, part)

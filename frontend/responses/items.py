@@ -33,8 +33,17 @@ class FunctionCallItem(msgspec.Struct, frozen=True):
     namespace: str | None = None
 
 
+class CustomCallItem(msgspec.Struct, frozen=True):
+    """A call of a custom tool; `input` is any text."""
+
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
+
+
 class FunctionOutputItem(msgspec.Struct, frozen=True):
-    """What a function gave back."""
+    """What a function or a custom tool gave back."""
 
     call_id: str
     output: str | list[TextPart]
@@ -53,12 +62,14 @@ class ItemReference(msgspec.Struct, frozen=True):
     id: str
 
 
-Item = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
+Item = MessageItem | FunctionCallItem | CustomCallItem | FunctionOutputItem | ReasoningItem
 
 _TYPES: dict[str, type[Item | ItemReference]] = {
     "message": MessageItem,
     "function_call": FunctionCallItem,
     "function_call_output": FunctionOutputItem,
+    "custom_tool_call": CustomCallItem,
+    "custom_tool_call_output": FunctionOutputItem,
     "reasoning": ReasoningItem,
     "item_reference": ItemReference,
 }

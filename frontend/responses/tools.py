@@ -1,7 +1,8 @@
 """Pure. The tools of a request of the Responses API, as functions that any model can be shown."""
 
+import json
 from collections.abc import Iterable
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,10 +20,12 @@ _MAX_NAMESPACED = 256
 
 
 class Name(NamedTuple):
-    """What a client calls a function."""
+    """What a client knows a function as."""
 
     name: str
-    namespace: str
+    namespace: str = ""
+    is_custom: bool = False
+    """A custom tool: its input is a text, which the model writes as the one argument of a function."""
 
 
 class Offered(NamedTuple):
@@ -30,7 +33,7 @@ class Offered(NamedTuple):
 
     tools: list[Tool]
     names: dict[str, Name]
-    """By the name that the model is shown, where that is another one than the client's."""
+    """By the name that the model is shown, where the client knows the function as something else."""
     left_out: tuple[str, ...]
     """What is not served, as it would be named among ignored parameters."""
 
@@ -46,6 +49,25 @@ class _Function(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
+class _Text(msgspec.Struct, frozen=True, tag="text"):
+    pass
+
+
+class _Grammar(msgspec.Struct, frozen=True, tag="grammar"):
+    definition: str
+    syntax: Literal["lark", "regex"]
+
+
+class _Custom(msgspec.Struct, frozen=True):
+    name: str
+    description: str | None = None
+    format: _Text | _Grammar | None = None
+
+
+class _Input(msgspec.Struct, frozen=True):
+    input: str
+
+
 class _Namespace(msgspec.Struct, frozen=True):
     name: str
     tools: list[msgspec.Raw]
@@ -53,12 +75,27 @@ class _Namespace(msgspec.Struct, frozen=True):
 
 _head = msgspec.json.Decoder(_Head)
 _function = msgspec.json.Decoder(_Function)
+_custom = msgspec.json.Decoder(_Custom)
+_input = msgspec.json.Decoder(_Input)
 _namespace = msgspec.json.Decoder(_Namespace)
 
 
 def model_name(name: str, namespace: str | None) -> str:
     """Return what a model is shown for a function of a namespace."""
     return f"{namespace}{_BETWEEN}{name}" if namespace else name
+
+
+def to_arguments(text: str) -> str:
+    """Return the input of a custom tool as the arguments that a model is shown."""
+    return json.dumps({"input": text}, ensure_ascii=False)
+
+
+def to_input(arguments: str) -> str:
+    """Return the input of a custom tool; what a model wrote instead of the one argument is that input itself."""
+    try:
+        return _input.decode(arguments).input
+    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+        return arguments
 
 
 def read_tools(given: Iterable[msgspec.Raw]) -> Offered:
@@ -68,8 +105,8 @@ def read_tools(given: Iterable[msgspec.Raw]) -> Offered:
     for number, raw in enumerate(given):
         within = f"tools[{number}]"
         kind = _decode(_head, raw, within).type
-        if kind == "function":
-            offered.tools.append(_tool(raw, within))
+        if kind in ("function", "custom"):
+            _add_tool(offered, kind, raw, within)
         elif kind == "namespace":
             _add_namespace(offered, raw, within)
         elif kind.startswith(EXTRAS):
@@ -86,21 +123,33 @@ def _add_namespace(offered: Offered, raw: msgspec.Raw, within: str) -> None:
     for number, inner in enumerate(space.tools):
         place = f"{within}.tools[{number}]"
         kind = _decode(_head, inner, place).type
-        if kind != "function":
+        if kind not in ("function", "custom"):
             raise _not_served(kind, place)
-        tool = _tool(inner, place)
-        shown = model_name(tool.function.name, space.name)
-        offered.names[shown] = Name(tool.function.name, space.name)
-        offered.tools.append(Tool(function=msgspec.structs.replace(tool.function, name=shown)))
+        _add_tool(offered, kind, inner, place, space.name)
 
 
-def _tool(raw: msgspec.Raw, within: str) -> Tool:
-    given = _decode(_function, raw, within)
-    return Tool(
-        function=FunctionSpec(
-            name=given.name, description=given.description, parameters=given.parameters, strict=given.strict
-        )
+def _add_tool(offered: Offered, kind: str, raw: msgspec.Raw, within: str, namespace: str = "") -> None:
+    given = (
+        _decode(_function, raw, within) if kind == "function" else _as_function(_decode(_custom, raw, within), within)
     )
+    shown = model_name(given.name, namespace)
+    if namespace or kind == "custom":
+        offered.names[shown] = Name(given.name, namespace, is_custom=kind == "custom")
+    spec = FunctionSpec(name=shown, description=given.description, parameters=given.parameters, strict=given.strict)
+    offered.tools.append(Tool(function=spec))
+
+
+def _as_function(tool: _Custom, within: str) -> _Function:
+    text = {"type": "string", "description": "All of the input, as plain text."}
+    if isinstance(tool.format, _Grammar):
+        if tool.format.syntax != "regex":
+            raise InvalidRequest(
+                f"Invalid value for '{within}.format.syntax': custom tools take plain text or a 'regex' here.",
+                param=f"{within}.format.syntax",
+            )
+        text["pattern"] = f"^(?:{tool.format.definition})$"
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
+    return _Function(tool.name, tool.description, msgspec.Raw(msgspec.json.encode(schema)))
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, within: str) -> T:
@@ -112,7 +161,7 @@ def _decode(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, within: str) -> 
 
 def _not_served(kind: str, within: str) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid value for '{within}.type': tools of type {kind[:60]!r} are not served; functions, which the client "
-        "runs, are.",
+        f"Invalid value for '{within}.type': tools of type {kind[:60]!r} are not served; functions and custom tools, "
+        "which the client runs, are.",
         param=f"{within}.type",
     )

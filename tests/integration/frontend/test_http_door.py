@@ -72,6 +72,8 @@ async def test_media_types(stage: OpenStage) -> None:
             ("multipart/form-data; boundary=x", 415),
         ]:
             assert (await on.post(PATH, CHAT, f"Content-Type: {media_type}"))[0] == expected
+        for encoding, expected in [("identity", 200), ("gzip", 415)]:
+            assert (await on.post(PATH, CHAT, f"Content-Encoding: {encoding}"))[0] == expected
 
 
 async def test_large_bodies_are_refused_without_being_read(stage: OpenStage) -> None:

@@ -15,9 +15,11 @@ from frontend.responses.body import responses_body
 from frontend.responses.convert import shorten, to_chat, to_messages
 from frontend.responses.items import Item, ItemReference, MessageItem, decode_item
 from frontend.responses.listing import Page, read_page, render_page
-from frontend.responses.tools import read_tools
+from frontend.responses.tools import Name, read_tools
 
 TOOL = {"type": "function", "name": "sky", "parameters": {"type": "object"}, "strict": True}
+PATCH = {"type": "custom", "name": "patch", "description": "Change files."}
+LARK = {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}
 
 
 def items_of(given: list[Any]) -> list[Item]:
@@ -98,7 +100,8 @@ def test_allowed_tools_are_the_only_ones() -> None:
         ({}, "input"),
         ({"input": []}, "input"),
         ({"input": "x", "tools": [{"type": "web_search"}, {"type": "file_search"}]}, "tools[1].type"),
-        ({"input": "x", "tools": [{"type": "custom", "name": "patch"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{**PATCH, "format": LARK}]}, "tools[0].format.syntax"),
+        ({"input": "x", "tools": [{"type": "local_shell"}]}, "tools[0].type"),
         (
             {"input": "x", "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]},
             "tools[0].tools[0]",
@@ -185,6 +188,26 @@ def test_pages_that_cannot_be(query: bytes) -> None:
         read_page(query)
 
 
+def test_a_custom_tool_is_shown_as_a_function_of_one_text() -> None:
+    called = {"type": "custom_tool_call", "call_id": "c", "name": "patch", "input": 'say "hi"\n'}
+    output = {"type": "custom_tool_call_output", "call_id": "c", "output": "done"}
+    chat = chat_of(
+        input=[{"role": "user", "content": "x"}, called, output],
+        tools=[
+            PATCH,
+            {**PATCH, "name": "sum", "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}},
+        ],
+        tool_choice={"type": "custom", "name": "patch"},
+    )
+    assert chat.tool_choice == NamedTool(NamedFunction("patch"))
+    shown = [json.loads(bytes(tool.function.parameters)) for tool in chat.tools or ()]
+    assert [each["required"] for each in shown] == [["input"]] * 2
+    assert [each["properties"]["input"].get("pattern") for each in shown] == [None, "^(?:[0-9]+)$"]
+    call = (chat.messages[1].tool_calls or [])[0]
+    assert json.loads(call.function.arguments) == {"input": called["input"]}
+    assert (chat.messages[2].role, chat.messages[2].tool_call_id, chat.messages[2].content) == ("tool", "c", "done")
+
+
 def test_functions_of_a_namespace_are_shown_under_its_name_and_extras_are_left_out() -> None:
     space = {"type": "namespace", "name": "agents", "description": "d", "tools": [TOOL]}
     called = {"type": "function_call", "call_id": "c", "name": "sky", "arguments": "{}", "namespace": "agents"}
@@ -193,5 +216,5 @@ def test_functions_of_a_namespace_are_shown_under_its_name_and_extras_are_left_o
     assert [call.function.name for call in asked.messages[-1].tool_calls or ()] == ["agents__sky"]
     raws = [msgspec.Raw(json.dumps(each).encode()) for each in (TOOL, space, {"type": "web_search"})]
     offered = read_tools(raws)
-    assert offered.names == {"agents__sky": ("sky", "agents")}
+    assert offered.names == {"agents__sky": Name("sky", "agents")}
     assert offered.left_out == ("tools[2].web_search",)

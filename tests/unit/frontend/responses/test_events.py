@@ -8,8 +8,20 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 
-from frontend.deltas import AnswerFacts, CallArguments, CallStart, Choice, ChoiceEnd, Delta, ReasoningDelta, TextDelta
+from frontend.deltas import (
+    AnswerFacts,
+    CallArguments,
+    CallStart,
+    Choice,
+    ChoiceEnd,
+    Delta,
+    ParsedCall,
+    ReasoningDelta,
+    TextDelta,
+)
 from frontend.errors import ErrorBody
 from frontend.request import Usage
 from frontend.responses.answers import ResponseShown, new_response
@@ -84,7 +96,7 @@ def test_a_stream_and_a_whole_answer_come_to_the_same() -> None:
 
 
 def test_what_was_asked_for_is_echoed() -> None:
-    tools = [{"type": "function", "name": "f", "parameters": {}, "strict": None}]
+    tools: list[dict[str, Any]] = [{"type": "function", "name": "f", "parameters": {}, "strict": None}]
     shown = begun(tools=tools, tool_choice="required", metadata={"a": "b"}, text={"format": {"type": "json_object"}})
     assert json.loads(bytes(shown.tools[0])) == tools[0]
     assert (bytes(shown.tool_choice), shown.metadata, shown.store) == (b'"required"', {"a": "b"}, True)
@@ -139,3 +151,27 @@ def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
     assert [(item["name"], item["namespace"]) for item in items] == [("sky", "agents")] * 2
     assert spoken.made is not None
     assert msgspec.json.decode(spoken.made.body)["output"][0] == items[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(['{"input": "say \\"h', 'i\\"\\n"}'], 'say "hi"\n'), (['{"a":', "1}"], '{"a":1}'), ([], "")],
+)
+def test_a_call_of_a_custom_tool_tells_its_input_as_text(arguments: list[str], told: str) -> None:
+    names = {"patch": Name("patch", is_custom=True)}
+    spoken = ResponsesDialect(begun(), clock=lambda: 101.5, count_tokens=len, logprobs_of=None, names=names)
+    chunks = spoken.chunks(FACTS, 0)
+    deltas: list[Delta] = [CallStart(0, "c", "patch"), *(CallArguments(0, fragment) for fragment in arguments)]
+    end = ChoiceEnd("tool_calls")
+    events = read(chunks.opening() + chunks.deltas(deltas, []) + chunks.closing(end, USAGE))
+    adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for event in events:
+        adapter.validate_python(event)
+    kind = "response.custom_tool_call_input"
+    assert [event["delta"] for event in events if event["type"] == f"{kind}.delta"] == [told] * bool(told)
+    assert [event["input"] for event in events if event["type"] == f"{kind}.done"] == [told]
+    item = events[-1]["response"]["output"][0]
+    assert (item["type"], item["name"], item["call_id"], item["input"]) == ("custom_tool_call", "patch", "c", told)
+    call = ParsedCall("c", "patch", "".join(arguments))
+    whole = json.loads(spoken.whole(FACTS).render([Choice(0, "", "", (call,), (), end)], USAGE))
+    assert whole == events[-1]["response"]
