@@ -19,7 +19,11 @@ MAX_ARRIVALS = 32
 INLINE_BYTES = 2**20
 """Up to this size, frames are checked in the event loop: a thread would take longer to begin."""
 PROBE_SIZES = (1, 7, 24)
-"""Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth."""
+"""Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth.
+
+A tier that is trusted is measured again with the largest: what only ever brought single blocks would seem to take as
+long for each of many.
+"""
 
 
 class Arrival:
@@ -87,7 +91,7 @@ class Promoter:
 
     async def _probe(self, tier: str, links: list[Link]) -> None:
         try:
-            for size in PROBE_SIZES:
+            for size in PROBE_SIZES[-1:] if self._gate.is_open(tier) else PROBE_SIZES:
                 part, links = links[:size], links[size:]
                 arrival = self.start(tier, part)
                 if arrival is None:

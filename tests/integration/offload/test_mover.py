@@ -83,6 +83,23 @@ async def test_a_tier_proves_itself_by_probes_before_anybody_waits_for_it(
         assert at.plan(*NUMBERS).num_blocks == 20
 
 
+async def test_a_tier_that_proved_itself_with_single_blocks_is_measured_with_many(
+    stage: Any, told_tier: Any, eventually: Any
+) -> None:
+    tier = told_tier()
+    async with stage(tier) as at:
+        await at.store(*NUMBERS)
+        await eventually(lambda: len(tier.frames) == 20)
+        for _ in range(3):
+            at.gate.note_load("redis", 1, 0.1, 0.0)
+        at.forget_host(*NUMBERS)
+        assert at.plan(*NUMBERS).num_blocks == 0, "a block seems to take longer than computing it"
+        await eventually(lambda: at.host.slots.lookup(tier.frames) == [Presence.HIT] * 20)
+        assert tier.num_loads == 1
+        at.forget_host(*NUMBERS)
+        assert at.plan(*NUMBERS).num_blocks == 20, "it is latency"
+
+
 async def test_a_dead_tier_costs_nothing_and_comes_back(stage: Any, told_tier: Any, eventually: Any) -> None:
     tier = told_tier()
     async with stage(tier) as at:
