@@ -3,6 +3,7 @@
 import math
 import random
 from array import array
+from collections.abc import Sequence
 
 import msgspec
 
@@ -86,9 +87,8 @@ class Pool:
         self._config = config
         self._rng = rng
         self._blind = None if config.mode == "kv" else BlindChoice(config.mode, rng)
-        self._drains = {name: DrainRate() for name in LATENCY_CLASSES}
-        """What leaves the queue, by class, while anything waits."""
-        self._drained = dict.fromkeys(LATENCY_CLASSES, 0)
+        self._drains = (_Drain(), _Drain())
+        """The tokens and the requests that leave the queue while anything waits."""
         self._reserved: list[int] = []
         self._online_at = -math.inf
         self.fleet: Fleet[Sent] = Fleet(config.compute_weight, config.decode_weight)
@@ -194,17 +194,17 @@ class Pool:
         """Estimate how long a request of this tenant that comes now will wait; 0 while nothing is known."""
         if not len(self.queue):
             return 0.0
-        rate = sum(drain.per_s or 0.0 for drain in self._drains.values())
-        if not rate:
-            return 0.0
-        ahead = self.queue.tokens_ahead(latency_class, tenant)
-        mates = ahead - self.queue.tokens_above(latency_class)
-        # Those of higher classes who come later take what such took lately. How fast the class itself moved says less:
-        # a few who waited in bad times would keep all others out in good ones.
-        higher = LATENCY_CLASSES[: LATENCY_CLASSES.index(latency_class)]
-        taken = sum(self._drains[name].per_s or 0.0 for name in higher)
-        left = max(rate - taken, rate * self._shares.get(latency_class, 1.0))
-        return max(ahead / rate, mates / left if left else 0.0)
+        queue, share = self.queue, self._shares.get(latency_class, 1.0)
+        num_above = sum(queue.num_waiting(name) for name in _higher(latency_class))
+        tokens, requests = self._drains
+        # Where prompts are what takes long, tokens tell; where workers are full, requests do. Who goes by tokens alone
+        # sees ages in one long prompt after some short ones.
+        return min(
+            tokens.wait_s(
+                latency_class, queue.tokens_above(latency_class), queue.tokens_ahead(latency_class, tenant), share
+            ),
+            requests.wait_s(latency_class, num_above, num_above + queue.num_waiting(latency_class), share),
+        )
 
     # What goes out
 
@@ -220,14 +220,14 @@ class Pool:
                 break
         if had_queue:
             for placement in placed:
-                self._drained[placement.request.latency_class] += placement.choice.uncached_tokens
+                for drain, amount in zip(self._drains, (placement.choice.uncached_tokens, 1), strict=True):
+                    drain.amounts[placement.request.latency_class] += amount
         return placed
 
     def note_time(self, now: float) -> None:
         """Measure how fast the queue drains; to be called every so often."""
-        for name, drain in self._drains.items():
-            drain.note(now, self._drained[name], had_queue=len(self.queue) > 0)
-            self._drained[name] = 0
+        for drain in self._drains:
+            drain.note(now, had_queue=len(self.queue) > 0)
 
     def choose(self, request: Request, now: float) -> Choice | None:
         """Return the best worker for a prompt at present, busy or not; None when there is no worker."""
@@ -374,6 +374,35 @@ class Pool:
     def _choice(self, request: Request, number: int, cost_s: float, reason: str = "") -> Choice:
         name, uncached = self.fleet.state(number).name, self._scorer.uncached(request, number)
         return Choice(number, name, cost_s, uncached, self._sides.role(number), reason)
+
+
+class _Drain:
+    """How fast the queue gets shorter, by class and by one measure."""
+
+    def __init__(self) -> None:
+        self.amounts = dict.fromkeys(LATENCY_CLASSES, 0)
+        """What left since the last `note`."""
+        self._rates = {name: DrainRate() for name in LATENCY_CLASSES}
+
+    def note(self, now: float, *, had_queue: bool) -> None:
+        for name, rate in self._rates.items():
+            rate.note(now, self.amounts[name], had_queue=had_queue)
+            self.amounts[name] = 0
+
+    def wait_s(self, latency_class: LatencyClass, above: float, ahead: float, share: float) -> float:
+        """Estimate the wait behind what is `ahead`, the part `above` of it in higher classes; 0: nothing is known."""
+        rate = sum(each.per_s or 0.0 for each in self._rates.values())
+        if not rate:
+            return 0.0
+        # Those of higher classes who come later take what such took lately. How fast the class itself moved says less:
+        # a few who waited in bad times would keep all others out in good ones.
+        taken = sum(self._rates[name].per_s or 0.0 for name in _higher(latency_class))
+        left = max(rate - taken, rate * share)
+        return max(ahead / rate, (ahead - above) / left if left else 0.0)
+
+
+def _higher(latency_class: LatencyClass) -> Sequence[LatencyClass]:
+    return LATENCY_CLASSES[: LATENCY_CLASSES.index(latency_class)]
 
 
 def _overloaded(wait_s: float, limit_s: float) -> Refusal:

@@ -262,6 +262,22 @@ def test_a_request_that_would_wait_too_long_is_refused_with_the_real_wait(stage:
     assert 20 <= len(s.pool.queue) <= 45, "five seconds of work at six requests a second"
 
 
+def test_a_long_prompt_in_the_queue_is_not_ages_where_workers_are_full_of_short_ones(stage: Make) -> None:
+    s = stage(1)
+    number_of_running = s.pool.fleet.state(0).max_running + 1
+    for _ in range(30):
+        s.report("w-0", running=number_of_running)
+        s.admit(s.request(length=8))
+        assert s.plan() == []
+        s.report("w-0", running=number_of_running - 1)
+        assert len(s.plan()) == 1, "one ends in a tenth of a second"
+        s.now += 0.1
+        s.admit(s.request(length=8))
+        s.pool.note_time(s.now)
+    assert s.admit(s.request(length=65_536)) is None
+    assert s.admit(s.request(length=8)) is None
+
+
 def test_a_deadline_that_cannot_be_met_is_refused_early(stage: Make) -> None:
     s = stage(1)
     assert s.admit(s.request(), deadline=s.now - 1.0) is not None
@@ -372,7 +388,7 @@ def test_equal_costs_go_by_rank_and_then_by_chance() -> None:
 
     assert pick_cheapest([], rank, rng) is None
     assert pick_cheapest([float("inf")], rank, rng) is None
-    assert pick_cheapest([1.02, 1.0, 1.0, 2.0], rank, rng) == 0
+    assert pick_cheapest([1.0005, 1.0, 1.0, 2.0], rank, rng) == 0
     picks = Counter(pick_cheapest([2.0, 1.0, 1.0, float("inf")], rank, rng) for _ in range(1000))
     assert set(picks) == {1, 2}
     assert min(picks.values()) > 400
