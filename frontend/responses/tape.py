@@ -1,7 +1,9 @@
 """I/O. The events of a response that is made in the background, kept while it is made for who listens, and when."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from bus.errors import BuswayError
 from bus.messages.responses import StoredResponse
@@ -23,14 +25,14 @@ class Tape:
     def __init__(self) -> None:
         self.done = asyncio.Event()
         self.error: BuswayError | None = None
-        self._events: list[bytes] = []
+        self._events: deque[bytes] = deque()
         self._num_dropped = 0
         self._num_bytes = 0
         self._listeners: list[Listener] = []
 
     def listen(self, after: int, listener: Listener) -> Callable[[], None]:
         """Hand over the events after number `after`, then those that come; return what ends that."""
-        for event in self._events[max(0, after + 1 - self._num_dropped) :]:
+        for event in list(islice(self._events, max(0, after + 1 - self._num_dropped), None)):
             listener(event)
         if self.done.is_set() or len(self._listeners) >= MAX_LISTENERS:
             listener(b"")
@@ -47,7 +49,7 @@ class Tape:
             for listener in self._listeners.copy():
                 listener(event)
         while self._num_bytes > MAX_TAPE_BYTES:
-            self._num_bytes -= len(self._events.pop(0))
+            self._num_bytes -= len(self._events.popleft())
             self._num_dropped += 1
 
     def close(self, rest: bytes, last: bytes) -> None:
