@@ -124,14 +124,6 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     nvext: NvExt | None = None
 
 
-class _StrictMessages(MessagesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictCount(CountBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
 class _Decoder(CheckedBodyDecoder[T]):
     """Says what is served where a block of content is of another type: images and documents are not."""
 
@@ -146,5 +138,5 @@ class _Decoder(CheckedBodyDecoder[T]):
             raise InvalidRequest(message, param=error.param) from error
 
 
-messages_body: _Decoder[MessagesBody] = _Decoder(_StrictMessages, MessagesBody)
-count_body: _Decoder[CountBody] = _Decoder(_StrictCount, CountBody)
+messages_body: _Decoder[MessagesBody] = _Decoder(MessagesBody)
+count_body: _Decoder[CountBody] = _Decoder(CountBody)

@@ -20,10 +20,6 @@ class BatchBody(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Annotated[dict[Annotated[str, Meta(max_length=64)], _Text], Meta(max_length=16)] | None = None
 
 
-class _StrictBatch(BatchBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
 class RequestCounts(msgspec.Struct, frozen=True):
     """How far a batch is."""
 
@@ -64,7 +60,7 @@ class BatchShown(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] | None
 
 
-batch_body: BodyDecoder[BatchBody] = BodyDecoder(_StrictBatch, BatchBody)
+batch_body: BodyDecoder[BatchBody] = BodyDecoder(BatchBody)
 
 
 def show_batch(batch: str, stored: StoredBatch) -> BatchShown:

@@ -203,14 +203,6 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True):
     suffix: str | None = None
 
 
-class _StrictChat(ChatBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictCompletion(CompletionBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
 T = TypeVar("T", bound=msgspec.Struct)
 
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -228,10 +220,11 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 class BodyDecoder(Generic[T]):
     """Decodes one kind of body in one pass, and in a second one only where unknown parameters are to be named."""
 
-    def __init__(self, strict: Any, lenient: type[T]) -> None:
+    def __init__(self, body: type[T]) -> None:
+        strict = msgspec.defstruct(body.__name__, [], bases=(body,), frozen=True, forbid_unknown_fields=True)
         self._strict: msgspec.json.Decoder[T] = msgspec.json.Decoder(strict)
-        self._lenient: msgspec.json.Decoder[T] = msgspec.json.Decoder(lenient)
-        self._known = frozenset(field.name for field in msgspec.structs.fields(lenient))
+        self._lenient: msgspec.json.Decoder[T] = msgspec.json.Decoder(body)
+        self._known = frozenset(field.name for field in msgspec.structs.fields(body))
 
     def decode(self, data: bytes) -> tuple[T, tuple[str, ...]]:
         """Return the body and the names of the parameters in it that are unknown here, and ignored.
@@ -287,8 +280,8 @@ def invalid(error: msgspec.ValidationError, within: str = "") -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{param or 'body'}': {reason}.", param=param)
 
 
-chat_body: BodyDecoder[ChatBody] = BodyDecoder(_StrictChat, ChatBody)
-completion_body: BodyDecoder[CompletionBody] = BodyDecoder(_StrictCompletion, CompletionBody)
+chat_body: BodyDecoder[ChatBody] = BodyDecoder(ChatBody)
+completion_body: BodyDecoder[CompletionBody] = BodyDecoder(CompletionBody)
 
 
 def decode_prompts(raw: msgspec.Raw) -> list[str] | list[list[int]]:

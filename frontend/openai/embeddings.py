@@ -124,21 +124,9 @@ class ScoresShown(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
-class _StrictEmbeddings(EmbeddingsBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictRerank(RerankBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictScore(ScoreBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-embeddings_body: BodyDecoder[EmbeddingsBody] = BodyDecoder(_StrictEmbeddings, EmbeddingsBody)
-rerank_body: BodyDecoder[RerankBody] = BodyDecoder(_StrictRerank, RerankBody)
-score_body: BodyDecoder[ScoreBody] = BodyDecoder(_StrictScore, ScoreBody)
+embeddings_body: BodyDecoder[EmbeddingsBody] = BodyDecoder(EmbeddingsBody)
+rerank_body: BodyDecoder[RerankBody] = BodyDecoder(RerankBody)
+score_body: BodyDecoder[ScoreBody] = BodyDecoder(ScoreBody)
 
 _inputs: msgspec.json.Decoder[str | list[str | int | list[int]]] = msgspec.json.Decoder(
     str | list[str | Annotated[int, Meta(ge=0, lt=2**32)] | _TOKEN_IDS]

@@ -37,14 +37,6 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
 
 
-class _StrictTokenize(TokenizeBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictDetokenize(DetokenizeBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
 class Tokenized(msgspec.Struct, frozen=True):
     """Answer of `POST /tokenize`."""
 
@@ -60,8 +52,8 @@ class Detokenized(msgspec.Struct, frozen=True):
     prompt: str
 
 
-tokenize_body: BodyDecoder[TokenizeBody] = BodyDecoder(_StrictTokenize, TokenizeBody)
-detokenize_body: BodyDecoder[DetokenizeBody] = BodyDecoder(_StrictDetokenize, DetokenizeBody)
+tokenize_body: BodyDecoder[TokenizeBody] = BodyDecoder(TokenizeBody)
+detokenize_body: BodyDecoder[DetokenizeBody] = BodyDecoder(DetokenizeBody)
 
 
 def tokenize(body: TokenizeBody, model: ServedModel) -> Tokenized:

@@ -79,13 +79,5 @@ class ResponsesBody(PromptBody, frozen=True, kw_only=True):
     nvext: NvExt | None = None
 
 
-class _StrictResponses(ResponsesBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class _StrictPrompt(PromptBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-responses_body: CheckedBodyDecoder[ResponsesBody] = CheckedBodyDecoder(_StrictResponses, ResponsesBody)
-prompt_body: CheckedBodyDecoder[PromptBody] = CheckedBodyDecoder(_StrictPrompt, PromptBody)
+responses_body: CheckedBodyDecoder[ResponsesBody] = CheckedBodyDecoder(ResponsesBody)
+prompt_body: CheckedBodyDecoder[PromptBody] = CheckedBodyDecoder(PromptBody)
