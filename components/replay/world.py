@@ -23,6 +23,9 @@ VOCAB_SIZE = 65_536
 PATIENCE_S = 60.0
 """How long nothing may be heard before the requests that are left count as failed."""
 
+AT_ONCE_S = 1e-6
+"""Arrivals that are no further apart are sent in one turn of the event loop: sums of times have rounding errors."""
+
 SETTLE_S = 1.0
 """From the start of the processes to the first request: cards, loads and lanes are known to everybody by then."""
 
@@ -76,7 +79,7 @@ async def drive(owners: list[Owner], arrivals: Iterable[Arrival]) -> None:
     async with anyio.create_task_group() as tasks:
         for number, arrival in enumerate(arrivals):
             delay_s = started_at + arrival.at_s - anyio.current_time()
-            if delay_s > 0:
+            if delay_s > AT_ONCE_S:
                 await anyio.sleep(delay_s)
             tasks.start_soon(owners[number % len(owners)].send, arrival)
     for owner in owners:

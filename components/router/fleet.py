@@ -327,7 +327,7 @@ class Fleet(Generic[T]):
         fixed_s, token_s = state.model.prefill_line(decode, kv_tokens)
         num_requests = state.num_requests
         factor = self._compute_weight + self._decode_weight * num_requests
-        # Half a step passes until the one that runs has ended.
+        # The step that runs has to end first, and who decodes has a share in those that follow.
         extra_s = fixed_s * factor + (fixed_s if decode else 0.0) + REQUEST_S * num_requests
         if num_requests >= state.max_running:
             extra_s += state.gap_s * (num_requests - state.max_running + 1)

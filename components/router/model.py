@@ -1,125 +1,91 @@
-"""Pure. How long a worker's engine steps take, learned from the steps it reports.
+"""Pure. How long a worker's engine steps take: what all workers of a model teach, and how much slower this one is.
 
-    duration = step_s + prefill_token_s * prefill tokens + decode_request_s * decoding requests + kv_token_s * context
-
-Fitted by recursive least squares on relative errors, so that a decode step of 10 ms counts as much as a prefill of 1 s.
-Coefficients are never negative (a step does not get shorter by more work), and what the steps do not tell yet, such as
-the cost of prefill before the first prompt, comes from the prior.
+A choice among workers falls on whichever is thought to be the fastest, so that what is learned of each alone decides by
+its errors: a worker whose steps happened to look cheap gets everything, and one that was never used is never tried.
+Workers count as equal until one has proved for long that it is not.
 """
 
-import msgspec
+from components.router.regression import Coefficients, Regression
 
-FORGETTING = 0.995
-"""Weight that the past keeps at each sample: the last 200 samples make the model."""
-PRIOR_WEIGHT = 0.05
-"""Of a coefficient's prior, in samples."""
-SHORTEST_S = 1e-5
-"""Relative errors are taken against at least this."""
-SWEEPS = 4
-"""Of coordinate descent at each fit: it starts where the last one ended, and there is one after every report."""
 FIRST_CHUNK_TOKENS = 2048
 """Largest step to count with before a larger one was seen."""
+PACE_STEP = 1.25
+"""A worker's pace is a power of this: what differs by less is equal."""
+PACE_SLACK = 1.2
+"""Steps that take so many times more, or less, than a pace says are still no proof of another one."""
+PACE_STEPS = 20
+"""Prefill steps that are proof; each of them keeps `PACE_KEPT` of the weight of those before it."""
+PACE_KEPT = 0.98
+MAX_PACE = 16.0
+"""A step that stood still for longer counts as this."""
+KNOWN_STEPS = 100
+"""Prefill steps that all must have taken together before any are compared with what is known."""
 
 
-class Coefficients(msgspec.Struct, frozen=True):
-    """Seconds of a step: in all, for each prompt token, each decoding request, each token of their context."""
+class StepTimes:
+    """What the workers of one model have in common. Steps that compute prompts are a kind of their own: on a GPU they
+    begin with more than a decode step does, and a thousand decode steps between two of them say nothing of them."""
 
-    step_s: float = 0.005
-    prefill_token_s: float = 3e-5
-    decode_request_s: float = 2e-5
-    kv_token_s: float = 1e-9
-
-
-_SCALES = (1.0, 1024.0, 16.0, 65536.0)
-"""Ordinary sizes of the four features: they bring the equations into one order of magnitude."""
+    def __init__(self, prior: Coefficients) -> None:
+        self.chunk_tokens = FIRST_CHUNK_TOKENS
+        """Most prompt tokens seen in one step: what an engine computes at a time."""
+        self.prefill = Regression(prior)
+        self.decode = Regression(prior)
 
 
 class StepModel:
-    """The model of one worker. `coefficients` change with `fit`, not with `observe`."""
+    """The model of one worker. Predictions change with `fit`, not with `observe`."""
 
-    def __init__(self, prior: Coefficients, chunk_tokens: int = FIRST_CHUNK_TOKENS) -> None:
-        self.coefficients = prior
-        self.chunk_tokens = chunk_tokens
-        """Most prompt tokens seen in one step: what the engine computes at a time."""
-        self.num_samples = 0
-        values = (prior.step_s, prior.prefill_token_s, prior.decode_request_s, prior.kv_token_s)
-        self._theta = [max(value * scale, 1e-12) for value, scale in zip(values, _SCALES, strict=True)]
-        self._prior = list(self._theta)
-        self._normal = (0.0,) * 10
-        """The upper triangle of the normal equations, row by row, and below their right side."""
-        self._right = (0.0,) * 4
+    def __init__(self, times: StepTimes, pace: float = 1.0) -> None:
+        self.pace = pace
+        """Its steps take so many times as long as is known of all."""
+        self._times = times
+        self._num_compared = 0
+        self._taken_s = 0.0
+        """By late prefill steps, and below what all would have taken."""
+        self._expected_s = 0.0
 
     @classmethod
     def like(cls, peers: list["StepModel"]) -> "StepModel":
-        """Return a model to begin with: the mean of those peers that have learned, or the default."""
-        learned = [peer for peer in peers if peer.num_samples]
-        if not learned:
-            return cls(Coefficients())
-        rows = [msgspec.structs.astuple(peer.coefficients) for peer in learned]
-        mean = Coefficients(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
-        return cls(mean, max(peer.chunk_tokens for peer in learned))
+        """Return the model of a worker that joins these: they learn together, and it is tried as one of the fastest."""
+        if not peers:
+            return cls(StepTimes(Coefficients()))
+        return cls(peers[0]._times, min(peer.pace for peer in peers))
+
+    @property
+    def chunk_tokens(self) -> int:
+        return self._times.chunk_tokens
 
     def observe(self, duration_s: float, prefill_tokens: int, decode_requests: int, kv_tokens: int) -> None:
         """Take one step into account."""
-        self.chunk_tokens = max(self.chunk_tokens, prefill_tokens)
-        self.num_samples += 1
-        weight = 1.0 / max(duration_s, SHORTEST_S) ** 2
-        x1, x2, x3 = prefill_tokens / _SCALES[1], decode_requests / _SCALES[2], kv_tokens / _SCALES[3]
-        w1, w2, w3 = weight * x1, weight * x2, weight * x3
-        # Written out: routers hear some thousand steps a second.
-        n00, n01, n02, n03, n11, n12, n13, n22, n23, n33 = self._normal
-        self._normal = (
-            FORGETTING * n00 + weight,
-            FORGETTING * n01 + w1,
-            FORGETTING * n02 + w2,
-            FORGETTING * n03 + w3,
-            FORGETTING * n11 + w1 * x1,
-            FORGETTING * n12 + w1 * x2,
-            FORGETTING * n13 + w1 * x3,
-            FORGETTING * n22 + w2 * x2,
-            FORGETTING * n23 + w2 * x3,
-            FORGETTING * n33 + w3 * x3,
-        )
-        r0, r1, r2, r3 = self._right
-        self._right = (
-            FORGETTING * r0 + weight * duration_s,
-            FORGETTING * r1 + w1 * duration_s,
-            FORGETTING * r2 + w2 * duration_s,
-            FORGETTING * r3 + w3 * duration_s,
-        )
+        times = self._times
+        if not prefill_tokens:
+            times.decode.observe(duration_s / self.pace, 0, decode_requests, kv_tokens)
+            return
+        times.chunk_tokens = max(times.chunk_tokens, prefill_tokens)
+        times.prefill.observe(duration_s / self.pace, prefill_tokens, decode_requests, kv_tokens)
+        if times.prefill.num_samples > KNOWN_STEPS:
+            self._compare(duration_s, times.prefill.step_s(prefill_tokens, decode_requests, kv_tokens))
 
     def fit(self) -> None:
-        """Solve for the coefficients, none below zero."""
-        n00, n01, n02, n03, n11, n12, n13, n22, n23, n33 = self._normal
-        p0, p1, p2, p3 = [PRIOR_WEIGHT / prior**2 for prior in self._prior]
-        # What a coefficient is when the others are 0, before it is divided by its own weight.
-        r0, r1, r2, r3 = [right + PRIOR_WEIGHT / prior for right, prior in zip(self._right, self._prior, strict=True)]
-        t0, t1, t2, t3 = self._theta
-        for _ in range(SWEEPS):
-            t0 = max(0.0, (r0 - n01 * t1 - n02 * t2 - n03 * t3) / (n00 + p0))
-            t1 = max(0.0, (r1 - n01 * t0 - n12 * t2 - n13 * t3) / (n11 + p1))
-            t2 = max(0.0, (r2 - n02 * t0 - n12 * t1 - n23 * t3) / (n22 + p2))
-            t3 = max(0.0, (r3 - n03 * t0 - n13 * t1 - n23 * t2) / (n33 + p3))
-        self._theta = [t0, t1, t2, t3]
-        self.coefficients = Coefficients(t0 / _SCALES[0], t1 / _SCALES[1], t2 / _SCALES[2], t3 / _SCALES[3])
+        """Let what was observed count."""
+        self._times.prefill.fit()
+        self._times.decode.fit()
 
     def step_s(self, prefill_tokens: float, decode_requests: float, kv_tokens: float) -> float:
         """Predict the duration of one step."""
-        c = self.coefficients
-        return (
-            c.step_s
-            + c.prefill_token_s * prefill_tokens
-            + c.decode_request_s * decode_requests
-            + c.kv_token_s * kv_tokens
-        )
+        kind = self._times.prefill if prefill_tokens else self._times.decode
+        return self.pace * kind.step_s(prefill_tokens, decode_requests, kv_tokens)
 
     def prefill_line(self, decode_requests: float, kv_tokens: float) -> tuple[float, float]:
         """Return seconds that any prefill takes beside what decodes, and seconds for each of its tokens.
 
         Each chunk of `chunk_tokens` costs a step; the line goes through the middle of those stairs.
         """
-        fixed_s = self.step_s(0, decode_requests, kv_tokens)
-        return fixed_s / 2, self.coefficients.prefill_token_s + fixed_s / self.chunk_tokens
+        prefill = self._times.prefill
+        fixed_s = prefill.step_s(0, decode_requests, kv_tokens)
+        token_s = prefill.coefficients.prefill_token_s + fixed_s / self._times.chunk_tokens
+        return self.pace * fixed_s / 2, self.pace * token_s
 
     def prefill_s(self, num_tokens: float, decode_requests: float = 0, kv_tokens: float = 0) -> float:
         """Predict how long it takes to compute `num_tokens` of prompts beside what decodes; 0 tokens take no time."""
@@ -127,3 +93,17 @@ class StepModel:
             return 0.0
         fixed_s, token_s = self.prefill_line(decode_requests, kv_tokens)
         return fixed_s + token_s * num_tokens
+
+    def _compare(self, taken_s: float, expected_s: float) -> None:
+        self._num_compared += 1
+        taken_s = min(max(taken_s, expected_s / MAX_PACE), expected_s * MAX_PACE)
+        self._taken_s = PACE_KEPT * self._taken_s + taken_s
+        self._expected_s = PACE_KEPT * self._expected_s + expected_s
+        if self._num_compared < PACE_STEPS or not self._expected_s:
+            return
+        ratio = self._taken_s / self._expected_s
+        self.pace = 1.0
+        while ratio > self.pace * PACE_SLACK:
+            self.pace *= PACE_STEP
+        while ratio * PACE_SLACK < self.pace:
+            self.pace /= PACE_STEP

@@ -8,8 +8,7 @@ from typing import Literal
 Mode = Literal["kv", "least_loaded", "power_of_two", "round_robin", "random"]
 
 TIE_S = 1e-3
-TIE_PART = 0.05
-"""Costs that differ by less than this part of them, or by `TIE_S`, are equal: no estimate is better than that."""
+"""Costs that differ by less are equal: what estimates have wrong, they have wrong of all workers alike."""
 
 
 Rank = tuple[int, float]
@@ -31,7 +30,7 @@ def pick_cheapest(
     if temperature_s > 0.0:
         weights = [math.exp((least - cost) / temperature_s) for cost in costs]
         return rng.choices(range(len(costs)), weights)[0]
-    limit = least + max(TIE_S, TIE_PART * least)
+    limit = least + TIE_S
     tied = [position for position, cost in enumerate(costs) if cost <= limit]
     if len(tied) == 1:
         return tied[0]

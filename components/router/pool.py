@@ -293,7 +293,7 @@ class Pool:
         if self._blind is not None or not self.fleet.present:
             return 0.0
         model = self.fleet.state(self.fleet.present[0]).model
-        return max(0.0, tokens * model.coefficients.prefill_token_s - LONG_S)
+        return max(0.0, tokens * model.prefill_line(0, 0)[1] - LONG_S)
 
     def _plan_window(self, entries: list[Entry[Request]], now: float) -> list[Placement]:
         placed: list[Placement] = []
