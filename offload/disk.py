@@ -41,6 +41,8 @@ MAX_FILES = 64
 T = TypeVar("T")
 
 log = structlog.get_logger()
+_held = OFFLOAD_HELD_BLOCKS.labels("disk")
+_evicted = OFFLOAD_BLOCKS.labels("disk", "evicted")
 
 
 class DiskTier:
@@ -66,9 +68,11 @@ class DiskTier:
 
     def take_events(self) -> list[KvEvent]:
         """See `Tier.take_events`; what was found at the start is told first."""
-        OFFLOAD_HELD_BLOCKS.labels(self.name).set(len(self._slots))
-        OFFLOAD_BLOCKS.labels(self.name, "evicted").inc(self._slots.take_num_evicted())
-        return self._slots.take_events()
+        events = self._slots.take_events()
+        if events:
+            _held.set(len(self._slots))
+            _evicted.inc(self._slots.take_num_evicted())
+        return events
 
     async def remove(self, keys: Sequence[BlockKey]) -> None:
         """See `Tier.remove`."""

@@ -28,6 +28,9 @@ NUM_COPIERS = 2
 FLUSH_S = 2.0
 """Bound on writing on what is in host memory when the mover is closed."""
 
+_held = OFFLOAD_HELD_BLOCKS.labels("host")
+_evicted = OFFLOAD_BLOCKS.labels("host", "evicted")
+
 Move = Callable[[Sequence[int], Sequence[int]], None]
 """Copies between slots of host memory and addresses, as `HostArena.read_in` and `write_out` do."""
 
@@ -163,10 +166,11 @@ class Mover:
     def take_events(self) -> list[KvEvent]:
         """Return what came into the tiers of this worker and left them, since the last call."""
         events = self._host.slots.take_events()
+        if events:
+            _held.set(len(self._host.slots))
+            _evicted.inc(self._host.slots.take_num_evicted())
         for tier in self._tiers.values():
             events += tier.take_events()
-        OFFLOAD_HELD_BLOCKS.labels("host").set(len(self._host.slots))
-        OFFLOAD_BLOCKS.labels("host", "evicted").inc(self._host.slots.take_num_evicted())
         return events
 
     async def flush(self) -> None:

@@ -152,10 +152,10 @@ class TieredEngine:
         """See `Engine.run`."""
 
         def take_step(step: Step) -> None:
+            on_step(step)  # first: somebody waits for these tokens
             self._gate.note_step(step.stats.prefill_tokens, step.stats.prefill_context, step.stats.duration_s)
             for ended in step.ended:
                 self._to_fill.pop(ended.key, None)
-            on_step(step)
 
         def take_note(note: Note) -> None:
             if isinstance(note, Pinned) and (pin := self._pins.get(note.token)) is not None:
