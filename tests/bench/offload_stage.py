@@ -19,7 +19,7 @@ from components.replay.world import DYNAMO_MOCKER
 from components.worker.offload import TieredEngine
 from offload.gate import Gate
 from offload.host import HostArena, stride_bytes
-from offload.mover import open_mover
+from offload.mover import Mover, open_mover
 from offload.tier import Tier
 from tests.bench.engine_torch import VOCAB
 
@@ -32,6 +32,8 @@ class Answer(NamedTuple):
     ttft_s: float
     loop_s: float
     """CPU time of the event loop's thread until the first token."""
+    cpu_s: float
+    """CPU time of all threads until then."""
     cached_tokens: int
     tokens: list[int]
 
@@ -42,7 +44,7 @@ class Driven:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._key = 0
-        self._first_at = self._first_cpu = 0.0
+        self._first_at = self._first_loop = self._first_cpu = 0.0
         self._tokens: list[int] = []
         self._cached = 0
         self._over = anyio.Event()
@@ -50,7 +52,8 @@ class Driven:
     def on_step(self, step: Step) -> None:
         self.engine.take_events()
         if step.tokens and not self._tokens:
-            self._first_at, self._first_cpu = time.perf_counter(), time.thread_time()
+            self._first_at, self._first_loop = time.perf_counter(), time.thread_time()
+            self._first_cpu = time.process_time()
         self._tokens += step.tokens
         for ended in step.ended:
             self._cached = ended.cached_tokens
@@ -62,10 +65,16 @@ class Driven:
         self._tokens, self._over = [], anyio.Event()
         stopping = Stopping(max_tokens=count, ignore_eos=True)
         request = EngineRequest(self._key, list(prompt), [], GREEDY, stopping, frozenset())
-        started_at, started_cpu = time.perf_counter(), time.thread_time()
+        started_at, started_loop, started_cpu = time.perf_counter(), time.thread_time(), time.process_time()
         self.engine.submit(request)
         await self._over.wait()
-        return Answer(self._first_at - started_at, self._first_cpu - started_cpu, self._cached, self._tokens)
+        return Answer(
+            self._first_at - started_at,
+            self._first_loop - started_loop,
+            self._first_cpu - started_cpu,
+            self._cached,
+            self._tokens,
+        )
 
 
 def make_engine(directory: Path, num_blocks: int, *, max_batch_tokens: int = 512) -> TorchDriver:
@@ -103,17 +112,21 @@ async def drive(engine: Engine) -> AsyncIterator[Driven]:
         tasks.cancel_scope.cancel()
 
 
+def make_host(engine: TorchDriver | MockEngine, num_blocks: int) -> HostArena:
+    """Return host memory for so many blocks of an engine."""
+    block_bytes = engine.memory.block_bytes
+    return HostArena(num_blocks * stride_bytes(block_bytes), block_bytes)
+
+
 @asynccontextmanager
 async def drive_tiered(
-    engine: TorchDriver | MockEngine, host_blocks: int, *tiers: Tier
-) -> AsyncIterator[tuple[Driven, HostArena, Gate]]:
-    """Run an engine with host memory for so many blocks, over these tiers."""
-    memory = engine.memory
-    host = HostArena(host_blocks * stride_bytes(memory.block_bytes), memory.block_bytes)
+    engine: TorchDriver | MockEngine, host: HostArena, *tiers: Tier
+) -> AsyncIterator[tuple[Driven, Mover, Gate]]:
+    """Run an engine with this host memory, over these tiers."""
     gate = Gate([tier.name for tier in tiers], block_size=BLOCK_SIZE)
     async with open_mover(host, tiers, gate, block_size=BLOCK_SIZE) as mover, anyio.create_task_group() as tasks:
-        async with drive(TieredEngine(engine, memory, mover, gate, tasks, model=MODEL)) as driven:
-            yield driven, host, gate
+        async with drive(TieredEngine(engine, engine.memory, mover, gate, tasks, model=MODEL)) as driven:
+            yield driven, mover, gate
         tasks.cancel_scope.cancel()
 
 

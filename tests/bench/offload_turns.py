@@ -19,7 +19,16 @@ from components.replay.trace import TRACE_BLOCK_TOKENS, TraceRequest
 from offload.disk import open_disk
 from offload.host import stride_bytes
 from tests.bench.engine_torch import VOCAB, write_model
-from tests.bench.offload_stage import BLOCK_SIZE, Answer, Driven, drive, drive_tiered, make_engine, percentile
+from tests.bench.offload_stage import (
+    BLOCK_SIZE,
+    Answer,
+    Driven,
+    drive,
+    drive_tiered,
+    make_engine,
+    make_host,
+    percentile,
+)
 
 MIN_TURNS = 5
 MAX_BLOCKS = 96
@@ -80,7 +89,7 @@ async def measure(trace: Path, num_conversations: int, host_part: float, disk_pa
         async with (
             drive(make_engine(directory, num_blocks)) as plain,
             open_disk(directory / "tier", disk_bytes, memory.block_bytes, memory.fingerprint) as disk,
-            drive_tiered(engine, host_blocks, disk) as (tiered, _, gate),
+            drive_tiered(engine, make_host(engine, host_blocks), disk) as (tiered, _, gate),
         ):
             await warm_up(plain)
             await warm_up(tiered)
