@@ -4,6 +4,7 @@ from frontend.anthropic.answers import MessageShown, TokenCountShown, token_coun
 from frontend.anthropic.body import CountBody, MessagesBody, count_body, messages_body
 from frontend.anthropic.convert import prompt_turn, to_chat
 from frontend.anthropic.events import AnthropicDialect, Event
+from frontend.doors.bodies import read_body
 from frontend.doors.call import JSON, Call, Headers, Reply, ignored_header
 from frontend.doors.generate import Generate
 from frontend.doors.routes import Doc, Route
@@ -26,19 +27,17 @@ class Anthropic:
 
     async def create(self, call: Call) -> Reply | None:
         """Answer `POST /v1/messages`."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(messages_body, data)
-        plan = await self._generate.prepare(call, len(data), to_chat(body), lowers_bound=True)
+        body, read = await read_body(call, self._intake, messages_body)
+        plan = await self._generate.prepare(call, read.num_bytes, to_chat(body), lowers_bound=True)
         return await self._generate.respond(
-            call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, ignored)
+            call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, read.ignored)
         )
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/messages/count_tokens`: the prompt is rendered and tokenized as for an answer."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(count_body, data)
-        num_tokens = await self._intake.count_prompt(len(data), prompt_turn(body))
-        return Reply(token_count(num_tokens), headers=(*JSON, *_headers(call, ignored)))
+        body, read = await read_body(call, self._intake, count_body)
+        num_tokens = await self._intake.count_prompt(read.num_bytes, prompt_turn(body))
+        return Reply(token_count(num_tokens), headers=(*JSON, *_headers(call, read.ignored)))
 
 
 def _headers(call: Call, ignored: tuple[str, ...]) -> Headers:

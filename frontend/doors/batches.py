@@ -9,7 +9,7 @@ from bus.errors import InvalidRequest
 from bus.messages.batches import StoredBatch
 from frontend.auth.identity import caller
 from frontend.batch.store import Batches
-from frontend.doors.call import JSON, Call, Reply, ignored_header
+from frontend.doors.call import Call, Reply, json_reply
 from frontend.doors.routes import Doc, Route
 from frontend.files import Files, NoSuchFile
 from frontend.openai.batches import BatchBody, BatchShown, batch_body, show_batch
@@ -80,4 +80,4 @@ class BatchDoor:
 
 
 def _reply(batch: str, stored: StoredBatch, ignored: tuple[str, ...] = ()) -> Reply:
-    return Reply(msgspec.json.encode(show_batch(batch, stored)), headers=(*JSON, *ignored_header(ignored)))
+    return json_reply(msgspec.json.encode(show_batch(batch, stored)), ignored)

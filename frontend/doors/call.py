@@ -108,6 +108,11 @@ def ignored_header(names: Iterable[str]) -> Headers:
     return ((b"x-busway-ignored-params", shown.encode()),) if shown else ()
 
 
+def json_reply(body: bytes, ignored: Iterable[str] = ()) -> Reply:
+    """Return an answer in JSON that names the parameters nobody looked at."""
+    return Reply(body, headers=(*JSON, *ignored_header(ignored)))
+
+
 def header_lines(headers: Headers) -> bytes:
     """Render headers as they go over the wire."""
     return b"".join(b"%b: %b\r\n" % header for header in headers)

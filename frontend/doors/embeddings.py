@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import msgspec
@@ -10,7 +10,8 @@ import msgspec
 from bus.errors import BuswayError, InvalidRequest
 from bus.messages.inference import FinishReason, LatencyClass
 from frontend.auth.identity import caller
-from frontend.doors.call import JSON, Call, Reply, ignored_header, while_connected
+from frontend.doors.bodies import read_body
+from frontend.doors.call import Call, Reply, json_reply, while_connected
 from frontend.doors.routes import Doc, Route
 from frontend.errors import GenerationFailed
 from frontend.hints import join_salts
@@ -92,10 +93,9 @@ class Embeddings:
 
     async def embed(self, call: Call) -> Reply | None:
         """Embed texts or token ids."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(embeddings_body, data)
-        answer = await while_connected(call, lambda: self.run_detached(call.request_id, len(data), body))
-        return None if answer is None else Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+        body, read = await read_body(call, self._intake, embeddings_body)
+        answer = await while_connected(call, lambda: self.run_detached(call.request_id, read.num_bytes, body))
+        return None if answer is None else json_reply(answer, read.ignored)
 
     async def run_detached(
         self,
@@ -107,81 +107,77 @@ class Embeddings:
     ) -> bytes:
         """Return the answer to a body; raise what its owner is to be told. When cancelled, so is the work."""
         model = self._intake.find_model(body.model)
-
-        def prepare(given: EmbeddingsBody) -> list[Generation]:
-            inputs = decode_inputs(given.input)
-            return embed_generations(
-                inputs,
-                model,
-                tenant=caller.get().tenant,
-                latency_class=latency_class,
-                param="input",
-                cache_salt=join_salts(caller.get().cache_salt, ""),
-            )
-
-        generations = await off_loop(num_bytes, prepare, body)
-        vectors = await self._vectors(request_id, generations)
-        num_tokens = sum(each.num_prompt_tokens for each in generations)
-        # A number takes 9 bytes of JSON: about 12 KiB are reached by two vectors of 768.
-        num_answer_bytes = sum(map(len, vectors))
-        return await off_loop(
-            num_answer_bytes, lambda made: show_embeddings(body, model.name, made, num_tokens), vectors
+        inputs = await off_loop(num_bytes, decode_inputs, body.input)
+        vectors, num_tokens = await self._embed(
+            request_id, model, inputs, "input", num_bytes=num_bytes, latency_class=latency_class
         )
+        return await _off_loop(lambda made: show_embeddings(body, model.name, made, num_tokens), vectors)
 
     async def rerank(self, call: Call) -> Reply | None:
         """Order documents by the cosine of their embeddings with that of the query."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(rerank_body, data)
+        body, read = await read_body(call, self._intake, rerank_body)
         model = self._intake.find_model(body.model)
         texts = [body.query, *documents(body)]
-        embedded = await while_connected(call, lambda: self._embed_texts(call.request_id, model, texts, "documents"))
-        if embedded is None:
-            return None
-        vectors, num_tokens = embedded
-        answer = await off_loop(
-            sum(map(len, vectors)),
-            lambda made: show_ranking(body, call.request_id, model.name, made, num_tokens),
-            vectors,
-        )
-        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+
+        async def answer() -> bytes:
+            vectors, num_tokens = await self._embed(
+                call.request_id, model, texts, "documents", num_bytes=read.num_bytes
+            )
+            return await _off_loop(
+                lambda made: show_ranking(body, call.request_id, model.name, made, num_tokens), vectors
+            )
+
+        shown = await while_connected(call, answer)
+        return None if shown is None else json_reply(shown, read.ignored)
 
     async def score(self, call: Call) -> Reply | None:
         """Score pairs of texts by the cosine of their embeddings."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(score_body, data)
+        body, read = await read_body(call, self._intake, score_body)
         model = self._intake.find_model(body.model)
         first, second = score_texts(body)
-        texts = [*first, *second]
-        embedded = await while_connected(call, lambda: self._embed_texts(call.request_id, model, texts, "text_2"))
-        if embedded is None:
-            return None
-        vectors, num_tokens = embedded
 
-        def show(made: Sequence[bytes]) -> bytes:
-            ones, others = made[: len(first)], made[len(first) :]
-            pairs = zip(ones if len(ones) == len(others) else [*ones] * len(others), others, strict=True)
-            shown = [ScoreShown(index, cosine(one, other)) for index, (one, other) in enumerate(pairs)]
-            usage = EmbeddingsUsage(num_tokens, num_tokens)
-            score_id = f"score-{call.request_id}"
-            return msgspec.json.encode(ScoresShown(score_id, int(time.time()), model.name, shown, usage))
+        async def answer() -> bytes:
+            vectors, num_tokens = await self._embed(
+                call.request_id, model, [*first, *second], "text_2", num_bytes=read.num_bytes
+            )
 
-        answer = await off_loop(sum(map(len, vectors)), show, vectors)
-        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+            def show(made: Sequence[bytes]) -> bytes:
+                ones, others = made[: len(first)], made[len(first) :]
+                pairs = zip(ones if len(ones) == len(others) else [*ones] * len(others), others, strict=True)
+                shown = [ScoreShown(index, cosine(one, other)) for index, (one, other) in enumerate(pairs)]
+                usage = EmbeddingsUsage(num_tokens, num_tokens)
+                score_id = f"score-{call.request_id}"
+                return msgspec.json.encode(ScoresShown(score_id, int(time.time()), model.name, shown, usage))
 
-    async def _embed_texts(
-        self, request_id: str, model: ServedModel, texts: Sequence[str], param: str
+            return await _off_loop(show, vectors)
+
+        shown = await while_connected(call, answer)
+        return None if shown is None else json_reply(shown, read.ignored)
+
+    async def _embed(
+        self,
+        request_id: str,
+        model: ServedModel,
+        inputs: Sequence[str | list[int]],
+        param: str,
+        *,
+        num_bytes: int,
+        latency_class: LatencyClass = "standard",
     ) -> tuple[list[bytes], int]:
-        def prepare(given: Sequence[str]) -> list[Generation]:
+        """Return the vectors of inputs that came in a body of that size, and how many tokens they are."""
+        identity = caller.get()
+
+        def prepare(given: Sequence[str | list[int]]) -> list[Generation]:
             return embed_generations(
                 given,
                 model,
-                tenant=caller.get().tenant,
-                latency_class="standard",
+                tenant=identity.tenant,
+                latency_class=latency_class,
                 param=param,
-                cache_salt=join_salts(caller.get().cache_salt, ""),
+                cache_salt=join_salts(identity.cache_salt, ""),
             )
 
-        generations = await off_loop(sum(map(len, texts)), prepare, texts)
+        generations = await off_loop(num_bytes, prepare, inputs)
         vectors = await self._vectors(request_id, generations)
         return vectors, sum(each.num_prompt_tokens for each in generations)
 
@@ -209,6 +205,11 @@ class Embeddings:
         if errors:
             raise errors[0]
         return vectors
+
+
+async def _off_loop(show: Callable[[list[bytes]], bytes], vectors: list[bytes]) -> bytes:
+    """Show vectors, in a thread if they are many: a number takes 9 bytes of JSON, so that two of 768 reach 12 KiB."""
+    return await off_loop(sum(map(len, vectors)), show, vectors)
 
 
 def _explain(error: BuswayError, model: str) -> BuswayError:

@@ -4,10 +4,11 @@ import msgspec
 
 from bus.errors import BuswayError
 from bus.protocol import Bus
-from frontend.doors.call import Call, Reply
+from frontend.doors.call import Call, Reply, json_reply
 from frontend.doors.routes import Doc, Route
 from frontend.explanation import Destination, Explanation, make_explanation, question_for, read_pick, unrouted
 from frontend.fleet import Fleet
+from frontend.hints import read_headers
 from frontend.intake import Intake, off_loop
 from frontend.openai.body import ChatBody, CompletionBody, chat_body, completion_body
 from frontend.request import Generation
@@ -37,15 +38,20 @@ class Explain:
     async def explain(self, call: Call) -> Reply:
         """Answer with an `Explanation`; raise what the request itself would be refused with."""
         data = await call.read_json(self._intake.config.max_body_bytes)
-        body = await off_loop(len(data), _decode, data)
+        body: ChatBody | CompletionBody
+        if await off_loop(len(data), _is_chat, data):
+            body, ignored = await self._intake.decode(chat_body, data)
+        else:
+            body, ignored = await self._intake.decode(completion_body, data)
         model = self._intake.find_model(body.model)
-        generation = (await self._intake.prepare(len(data), body, model)).generations[0]
+        hints = read_headers(call.scope["headers"])
+        generation = (await self._intake.prepare(len(data), body, model, hints=hints)).generations[0]
         destination = await self._ask_router(generation)
         sizes = self._fleet.block_sizes(generation.model_slug)
         explanation = await off_loop(
             len(data), lambda made: make_explanation(made, model, sizes, destination), generation
         )
-        return Reply(msgspec.json.encode(explanation))
+        return json_reply(msgspec.json.encode(explanation), ignored)
 
     async def _ask_router(self, generation: Generation) -> Destination:
         subject = self._bus.subjects.pick(generation.model_slug)
@@ -59,9 +65,8 @@ class Explain:
             return unrouted("the router had no worker to name")
 
 
-def _decode(data: bytes) -> ChatBody | CompletionBody:
+def _is_chat(data: bytes) -> bool:
     try:
-        is_chat = bool(bytes(_peek.decode(data).messages))
-    except msgspec.MsgspecError:
-        is_chat = True  # whose decoder says what is wrong
-    return chat_body.decode(data)[0] if is_chat else completion_body.decode(data)[0]
+        return bool(bytes(_peek.decode(data).messages))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return True  # whose decoder says what is wrong

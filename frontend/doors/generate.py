@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bus.messages.base import unpack_u32
 from frontend.deltas import AnswerFacts, Dialect
+from frontend.doors.bodies import read_body
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
@@ -49,19 +50,21 @@ class Generate:
 
     async def chat(self, call: Call) -> Reply | None:
         """Answer `POST /v1/chat/completions`."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(chat_body, data)
-        plan = await self.prepare(call, len(data), body)
+        body, read = await read_body(call, self._intake, chat_body)
+        plan = await self.prepare(call, read.num_bytes, body)
         dialect = chat_dialect(body, plan)
-        return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
+        return await self.respond(
+            call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(read.ignored)
+        )
 
     async def complete(self, call: Call) -> Reply | None:
         """Answer `POST /v1/completions`."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(completion_body, data)
-        plan = await self.prepare(call, len(data), body)
+        body, read = await read_body(call, self._intake, completion_body)
+        plan = await self.prepare(call, read.num_bytes, body)
         dialect = completion_dialect(body, plan)
-        return await self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(ignored))
+        return await self.respond(
+            call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(read.ignored)
+        )
 
     async def prepare(
         self, call: Call, num_bytes: int, body: ChatBody | CompletionBody, *, lowers_bound: bool = False

@@ -12,7 +12,8 @@ from bus.messages.responses import StoredResponse
 from bus.protocol import Bus
 from frontend.auth.identity import caller
 from frontend.doors.background import Background, Job
-from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
+from frontend.doors.bodies import read_body
+from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header, json_reply
 from frontend.doors.generate import EVENT_LINES, Generate
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import EventSink
@@ -72,18 +73,16 @@ class Responses:
 
     async def create(self, call: Call) -> Reply | None:
         """Answer `POST /v1/responses`."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(responses_body, data)
+        body, read = await read_body(call, self._intake, responses_body)
         if body.background and body.store is False:
             raise InvalidRequest("A response in the background is stored: leave out 'store'.", param="store")
         tenant = caller.get().tenant
-        asked = await self._conversations.read(tenant, body, len(data))
+        asked = await self._conversations.read(tenant, body, read.num_bytes)
         body = _with_store(body, asked)
         plan = await self._prepare(call, body, asked)
         shown = _new_response(body, response_id(call.request_id, self._works.frontend), plan)
         offered = read_tools(body.tools or ())
         self._intake.check_known(offered.left_out)
-        ignored += offered.left_out
         dialect = _dialect(shown, plan, offered)
         stored = StoredResponse(
             tenant=tenant,
@@ -93,7 +92,7 @@ class Responses:
             input=msgspec.json.encode(asked.input),
             response=b"",
         )
-        headers = ignored_header(ignored)
+        headers = ignored_header(read.ignored + offered.left_out)
         if body.background:
             stored = msgspec.structs.replace(stored, response=msgspec.json.encode(shown))
             tape = Tape() if body.stream else None
@@ -133,11 +132,10 @@ class Responses:
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(prompt_body, data)
-        asked = await self._conversations.read(caller.get().tenant, body, len(data))
+        body, read = await read_body(call, self._intake, prompt_body)
+        asked = await self._conversations.read(caller.get().tenant, body, read.num_bytes)
         answer = InputTokens(await self._intake.count_prompt(asked.num_bytes, prompt_turn(body, asked.items)))
-        return Reply(msgspec.json.encode(answer), headers=(*JSON, *ignored_header(ignored)))
+        return json_reply(msgspec.json.encode(answer), read.ignored)
 
     async def show(self, call: Call) -> Reply | None:
         """Answer `GET /v1/responses/{id}`.

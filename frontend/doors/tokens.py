@@ -2,7 +2,8 @@
 
 import msgspec
 
-from frontend.doors.call import JSON, Call, Reply, ignored_header
+from frontend.doors.bodies import read_body
+from frontend.doors.call import Call, Reply, json_reply
 from frontend.doors.routes import Doc, Route
 from frontend.intake import Intake, off_loop
 from frontend.openai.tokens import (
@@ -38,16 +39,14 @@ class Tokens:
 
     async def tokenize(self, call: Call) -> Reply:
         """Tokenize a prompt, or a conversation as the model's template renders it."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(tokenize_body, data)
+        body, read = await read_body(call, self._intake, tokenize_body)
         model = self._intake.find_model(body.model)
-        answer = await off_loop(len(data), lambda given: _encode(tokenize(given, model)), body)
-        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+        answer = await off_loop(read.num_bytes, lambda given: _encode(tokenize(given, model)), body)
+        return json_reply(answer, read.ignored)
 
     async def detokenize(self, call: Call) -> Reply:
         """Return the text of token ids."""
-        data = await call.read_json(self._intake.config.max_body_bytes)
-        body, ignored = await self._intake.decode(detokenize_body, data)
+        body, read = await read_body(call, self._intake, detokenize_body)
         model = self._intake.find_model(body.model)
-        answer = await off_loop(len(data), lambda given: _encode(detokenize(given, model)), body)
-        return Reply(answer, headers=(*JSON, *ignored_header(ignored)))
+        answer = await off_loop(read.num_bytes, lambda given: _encode(detokenize(given, model)), body)
+        return json_reply(answer, read.ignored)

@@ -203,7 +203,7 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True):
     suffix: str | None = None
 
 
-T = TypeVar("T", bound=msgspec.Struct)
+T_co = TypeVar("T_co", bound=msgspec.Struct, covariant=True)
 
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _token_ids: msgspec.json.Decoder[list[int]] = msgspec.json.Decoder(Annotated[list[TokenId], Meta(min_length=1)])
@@ -217,16 +217,16 @@ _MISSING = re.compile(r"missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 
 
-class BodyDecoder(Generic[T]):
+class BodyDecoder(Generic[T_co]):
     """Decodes one kind of body in one pass, and in a second one only where unknown parameters are to be named."""
 
-    def __init__(self, body: type[T]) -> None:
+    def __init__(self, body: type[T_co]) -> None:
         strict = msgspec.defstruct(body.__name__, [], bases=(body,), frozen=True, forbid_unknown_fields=True)
-        self._strict: msgspec.json.Decoder[T] = msgspec.json.Decoder(strict)
-        self._lenient: msgspec.json.Decoder[T] = msgspec.json.Decoder(body)
+        self._strict: msgspec.json.Decoder[T_co] = msgspec.json.Decoder(strict)
+        self._lenient: msgspec.json.Decoder[T_co] = msgspec.json.Decoder(body)
         self._known = frozenset(field.name for field in msgspec.structs.fields(body))
 
-    def decode(self, data: bytes) -> tuple[T, tuple[str, ...]]:
+    def decode(self, data: bytes) -> tuple[T_co, tuple[str, ...]]:
         """Return the body and the names of the parameters in it that are unknown here, and ignored.
 
         Raises `Malformed` for what is no JSON, `InvalidRequest` that names the field for wrong types and values.
@@ -253,10 +253,10 @@ class BodyDecoder(Generic[T]):
         return tuple(name for name in _raw_object.decode(data) if name not in self._known)
 
 
-class CheckedBodyDecoder(BodyDecoder[T]):
+class CheckedBodyDecoder(BodyDecoder[T_co]):
     """Decodes bodies of which parts go on as they are: all of it has to be UTF-8, also what nobody reads here."""
 
-    def decode(self, data: bytes) -> tuple[T, tuple[str, ...]]:
+    def decode(self, data: bytes) -> tuple[T_co, tuple[str, ...]]:
         """As `BodyDecoder.decode`."""
         try:
             data.decode()
