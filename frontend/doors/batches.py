@@ -13,7 +13,8 @@ from frontend.doors.call import Call, Reply, json_reply
 from frontend.doors.routes import Doc, Route
 from frontend.files import Files, NoSuchFile
 from frontend.openai.batches import BatchBody, BatchShown, batch_body, show_batch
-from frontend.openai.files import Listing, read_page, render_page
+from frontend.openai.files import MAX_PAGE, Listing, listing
+from frontend.pages import cut, read_page, read_query
 
 WINDOW_S = 86_400
 _DEFAULT_PAGE = 20
@@ -64,9 +65,9 @@ class BatchDoor:
 
     async def list(self, call: Call) -> Reply:
         """List batches, the newest first."""
-        page = read_page(call.scope["query_string"], _DEFAULT_PAGE)
+        page = read_page(read_query(call.scope["query_string"]), default=_DEFAULT_PAGE, most=MAX_PAGE)
         found = await self._batches.listed(caller.get().tenant)
-        return Reply(render_page([batch for batch, _ in found], [show_batch(*each) for each in found], page))
+        return Reply(listing(cut([(batch, show_batch(batch, stored)) for batch, stored in found], page)))
 
     async def show(self, call: Call) -> Reply:
         """Show how far a batch is."""

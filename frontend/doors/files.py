@@ -9,12 +9,12 @@ from frontend.doors.routes import Doc, Route
 from frontend.errors import BodyTooLarge
 from frontend.files import MAX_FILE_BYTES, Files
 from frontend.form import Form
-from frontend.openai.files import FileDeleted, FileShown, Listing, read_page, render_page, show_file
+from frontend.openai.files import MAX_PAGE, FileDeleted, FileShown, Listing, listing, show_file
+from frontend.pages import cut, read_page, read_query
 
 PURPOSES = ("batch",)
 _FORM_BYTES = 64 * 2**10
 """What a form may take beside its file."""
-_DEFAULT_PAGE = 10_000
 
 
 class FileDoor:
@@ -25,10 +25,10 @@ class FileDoor:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        listing = Doc(answer=Listing[FileShown], query=("limit", "after", "order", "purpose"))
+        listed = Doc(answer=Listing[FileShown], query=("limit", "after", "order", "purpose"))
         return [
             Route("POST", "/v1/files", self.upload, doc=Doc(answer=FileShown, form=("file", "purpose"))),
-            Route("GET", "/v1/files", self.list, doc=listing),
+            Route("GET", "/v1/files", self.list, doc=listed),
             Route("GET", "/v1/files/{file}", self.show, doc=Doc(answer=FileShown)),
             Route("DELETE", "/v1/files/{file}", self.delete, doc=Doc(answer=FileDeleted)),
             Route("GET", "/v1/files/{file}/content", self.download, doc=Doc(media="application/octet-stream")),
@@ -64,10 +64,11 @@ class FileDoor:
 
     async def list(self, call: Call) -> Reply:
         """List files, the newest first."""
-        page = read_page(call.scope["query_string"], _DEFAULT_PAGE)
+        query = read_query(call.scope["query_string"])
+        page, purpose = read_page(query, default=MAX_PAGE, most=MAX_PAGE), query.get("purpose", "")
         found = await self._files.listed(caller.get().tenant)
-        wanted = [(file, stored) for file, stored in found if page.purpose in ("", stored.purpose)]
-        return Reply(render_page([file for file, _ in wanted], [show_file(*each) for each in wanted], page))
+        shown = [(file, show_file(file, stored)) for file, stored in found if purpose in ("", stored.purpose)]
+        return Reply(listing(cut(shown, page)))
 
     async def show(self, call: Call) -> Reply:
         """Describe a file."""

@@ -2,7 +2,6 @@
 
 import re
 import time
-from urllib.parse import parse_qs
 
 import anyio
 import msgspec
@@ -18,13 +17,14 @@ from frontend.doors.generate import EVENT_LINES, Generate
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import EventSink
 from frontend.intake import Intake
+from frontend.pages import read_page, read_query
 from frontend.plan import Plan
 from frontend.responses.answers import Deleted, InputTokens, ResponseShown, new_response, response_id
 from frontend.responses.body import PromptBody, ResponsesBody, prompt_body, responses_body
 from frontend.responses.conversation import UNFINISHED, Asked, Conversations
 from frontend.responses.convert import prompt_turn, shorten, to_chat
 from frontend.responses.events import ResponseEvent, ResponsesDialect
-from frontend.responses.listing import ItemList, read_page, render_page
+from frontend.responses.listing import DEFAULT_LIMIT, MAX_LIMIT, ItemList, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
 from frontend.responses.tape import Tape, ending, is_ending
 from frontend.responses.tools import Offered, read_tools
@@ -144,10 +144,10 @@ class Responses:
         `starting_after`; of any other one the last event alone.
         """
         found = await self._conversations.find(caller.get().tenant, call.params["response"])
-        query = parse_qs(call.scope["query_string"].decode("latin-1"), max_num_fields=32)
-        if query.get("stream", ["false"])[-1] != "true":
+        query = read_query(call.scope["query_string"])
+        if query.get("stream") != "true":
             return Reply(found.stored.response)
-        after = query.get("starting_after", ["-1"])[-1]
+        after = query.get("starting_after", "-1")
         if not _NUMBER.fullmatch(after):
             raise InvalidRequest(
                 f"Invalid value for 'starting_after': {after[:80]!r} is no number.", param="starting_after"
@@ -193,7 +193,7 @@ class Responses:
 
     async def list_input(self, call: Call) -> Reply:
         """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""
-        page = read_page(call.scope["query_string"])
+        page = read_page(read_query(call.scope["query_string"]), default=DEFAULT_LIMIT, most=MAX_LIMIT)
         response = call.params["response"]
         found = await self._conversations.find(caller.get().tenant, response)
         items = msgspec.json.decode(found.stored.input, type=list[msgspec.Raw])

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from bus.errors import InvalidRequest, Malformed
 from frontend.openai.body import ChatBody, NamedFunction, NamedTool
+from frontend.pages import Page, read_page, read_query
 from frontend.responses.answers import item_id, owner_of, response_id, response_of
 from frontend.responses.body import responses_body
 from frontend.responses.convert import shorten, to_chat, to_messages
 from frontend.responses.items import Item, ItemReference, MessageItem, decode_item
-from frontend.responses.listing import Page, read_page, render_page
+from frontend.responses.listing import render_page
 from frontend.responses.tools import Name, read_tools
 
 TOOL = {"type": "function", "name": "sky", "parameters": {"type": "object"}, "strict": True}
@@ -178,14 +179,14 @@ def test_pages_of_items() -> None:
         if not page["has_more"]:
             break
     assert seen == ["t0", "t1", "t2", "t3", "t4"]
-    newest = json.loads(render_page(response, given, read_page(b"limit=1")))
+    newest = json.loads(render_page(response, given, read_page(read_query(b"limit=1"), default=20, most=100)))
     assert (newest["data"][0]["content"][0]["text"], newest["has_more"]) == ("t4", True)
 
 
-@pytest.mark.parametrize("query", [b"limit=0", b"limit=101", b"limit=x", b"limit=%C2%B2", b"order=up"])
+@pytest.mark.parametrize("query", [b"limit=0", b"limit=101", b"limit=x", b"limit=%C2%B2", b"order=up", b"a=1&" * 40])
 def test_pages_that_cannot_be(query: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        read_page(query)
+        read_page(read_query(query), default=20, most=100)
 
 
 def test_a_custom_tool_is_shown_as_a_function_of_one_text() -> None:
