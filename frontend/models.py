@@ -20,6 +20,7 @@ from frontend.model import WANTED_FILES, ServedModel, build_model
 REMEMBER_S = 300.0
 """A model that nobody serves any more is answered 503 for so long, then 404: workers come back."""
 FETCH_RETRY_S = 0.5
+READY_LOOK_S = 0.05
 LOOK_EVERY_S = 1.0
 """Between two looks for models to forget."""
 _MAX_NAMES = 10
@@ -95,6 +96,11 @@ class Models:
         if self._models:
             return f"no live worker serves {', '.join(model.name for model in self._models.values())}"
         return "no model is registered: start a worker (busway worker)"
+
+    async def wait_ready(self) -> None:
+        """Return once a request can be served."""
+        while self.describe_unready():  # noqa: ASYNC110
+            await anyio.sleep(READY_LOOK_S)
 
     def _forget_left(self, now: float) -> None:
         """Drop models whose cards went away long ago and that no worker serves."""

@@ -6,8 +6,6 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import anyio
@@ -44,6 +42,7 @@ from frontend.doors.generate import Generate
 from frontend.doors.http import HttpDoor
 from frontend.doors.nats import NatsDoor
 from frontend.doors.responses import Responses
+from frontend.doors.server import BACKLOG, Server, listen
 from frontend.doors.status import Status
 from frontend.doors.tokens import Tokens
 from frontend.files import Files
@@ -52,7 +51,10 @@ from frontend.intake import Intake
 from frontend.models import Models
 from frontend.usage import UsagePublisher
 
-BACKLOG = 2048
+LISTENS_WITHIN_S = 5.0
+"""A frontend among others on its port takes connections once it can serve, or says after this time why it cannot."""
+LATECOMERS_S = 0.25
+"""From the last connection that is taken to the first request that is refused: who has connected may ask."""
 GRACE_S = 30
 """Time that responses have to end after the first signal."""
 USAGE_GRACE_S = 2.0
@@ -74,34 +76,6 @@ async def run_frontend(config: Config) -> None:
             await bus.ensure()
             with answer_scrapes(bus, frontend):
                 await serve(Frontend(bus, frontend, config.frontend, listener))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: `bus.lifecycle` has them."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone."""
-        yield
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until `should_exit`; when cancelled, leave no socket behind."""
-        try:
-            await super().serve(sockets)
-        finally:
-            for server in getattr(self, "servers", ()):
-                server.close()
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections, then say so."""
-        await super().startup(sockets)
-        self._on_started()
 
 
 class Frontend:
@@ -173,20 +147,25 @@ class Frontend:
     async def _open_doors(
         self, intake: Intake, http: HttpDoor, status: Status, responses: Responses, runner: BatchRunner
     ) -> None:
-        server = _Server(self._server_config(http), self._on_started)
+        server = Server(self._server_config(http), self._on_started)
         async with anyio.create_task_group() as doors:
             doors.start_soon(NatsDoor(self._bus, intake).run, self._stopping)
             doors.start_soon(responses.run, self._stopping)
             doors.start_soon(runner.run, self._stopping)
             doors.start_soon(self._drain_when_stopped, intake, status, server)
+            if self._config.shares_port:
+                with anyio.move_on_after(LISTENS_WITHIN_S):
+                    await intake.models.wait_ready()
             await server.serve([self._listener])
             doors.cancel_scope.deadline = anyio.current_time() + GRACE_S
 
-    async def _drain_when_stopped(self, intake: Intake, status: Status, server: uvicorn.Server) -> None:
+    async def _drain_when_stopped(self, intake: Intake, status: Status, server: Server) -> None:
         await self._stopping.wait()
         log.info("frontend.draining", num_requests=len(intake.dispatcher.requests))
-        intake.dispatcher.is_draining = True
         status.is_draining = True
+        await server.stop_listening(self._listener)
+        await anyio.sleep(LATECOMERS_S)
+        intake.dispatcher.is_draining = True
         server.should_exit = True
 
     def _server_config(self, app: HttpDoor) -> uvicorn.Config:
@@ -241,29 +220,3 @@ def check_tls(config: FrontendConfig) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
         raise BadConfig(f"cannot use frontend.tls_cert and frontend.tls_key as PEM files: {error}") from error
-
-
-def listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
-    """Bind and listen, with others on the same port if all of them share it; raise `BadConfig` when it cannot be had.
-
-    The kernel spreads new connections over those that listen; one that dies gets no more from then on.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shares_port:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise BadConfig(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            f"Another process may have the port: choose another one with --set frontend.port=8001."
-        ) from error
-    listener.setblocking(False)
-    return listener

@@ -68,8 +68,23 @@ async def _wait_replaced(name: str, old_pid: int, state_dir: Path) -> None:
 
 
 async def _wait_serving(name: str, state_dir: Path, target: Target) -> None:
-    num_frontends = sum(process.role == "frontend" for process in list_processes(state_dir))
     with anyio.move_on_after(RESTARTED_WITHIN_S):
-        is_tls = target.tls is not None
-        return await wait_until_ready(target.host, target.port, is_tls=is_tls, num_frontends=num_frontends)
+        while not any(p.name == name and _listens(p.pid, target.port) for p in list_processes(state_dir)):  # noqa: ASYNC110
+            await anyio.sleep(LOOK_EVERY_S)
+        return await wait_until_ready(target.host, target.port, is_tls=target.tls is not None)
     raise NoWorker(f"{name} was started again, and does not serve after {RESTARTED_WITHIN_S:g} s")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Say whether a process listens on a port, which others may share; always, where the system does not tell."""
+    ours = Path("/proc", str(pid))
+    if not Path("/proc/self/net/tcp").exists():
+        return True
+    try:
+        lines = [
+            line.split() for file in ("tcp", "tcp6") for line in (ours / "net" / file).read_text().splitlines()[1:]
+        ]
+        listening = {f"socket:[{f[9]}]" for f in lines if f[3] == "0A" and f[1].endswith(f":{port:04X}")}
+        return any(os.readlink(link) in listening for link in (ours / "fd").iterdir())
+    except OSError:
+        return False

@@ -29,7 +29,8 @@ from bus.protocol import Bus, ConsumerSpec, Delivery, Incoming
 from bus.registry import keep_card, keep_shared_card, new_id
 from bus.subjects import ANY_WORKER, Subjects, slug
 from bus.testing import MemoryBroker
-from frontend.service import Frontend, listen
+from frontend.doors.server import listen
+from frontend.service import Frontend
 
 MODEL = "tiny"
 TEMPLATE = (

@@ -1,8 +1,10 @@
 """The seam with uvicorn: what `frontend.doors.connection` relies on, and what it promises."""
 
+import asyncio
 import inspect
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
@@ -15,7 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from frontend.doors.connection import EXTENSION, Exchange, HttpLimits, StreamingProtocol
-from frontend.service import _Server, listen
+from frontend.doors.server import Server, listen
 
 pytestmark = pytest.mark.anyio
 
@@ -26,6 +28,14 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 @asynccontextmanager
 async def serving(handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits = LIMITS) -> AsyncIterator[int]:
     """Serve with our protocol; yield the port."""
+    async with running(handler, limits) as (_, listener):
+        yield listener.getsockname()[1]
+
+
+@asynccontextmanager
+async def running(
+    handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits = LIMITS
+) -> AsyncIterator[tuple[Server, socket.socket]]:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await handler(scope["extensions"][EXTENSION])
@@ -33,12 +43,12 @@ async def serving(handler: Callable[[Exchange], Awaitable[None]], limits: HttpLi
     protocol = cast("Any", partial(StreamingProtocol, limits=limits))
     config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, log_level="critical")
     started = anyio.Event()
-    server = _Server(config, started.set)
+    server = Server(config, started.set)
     listener = listen("127.0.0.1", 0)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
         await started.wait()
-        yield listener.getsockname()[1]
+        yield server, listener
         tasks.cancel_scope.cancel()
 
 
@@ -59,6 +69,25 @@ def test_uvicorn_is_the_one_that_this_was_written_for() -> None:
         assert f"self.{name}" in cycle
     assert "self._start_asgi_task(self.cycle, app)" in inspect.getsource(HttpToolsProtocol.on_headers_complete)
     assert "self._start_asgi_task(cycle, app)" in inspect.getsource(HttpToolsProtocol.on_response_complete)
+
+
+async def test_who_has_connected_before_the_end_is_answered_and_nobody_after() -> None:
+    async def handle(exchange: Exchange) -> None:
+        exchange.write(exchange.begin(200, b"") + b"2\r\nhi\r\n0\r\n\r\n")
+        exchange.finish()
+
+    async with running(handle) as (server, listener):
+        loop, address = asyncio.get_running_loop(), listener.getsockname()
+        with closing(socket.create_connection(address)) as first, closing(socket.create_connection(address)) as second:
+            # Nothing of this loop ran meanwhile: both are with the kernel.
+            await server.stop_listening(listener)
+            for waiting in (first, second):
+                waiting.setblocking(False)
+                await loop.sock_sendall(waiting, GET)
+                with anyio.fail_after(5):
+                    assert (await loop.sock_recv(waiting, 100)).startswith(b"HTTP/1.1 200")
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(address)
 
 
 async def test_a_response_written_to_the_transport_leaves_the_connection_usable() -> None:

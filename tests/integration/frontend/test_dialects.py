@@ -19,8 +19,9 @@ from bus.config import FrontendConfig
 from bus.keys import KeyFile, digest_of
 from bus.messages.keys import ApiKey
 from bus.registry import new_id
+from frontend.doors.server import listen
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
-from frontend.service import Frontend, listen
+from frontend.service import Frontend
 
 pytestmark = pytest.mark.anyio
 
