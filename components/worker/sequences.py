@@ -114,7 +114,8 @@ class Sequences:
             )
         )
         outbox.accepted.append(Accepted(job.ticket, source="" if job.handover is None else job.handover.worker))
-        self.flush_soon()
+        # What another worker died of may be the end of this one: its owner is to know who had it.
+        self.flush_soon(0.0 if job.attempt else TELL_AFTER_S)
 
     def on_step(self, step: Step) -> None:
         """Send the rows of one engine step to their owners: at once, or with those of the next where steps are fast."""
