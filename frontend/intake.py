@@ -14,9 +14,11 @@ import msgspec
 from bus.config import FrontendConfig
 from bus.errors import BuswayError, InvalidRequest
 from frontend.auth.identity import caller, salt_of
+from frontend.deltas import Dialect
 from frontend.dispatch import Dispatcher
 from frontend.grammar import has_grammar
 from frontend.hints import NOTHING_GIVEN, Given, merge
+from frontend.joint import Sink
 from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.body import BodyDecoder, ChatBody, CompletionBody
@@ -44,6 +46,10 @@ class WaitedSink(Protocol):
     def done(self) -> asyncio.Event: ...
     @property
     def error(self) -> BuswayError | None: ...
+
+
+class AnswerSink(Sink, WaitedSink, Protocol):
+    """Takes an answer, and is waited for."""
 
 
 class Intake:
@@ -112,6 +118,12 @@ class Intake:
             return len(model.tokenizer.encode(render_chat(given, model), add_special_tokens=False)) // 4
 
         return await off_loop(num_bytes, count, body)
+
+    async def answer(self, request_id: str, plan: Plan, dialect: Dialect, sink: AnswerSink, *, is_stream: bool) -> None:
+        """Have a plan carried out and answered into the sink; raise as `run`."""
+        make = plan.streams if is_stream else plan.answers
+        outputs = make(dialect, plan.facts(request_id, time.time()), sink)
+        await self.run(open_requests(request_id, plan, outputs), sink)
 
     async def run(self, requests: Sequence[Request], sink: WaitedSink) -> None:
         """Have the choices served; return when their sink is done, raise the error that ended it before its first byte.

@@ -43,6 +43,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """The prompts, packed, each once."""
         return [each.prompt for each in self.generations[:: self.per_prompt]]
 
+    def facts(self, request_id: str, now: float) -> AnswerFacts:
+        """Return what its answer says about itself; `now` in unix seconds."""
+        return AnswerFacts(request_id, int(now), self.model.name, self.prompt_tokens)
+
     def streams(self, dialect: Dialect, facts: AnswerFacts, sink: Sink) -> list[Output]:
         """Return the outputs of a streamed answer, the cheapest that will do."""
         joint = JointStream(

@@ -12,8 +12,9 @@ import structlog
 
 from bus.errors import BuswayError
 from bus.messages.responses import ResponseStatus, StoredResponse
-from frontend.doors.generate import Generate
+from frontend.doors.sinks import BodySink
 from frontend.errors import answer_for
+from frontend.intake import Intake
 from frontend.plan import Plan
 from frontend.responses.answers import ErrorShown, ResponseShown, failed, with_outcome
 from frontend.responses.events import ResponsesDialect
@@ -43,10 +44,10 @@ class Job(NamedTuple):
 class Background:
     """Makes responses that nobody waits for."""
 
-    def __init__(self, store: ResponseStore, works: Works, generate: Generate) -> None:
+    def __init__(self, store: ResponseStore, works: Works, intake: Intake) -> None:
         self._store = store
         self._works = works
-        self._generate = generate
+        self._intake = intake
 
     async def start(self, job: Job) -> None:
         """Store the response as it is now and begin to make it; raise what hinders that."""
@@ -64,7 +65,8 @@ class Background:
         try:
             with work.scope:
                 await self._store.put(job.shown.id, _outcome(job, "in_progress"))
-                await self._generate.run_detached(job.request_id, job.plan, job.dialect, job.tape)
+                sink = job.tape or BodySink()
+                await self._intake.answer(job.request_id, job.plan, job.dialect, sink, is_stream=job.tape is not None)
             if job.dialect.made is not None:
                 made = job.dialect.made
                 outcome = msgspec.structs.replace(job.stored, status=made.status, response=made.body)

@@ -3,17 +3,15 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from bus.messages.base import unpack_u32
-from frontend.deltas import AnswerFacts, Dialect
+from frontend.deltas import Dialect
 from frontend.doors.bodies import read_body
 from frontend.doors.call import JSON, Call, Headers, Reply, header_lines, ignored_header
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.hints import read_headers
-from frontend.intake import Intake, WaitedSink, open_requests
-from frontend.joint import Sink
+from frontend.intake import Intake, open_requests
 from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, NamedTool, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
@@ -27,10 +25,6 @@ _EVENTS: Headers = (
 )
 EVENT_LINES = header_lines(_EVENTS) + b"x-request-id: %b\r\n"
 _NO_OPTIONS = StreamOptions()
-
-
-class StreamSink(Sink, WaitedSink, Protocol):
-    """Takes a stream, and is waited for."""
 
 
 class Generate:
@@ -81,7 +75,7 @@ class Generate:
 
         None says that the answer went out as a stream, or that the client is gone.
         """
-        facts = AnswerFacts(call.request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
+        facts = plan.facts(call.request_id, time.time())
         if is_stream:
             lines = EVENT_LINES % call.shown_id + header_lines(headers)
             events = EventSink(call.exchange, lines, call.arrived_at)
@@ -114,20 +108,13 @@ class Generate:
         if self._streams:
             self._look_later()
 
-    async def run_detached(
-        self, request_id: str, plan: Plan, dialect: Dialect, events: StreamSink | None = None
-    ) -> bytes:
+    async def run_detached(self, request_id: str, plan: Plan, dialect: Dialect) -> bytes:
         """Have a plan carried out for nobody who waits on a connection; return the answer in one piece.
 
-        Or stream it to `events`, and return nothing. Raises the error that it ended with. When the caller is
-        cancelled, so is the work.
+        Raises the error that it ended with. When the caller is cancelled, so is the work.
         """
-        facts = AnswerFacts(request_id, int(time.time()), plan.model.name, plan.prompt_tokens)
-        if events is not None:
-            await self._intake.run(open_requests(request_id, plan, plan.streams(dialect, facts, events)), events)
-            return b""
         sink = BodySink()
-        await self._intake.run(open_requests(request_id, plan, plan.answers(dialect, facts, sink)), sink)
+        await self._intake.answer(request_id, plan, dialect, sink, is_stream=False)
         return sink.body
 
     async def _run(self, call: Call, requests: Sequence[Request], sink: EventSink | BodySink) -> None:

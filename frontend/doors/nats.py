@@ -21,7 +21,6 @@ With the header `Busway-Format: openai` a JSON question is one of /v1/chat/compl
 
 import re
 import secrets
-import time
 
 import anyio
 import structlog
@@ -33,13 +32,13 @@ from bus.protocol import Bus
 from bus.replies import INBOX
 from bus.service import Call, Endpoint, Service, run_service
 from bus.version import VERSION
-from frontend.deltas import AnswerFacts, Dialect
+from frontend.deltas import Dialect
 from frontend.doors.ask_answers import AskDialect
 from frontend.doors.ask_body import decode_ask
 from frontend.doors.generate import chat_dialect, completion_dialect
 from frontend.doors.sinks import ChunkSink, SubjectSink
 from frontend.errors import TooManyRequests, answer_for, envelope
-from frontend.intake import Intake, off_loop, open_requests
+from frontend.intake import Intake, off_loop
 from frontend.openai.body import ChatBody, CompletionBody
 from frontend.plan import Plan
 
@@ -119,11 +118,8 @@ class NatsDoor:
         if (ask.body.n or 1) > 1 and not is_openai:
             raise InvalidRequest("A question has one answer: leave 'n' out.", param="n")
         plan = await self._intake.prepare(num_bytes, ask.body, model, tenant=tenant)
-        request_id = secrets.token_hex(16)
-        facts = AnswerFacts(request_id, int(time.time()), model.name, plan.prompt_tokens)
-        make = plan.streams if ask.body.stream else plan.answers
         dialect = _openai_dialect(ask.body, plan) if is_openai else AskDialect()
-        await self._intake.run(open_requests(request_id, plan, make(dialect, facts, sink)), sink)
+        await self._intake.answer(secrets.token_hex(16), plan, dialect, sink, is_stream=bool(ask.body.stream))
 
     def _may_reply(self, subject: str, call: Call) -> bool:
         """Whether an answer may go there: not to the server's own subjects, nor to ours.

@@ -43,7 +43,7 @@ class Responses:
         self._generate = generate
         self._store = ResponseStore(bus)
         self._works = Works(bus, frontend)
-        self._background = Background(self._store, self._works, generate)
+        self._background = Background(self._store, self._works, intake)
         self._conversations = Conversations(self._store, self._works, max_bytes=intake.config.max_body_bytes)
 
     def routes(self) -> list[Route]:
