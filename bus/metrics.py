@@ -4,12 +4,12 @@ Names start with `busway_`, units are seconds and bytes, labels come from closed
 `from bus.metrics import MALFORMED_MESSAGES`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest, start_http_server
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from bus.errors import BadConfig
@@ -289,6 +289,24 @@ class DoublingHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self.sum)
 
 
+class Tally(Collector):
+    """A counter for what happens often: whoever counts adds to `counts`, by the values of its one label."""
+
+    def __init__(self, name: str, documentation: str, label: str, values: Iterable[str]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self.counts = dict.fromkeys(values, 0)
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Return the counts as Prometheus knows them."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=[self._label])
+        for value, count in self.counts.items():
+            family.add_metric([value], float(count))
+        yield family
+
+
 TRANSFER_WAIT = DoublingHistogram("busway_transfer_wait_seconds", "Time that a read of KV blocks waited for its turn.")
 TRANSFER_SECONDS = DoublingHistogram(
     "busway_transfer_seconds", "Time from its turn to the end of a read that was used."
@@ -302,11 +320,11 @@ FRONTEND_DURATION = DoublingHistogram("busway_frontend_generation_seconds", "Tim
 
 # Router
 
-ROUTER_REQUESTS = Counter(
+ROUTER_REQUESTS = Tally(
     "busway_router_requests",
     "Requests that this router decided about, by what became of them.",
-    ["outcome"],
-    registry=REGISTRY,
+    "outcome",
+    ("placed", "refused", "expired", "withdrawn", "rescued", "buried"),
 )
 """`outcome`: `placed`, `refused` (would wait too long), `expired` (waited too long), `withdrawn` (the lane did not take
 it: it waits again), `rescued` (its worker died before it accepted), `buried`."""
@@ -323,7 +341,9 @@ ROUTER_PREFILLS = Counter(
 )
 """`where`: `remote` (a worker that only prefills), `local` (the one that decodes)."""
 
-ROUTER_TOKENS = Counter("busway_router_prompt_tokens", "Prompt tokens of placed requests.", ["kind"], registry=REGISTRY)
+ROUTER_TOKENS = Tally(
+    "busway_router_prompt_tokens", "Prompt tokens of placed requests.", "kind", ("cached", "computed")
+)
 """`kind`: `cached` (its worker should hold them), `computed`."""
 
 ROUTER_WAIT = DoublingHistogram("busway_router_wait_seconds", "Time that a placed request waited for room.")

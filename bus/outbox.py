@@ -9,7 +9,7 @@ from bus.errors import BusUnavailable
 UP_BYTES = 16 * 2**20
 DOWN_BYTES = 2**20
 """What is kept while there is no connection: stale messages help nobody, so little."""
-LATE_S = 0.02
+LATE_S = 0.05
 """How long a command may wait for others to go with: one more write takes more CPU time than all that is before it."""
 
 
@@ -22,6 +22,8 @@ class Outbox:
         self._limit = DOWN_BYTES
         self._is_asked = True
         """Somebody takes what is here before long; while there is no connection, whoever opens the next one."""
+        self._is_due = False
+        """Something here is not late."""
         self._send: Callable[[], None] = _send_nothing
         self._late: asyncio.TimerHandle | None = None
 
@@ -36,6 +38,7 @@ class Outbox:
             )
         self._num_bytes = num_bytes
         self._commands += pieces
+        self._is_due = True
         if not self._is_asked:
             self._ask()
 
@@ -46,6 +49,7 @@ class Outbox:
         """
         self._num_bytes += len(command)
         self._commands.append(command)
+        self._is_due = True
         if not self._is_asked:
             self._ask()
 
@@ -53,19 +57,28 @@ class Outbox:
         """Append as `put_small` does, to be sent with what comes next, `LATE_S` from now at the latest."""
         self._num_bytes += len(command)
         self._commands.append(command)
-        if self._late is None and not self._is_asked:
-            self._late = asyncio.get_running_loop().call_later(LATE_S, self._end_wait)
+        if not self._is_asked:
+            self._wait()
 
     def take(self) -> list[bytes]:
         """Return all commands in order and forget them."""
         commands, self._commands = self._commands, []
         self._num_bytes = 0
-        self._is_asked = False
+        self._is_asked = self._is_due = False
         return commands
 
     def hold(self) -> None:
-        """Call for nobody until the next `take`: who reads a burst of messages sends all answers at once."""
+        """Call for nobody until `release`: who reads a burst of messages sends all answers at once."""
         self._is_asked = True
+
+    def release(self) -> None:
+        """Call for the sender now, if anything but late commands is here."""
+        if self._is_due:
+            self._send()
+        else:
+            self._is_asked = False
+            if self._commands:
+                self._wait()
 
     def open(self, send: Callable[[], None], *, is_same_server: bool) -> None:
         """A connection is there: raise the bound, and drop what only meant the connection or server before it.
@@ -81,6 +94,7 @@ class Outbox:
         self._num_bytes = sum(map(len, kept))
         self._send = send
         if kept:
+            self._is_due = True
             self._ask()
 
     def close(self) -> None:
@@ -92,6 +106,10 @@ class Outbox:
     def _ask(self) -> None:
         self._is_asked = True
         asyncio.get_running_loop().call_soon(self._send)
+
+    def _wait(self) -> None:
+        if self._late is None:
+            self._late = asyncio.get_running_loop().call_later(LATE_S, self._end_wait)
 
     def _end_wait(self) -> None:
         self._late = None

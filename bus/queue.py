@@ -118,6 +118,7 @@ class StandingPull:
         self._heard_at = 0.0
         self._began_at = 0.0
         self._is_broken = asyncio.Event()
+        self._now = asyncio.get_running_loop().time
 
     def grant(self, num_messages: int) -> None:
         if num_messages > self._credit:
@@ -230,9 +231,6 @@ class StandingPull:
         else:
             # 409: consumer deleted, leader changed, server shuts down; 503: no consumer there.
             self.reset()
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
 
 
 def consumer_config(spec: ConsumerSpec, *, is_memory: bool) -> dict[str, Any]:

@@ -166,7 +166,8 @@ class Session(Client):
             self.end(error)
         self.is_reading = False
         self._owner.burst_ended()
-        self.send()
+        if self._writer is not None:
+            self._outbox.release()
 
     def send(self) -> None:
         """Write what the outbox holds; while the link is clogged that fills up to its bound instead."""

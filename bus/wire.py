@@ -132,8 +132,8 @@ def parse_position(reply: str) -> DeliveryPosition:
     start = 4 if len(tokens) == 9 else 6
     if len(tokens) < 9 or len(tokens) == 10 or tokens[:2] != ["$JS", "ACK"]:
         raise Malformed(f"{reply[:80]!r} is no reply subject of a stream")
+    delivered, stream_seq, consumer_seq, _, pending = tokens[start : start + 5]
     try:
-        delivered, stream_seq, consumer_seq, _, pending = (int(token) for token in tokens[start : start + 5])
+        return DeliveryPosition(int(delivered), int(stream_seq), int(consumer_seq), int(pending))
     except ValueError as error:
         raise Malformed(f"{reply[:80]!r} is no reply subject of a stream") from error
-    return DeliveryPosition(delivered, stream_seq, consumer_seq, pending)

@@ -22,7 +22,6 @@ from bus.metrics import KV_EVENTS, KV_GAPS, KV_QUERIES, MALFORMED_MESSAGES
 from bus.protocol import Bus, Incoming
 from bus.registry import watch_cards
 from bus.subjects import slug
-from bus.typed import subscribe_typed
 from kv_events.index import PrefixIndex
 from kv_events.splice import Splice
 
@@ -83,7 +82,6 @@ class Follower:
             self._bus.subscribe(subjects.kv(self._model, "*"), self._on_message),
             self._bus.subscribe(self._inbox, self._on_message),
             self._bus.subscribe(subjects.tier(self._model, "*"), self._on_tier),
-            subscribe_typed(self._bus, subjects.load(self._model, "*"), WorkerLoad, self._on_load),
         ]
         try:
             async with watch_cards(self._bus, "worker", WorkerCard, self._on_card):
@@ -153,10 +151,11 @@ class Follower:
             pass
         _malformed_tier.inc()
 
-    def _on_load(self, load: WorkerLoad, message: Incoming) -> None:
+    def hear(self, load: WorkerLoad) -> None:
+        """Compare what a worker reports with what is known: whoever follows takes its reports, and hands them on."""
         worker = load.worker
         state = self._workers.get(worker)
-        if state is None or not load.kv_epoch or not message.subject.endswith(f".{worker}"):
+        if state is None or not load.kv_epoch:
             return
         splice = state.splice
         was_synced = splice.is_synced
@@ -219,8 +218,8 @@ async def follow(
 ) -> AsyncIterator[Follower]:
     """Keep `index` equal to what the workers of a model (by slug) hold, while the context is open.
 
-    Entering waits for the workers' cards alone, not for their blocks; leaving empties the index of them. `rng` spreads
-    questions in time.
+    Entering waits for the workers' cards alone, not for their blocks; leaving empties the index of them. What was lost
+    is found when the follower is told of the workers' reports (`Follower.hear`). `rng` spreads questions in time.
     """
     follower = Follower(bus, model, index, rng or random.Random())
     failure: Exception | None = None

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple, get_args
 
@@ -127,15 +126,20 @@ class PrefixIndex:
         """Whether blocks of this worker were left out since it was last removed or replaced: its digest is too low."""
         return worker in self._truncated
 
-    def match(self, hashes: Sequence[int]) -> dict[str, Overlap]:
-        """Return how long a prefix of this chain of block hashes each worker holds; who holds none is absent."""
-        if any(tier.runs for tier in self._lower):
-            return self._match_tiers(hashes)
-        lengths = self._device.match(hashes)
-        return dict(zip(lengths, map(_same_in_all, lengths.values()), strict=True))
+    @property
+    def has_tiers(self) -> bool:
+        """Whether any worker holds blocks below its device."""
+        return any(tier.runs for tier in self._lower)
 
-    def _match_tiers(self, hashes: Sequence[int]) -> dict[str, Overlap]:
-        """Match with blocks in several tiers: each counts for those below it, and a prefix may pass between them."""
+    def match_device(self, hashes: Sequence[int]) -> dict[str, int]:
+        """Return how long a prefix of this chain of block hashes each worker holds in its device tier alone."""
+        return self._device.match(hashes)
+
+    def match(self, hashes: Sequence[int]) -> dict[str, Overlap]:
+        """Return how long a prefix of this chain each worker holds; who holds none is absent.
+
+        Each tier counts for those below it, and a prefix may pass between them.
+        """
         lengths: list[dict[str, int]] = []
         spans: list[tuple[int, int, dict[str, int]]] = []
         for tier in self._tiers.values():
@@ -159,11 +163,6 @@ class PrefixIndex:
 
     def _holding(self, worker: str, tier: Tier) -> Holding:
         return self._tiers[tier].holdings.get(worker) or Holding()
-
-
-@lru_cache(maxsize=8192)
-def _same_in_all(length: int) -> Overlap:
-    return Overlap(length, length, length, length)
 
 
 def _reach(spans: Iterable[tuple[int, int, dict[str, int]]]) -> dict[str, int]:

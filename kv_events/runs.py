@@ -136,6 +136,8 @@ class RunIndex:
         following: AbstractSet[str] = frozenset()
         while start < stop:
             length, held = self._follow(hashes, start)
+            if not length:
+                break
             if not start:
                 lengths = dict.fromkeys(held, length)
                 following = held.keys()

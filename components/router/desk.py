@@ -44,11 +44,8 @@ LONGEST_NAP_S = 0.25
 
 log = structlog.get_logger()
 _jobs = codec(RoutedJob)
-_outcomes = {
-    name: ROUTER_REQUESTS.labels(name) for name in ("placed", "refused", "expired", "withdrawn", "rescued", "buried")
-}
-_cached_tokens = ROUTER_TOKENS.labels("cached")
-_computed_tokens = ROUTER_TOKENS.labels("computed")
+_outcomes = ROUTER_REQUESTS.counts
+_tokens = ROUTER_TOKENS.counts
 
 
 class Desk:
@@ -159,7 +156,7 @@ class Desk:
         """Forget a worker; what it had not accepted goes to others."""
         num_rescued = self.pool.leave(worker)
         if num_rescued:
-            _outcomes["rescued"].inc(num_rescued)
+            _outcomes["rescued"] += num_rescued
             log.info("requests.rescued", worker=worker, num_requests=num_rescued)
             self.work()
         self._tell_owners()
@@ -247,7 +244,7 @@ class Desk:
         assert origin is not None
         self._count_answer()
         if isinstance(answer, BuswayError):
-            _outcomes["withdrawn"].inc()
+            _outcomes["withdrawn"] += 1
             log.warning("request.not_placed", worker=choice.worker, reason=str(answer))
             now = self._loop.time()
             self.pool.withdraw(placement, now)
@@ -261,9 +258,9 @@ class Desk:
         if not origin.is_acked:
             origin.delivery.ack()
             origin.is_acked = True
-        _outcomes["placed"].inc()
-        _computed_tokens.inc(choice.uncached_tokens)
-        _cached_tokens.inc(request.num_tokens - choice.uncached_tokens)
+        _outcomes["placed"] += 1
+        _tokens["computed"] += choice.uncached_tokens
+        _tokens["cached"] += request.num_tokens - choice.uncached_tokens
         ROUTER_WAIT.observe(placement.waited_s)
 
     def _give_back(self, entry: Entry[Request]) -> None:
@@ -304,7 +301,7 @@ class Desk:
             self._all_sent.set()
 
     def _refuse(self, origin: Origin, refusal: Refusal, outcome: str) -> None:
-        _outcomes[outcome].inc()
+        _outcomes[outcome] += 1
         if self._answers.refuse(origin, refusal):
             origin.delivery.ack()
         else:
@@ -329,5 +326,5 @@ class Desk:
 
     def _bury(self, delivery: Delivery, error: Malformed) -> None:
         MALFORMED_MESSAGES.labels("req").inc()
-        _outcomes["buried"].inc()
+        _outcomes["buried"] += 1
         bury(self._bus, "req", delivery, error, died_at=self._wall())

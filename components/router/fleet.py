@@ -2,10 +2,11 @@
 
 The truth about load is in the workers' reports; decisions of this router and of others bridge the time until the next
 one. The numbers that every choice reads are columns, one position for each worker: a choice among 64 is a list
-comprehension.
+comprehension, and arrays lie in few lines of the CPU's cache, which has forgotten them when a request comes.
 """
 
 import math
+from array import array
 from collections import Counter
 from typing import Generic, TypeVar
 
@@ -126,11 +127,11 @@ class Fleet(Generic[T]):
         self.numbers: dict[str, int] = {}
         self.present: list[int] = []
         self.block_sizes: Counter[int] = Counter()
-        self.free_at: list[float] = []
+        self.free_at = array("d")
         """When each worker has computed the prompts that it has."""
-        self.extra_s: list[float] = []
+        self.extra_s = array("d")
         """Cost of any request, beside that; infinite where there is no worker."""
-        self.token_s: list[float] = []
+        self.token_s = array("d")
         """Cost of each prompt token to compute."""
         self.owners: set[str] = set()
         """Shared tiers from which any worker could ever load."""

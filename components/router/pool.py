@@ -350,8 +350,7 @@ class Pool:
 
     def _cheapest(self, request: Request, costs: list[float], now: float) -> int | None:
         def rank(numbers: list[int]) -> list[Rank]:
-            uncached = self._scorer.all_uncached(request)
-            return [(uncached.get(n, request.num_tokens), self.fleet.turnover(n, now)) for n in numbers]
+            return [(self._scorer.unheld(request, n), self.fleet.turnover(n, now)) for n in numbers]
 
         return pick_cheapest(costs, rank, self._rng, self._config.temperature_s)
 

@@ -41,9 +41,8 @@ class Predictions:
         self._turn(now)
         lengths = self._young.match(chain)
         for generation in (self._middle, self._old):
-            for worker, length in generation.match(chain).items():
-                if length > lengths.get(worker, 0):
-                    lengths[worker] = length
+            if generation.runs:
+                merge_longest(lengths, generation.match(chain))
         return lengths
 
     def remove_worker(self, worker: str) -> None:
@@ -60,3 +59,11 @@ class Predictions:
         for _ in range(int(turns)):
             self._young, self._middle, self._old = RunIndex(), self._young, self._middle
             self._turned_at += self._half_life_s
+
+
+def merge_longest(lengths: dict[str, int], others: dict[str, int]) -> dict[str, int]:
+    """Let `lengths` have the longer one for each worker, and return it."""
+    for worker, length in others.items():
+        if length > lengths.get(worker, 0):
+            lengths[worker] = length
+    return lengths

@@ -15,8 +15,8 @@ from bus.wire import TTL
 from components.router.tiers import Load
 from kv_events.hashing import packed_block_hashes, salt_hash
 
-Holding = tuple[int, int, tuple[Load, ...]]
-"""A worker's number, the tokens of the prompt's prefix that it holds in device memory, and what it can load after."""
+Holding = tuple[int, tuple[Load, ...]]
+"""The tokens of the prompt's prefix that a worker holds in device memory, and what it can load after."""
 
 
 class RoutedJob(Fact, frozen=True, kw_only=True, tag="generate_job"):
@@ -71,7 +71,8 @@ class Request(msgspec.Struct, eq=False, kw_only=True):
     num_prefilled_blocks: int | None = None
     """Another worker computed the prompt and offers so many blocks of it; None: it is to be computed."""
     origin: Origin | None = None
-    holdings: list[Holding] = []
+    holdings: dict[int, Holding] = {}
+    """By the numbers of the workers that hold anything."""
     matched_at: float = float("-inf")
     version: int = -1
     """Of the predictions that `holdings` counts with."""

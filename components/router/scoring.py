@@ -6,7 +6,7 @@ from bus.config import RouterConfig
 from bus.messages.route import Placed
 from components.router.affinity import Affinity
 from components.router.fleet import Fleet
-from components.router.predict import Predictions
+from components.router.predict import Predictions, merge_longest
 from components.router.queue import Entry
 from components.router.request import Holding, Request
 from components.router.tiers import NO_LOADS, best_load, find_loads
@@ -20,6 +20,7 @@ STALE_S = 0.05
 MAX_CHANGED = 1024
 """Beginnings of prompts that were sent lately; when there are more, all who wait are matched again."""
 _NOTHING = Overlap(0, 0, 0, 0)
+_NO_HOLDING: Holding = 0, NO_LOADS
 
 
 class Scorer:
@@ -46,7 +47,7 @@ class Scorer:
             return self.join_costs(request, now)
         costs = self._fleet.costs(request.num_tokens, now)
         token_s = self._fleet.token_s
-        for number, device, loads in request.holdings:
+        for number, (device, loads) in request.holdings.items():
             per_token = token_s[number]
             saved = per_token * device
             if loads:
@@ -59,7 +60,7 @@ class Scorer:
 
     def cached(self, request: Request, number: int) -> int:
         """Return the tokens that a worker holds in device memory, as of the last look."""
-        return next((device for holder, device, _ in request.holdings if holder == number), 0)
+        return request.holdings.get(number, _NO_HOLDING)[0]
 
     def join_costs(self, request: Request, now: float) -> list[float]:
         """Return what it costs to go on with a prompt that another worker computed: what is not there comes over."""
@@ -85,19 +86,17 @@ class Scorer:
         """Return the tokens that a worker has to compute, as of the last look."""
         if request.num_prefilled_blocks is not None:
             return max(1, request.num_tokens - request.num_prefilled_blocks * self._fleet.state(number).block_size)
-        for holding in request.holdings:
-            if holding[0] == number:
-                return self._uncached(request, holding)
-        return request.num_tokens
+        return self.unheld(request, number)
 
-    def all_uncached(self, request: Request) -> dict[int, int]:
-        """Return the tokens that each worker has to compute which holds any, as of the last look."""
-        return {holding[0]: self._uncached(request, holding) for holding in request.holdings}
+    def unheld(self, request: Request, number: int) -> int:
+        """Return the tokens that a worker would have to compute if no other did, as of the last look."""
+        return max(1, request.num_tokens - self._held(request, number))
 
     def fewest_uncached(self, request: Request, now: float) -> int:
         """Return the tokens that the worker computes which holds the most."""
         self._match(request, now)
-        return min([self._uncached(request, holding) for holding in request.holdings], default=request.num_tokens)
+        held = [self._held(request, number) for number in request.holdings]
+        return max(1, request.num_tokens - max(held, default=0))
 
     def expect(self, worker: str, chain: "array[int]", now: float) -> None:
         """Count on a worker to hold these blocks soon."""
@@ -134,33 +133,42 @@ class Scorer:
         if now - request.matched_at < STALE_S and request.version >= self._changed_at(request):
             return
         request.version, request.matched_at = self._version, now
-        fleet = self._fleet
-        numbers = fleet.numbers
-        holdings: list[Holding] = []
+        request.holdings = {}
         for size, chain in request.chains.items():
             expected = self._predictions.match(chain, now)
-            overlaps = self._index.match(chain)
-            shared = self._index.match_shared(chain) if fleet.owners else {}
-            # What shared tiers have, any worker may have.
-            workers = numbers.keys() if shared else overlaps.keys() | expected.keys()
-            for worker in workers:
-                number = numbers.get(worker)
-                if number is None:
-                    continue
-                overlap, soon = overlaps.get(worker, _NOTHING), expected.get(worker, 0)
-                if soon > overlap.device:
-                    overlap = Overlap(*[max(soon, count) for count in overlap])
-                loads = NO_LOADS
-                if shared or overlap.remote > overlap.device:
-                    loads = find_loads(overlap, shared, fleet.state(number).tiers, size)
-                if overlap.device or loads:
-                    holdings.append((number, overlap.device * size, loads))
-        request.holdings = holdings
+            if self._fleet.owners or self._index.has_tiers:
+                self._match_tiers(request, size, chain, expected)
+            else:
+                self._match_device(request, size, chain, expected)
 
-    def _uncached(self, request: Request, holding: Holding) -> int:
+    def _match_device(self, request: Request, size: int, chain: "array[int]", expected: dict[str, int]) -> None:
+        lengths = merge_longest(self._index.match_device(chain), expected)
+        numbers = self._fleet.numbers
+        for worker, length in lengths.items():
+            number = numbers.get(worker)
+            if number is not None:
+                request.holdings[number] = length * size, NO_LOADS
+
+    def _match_tiers(self, request: Request, size: int, chain: "array[int]", expected: dict[str, int]) -> None:
+        fleet = self._fleet
+        overlaps = self._index.match(chain)
+        shared = self._index.match_shared(chain) if fleet.owners else {}
+        # What shared tiers have, any worker may have.
+        workers = fleet.numbers.keys() if shared else overlaps.keys() | expected.keys()
+        for worker in workers:
+            number = fleet.numbers.get(worker)
+            if number is None:
+                continue
+            overlap, soon = overlaps.get(worker, _NOTHING), expected.get(worker, 0)
+            if soon > overlap.device:
+                overlap = Overlap(*[max(soon, count) for count in overlap])
+            loads = NO_LOADS
+            if shared or overlap.remote > overlap.device:
+                loads = find_loads(overlap, shared, fleet.state(number).tiers, size)
+            if overlap.device or loads:
+                request.holdings[number] = overlap.device * size, loads
+
+    def _held(self, request: Request, number: int) -> int:
         """Tokens that are loaded because that is quicker are not computed."""
-        number, device, loads = holding
-        held = device
-        if loads:
-            held += best_load(loads, self._fleet.token_s[number])[1]
-        return max(1, request.num_tokens - held)
+        device, loads = request.holdings.get(number, _NO_HOLDING)
+        return device + best_load(loads, self._fleet.token_s[number])[1] if loads else device

@@ -31,7 +31,7 @@ from components.router.desk import Desk
 from components.router.lead import SILENCE_S
 from components.router.pick import serve_picks
 from components.router.pool import Pool
-from kv_events.follower import follow
+from kv_events.follower import Follower, follow
 from kv_events.index import PrefixIndex
 
 TICK_S = 0.1
@@ -68,6 +68,7 @@ class Router:
         self._failure: Exception | None = None
         self._cards: dict[str, WorkerCard] = {}
         self._desks: dict[str, Desk] = {}
+        self._followers: dict[str, Follower] = {}
         self._tasks: TaskGroup
 
     def stop(self) -> None:
@@ -144,7 +145,9 @@ class Router:
             try:
                 async with AsyncExitStack() as stack:
                     if self._config.mode == "kv":
-                        await stack.enter_async_context(follow(self._bus, slug(model), index))
+                        follower = await stack.enter_async_context(follow(self._bus, slug(model), index))
+                        self._followers[slug(model)] = follower
+                        stack.callback(self._followers.pop, slug(model))
                     stack.push_async_callback(desk.drain)
                     stack.callback(desk.rest)
                     log.info("model.opened", model=model)
@@ -192,9 +195,12 @@ class Router:
         if not incoming.subject.endswith(f".{load.worker}"):
             MALFORMED_MESSAGES.labels(family="load").inc()
             return
-        desk = self._desks.get(slug(load.model))
+        model = slug(load.model)
+        desk = self._desks.get(model)
         if desk is None:
             return
+        if (follower := self._followers.get(model)) is not None:
+            follower.hear(load)
         pool, now = desk.pool, anyio.current_time()
         if load.worker not in pool.fleet.numbers:
             card = self._cards.get(load.worker)

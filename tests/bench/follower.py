@@ -138,6 +138,7 @@ async def be_router(url: str, num_workers: int) -> None:
         began_at, began_cpu_s = time.monotonic(), time.process_time()
         longest_s, last = 0.0, began_at
         async with follow(bus, MODEL, index) as follower:
+            subscribe_typed(bus, bus.subjects.load(MODEL, "*"), WorkerLoad, lambda load, _: follower.hear(load))
             with anyio.fail_after(PATIENCE_S):
                 while not all(index.digest(worker) == digest for worker, digest in digests.items()):
                     await anyio.sleep(0.001)

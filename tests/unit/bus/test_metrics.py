@@ -1,6 +1,6 @@
 """All metrics keep to the names that dashboards rely on."""
 
-from bus.metrics import MALFORMED_MESSAGES, REGISTRY, render
+from bus.metrics import MALFORMED_MESSAGES, REGISTRY, ROUTER_TOKENS, render
 
 
 def test_every_name_has_our_prefix_and_a_base_unit() -> None:
@@ -15,3 +15,9 @@ def test_every_name_has_our_prefix_and_a_base_unit() -> None:
 def test_what_is_counted_is_rendered() -> None:
     MALFORMED_MESSAGES.labels("out").inc(0)
     assert b'busway_malformed_messages_total{family="out"}' in render()
+
+
+def test_a_tally_is_rendered_as_a_counter() -> None:
+    before = ROUTER_TOKENS.counts["cached"]
+    ROUTER_TOKENS.counts["cached"] += 3
+    assert f'busway_router_prompt_tokens_total{{kind="cached"}} {float(before + 3)}'.encode() in render()

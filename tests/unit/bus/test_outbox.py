@@ -63,6 +63,25 @@ async def test_a_late_command_goes_alone_when_nothing_else_does(box, sent, conne
     await eventually(lambda: sent == [[b"a"]])
 
 
+async def test_a_burst_that_leaves_late_commands_only_sends_nothing_at_once(box, sent, connect, eventually):
+    connect()
+    box.hold()
+    box.put_late(b"a")
+    box.release()
+    await turn()
+    assert sent == []
+    box.hold()
+    box.put_late(b"b")
+    box.put(b"c")
+    assert sent == []
+    box.release()
+    assert sent == [[b"a", b"b", b"c"]]
+    box.hold()
+    box.put_late(b"d")
+    box.release()
+    await eventually(lambda: sent[1:] == [[b"d"]])
+
+
 async def test_while_a_burst_is_read_nothing_is_sent(box, sent, connect):
     connect()
     box.hold()

@@ -70,7 +70,11 @@ def apply_naively(model: Model, worker: str, event: KvEvent) -> None:
 def check(index: PrefixIndex, model: Model) -> None:
     for chain in CHAINS:
         for query in (chain, chain[:3]):
-            assert index.match(query) == match_naively(model, query)
+            overlaps = match_naively(model, query)
+            assert index.match(query) == overlaps
+            on_devices = {worker: overlap.device for worker, overlap in overlaps.items() if overlap.device}
+            assert index.match_device(query) == on_devices
+    assert index.has_tiers == any(blocks for (_, tier), blocks in model.items() if tier != "device")
     assert len(index) == sum(map(len, model.values()))
     for worker in WORKERS:
         device = model.get((worker, "device"), set())
