@@ -115,15 +115,10 @@ async def _run_worker(world: World, connect: Connect, name: str) -> None:
     )
     # Each step's tokens at their own time: what steps share messages for is CPU time, which costs nothing here.
     worker = WorkerConfig(engine="mock", slots=world.slots, publish_gap_s=0.0)
+    engine = MockEngine(world.engine, model=MODEL, vocab_size=VOCAB_SIZE)
     async with connect(name) as bus:
         await bus.ensure()
-        await make_worker(Config(worker=worker, mock=world.engine), bus, model, name).run()
-
-
-def make_worker(config: Config, bus: Bus, model: Model, name: str) -> Worker:
-    """Return a worker with a mock engine."""
-    engine = MockEngine(config.mock, model=model.name, vocab_size=model.vocab_size)
-    return Worker(config, bus, engine, model, name)
+        await Worker(Config(worker=worker, mock=world.engine), bus, engine, model, name).run()
 
 
 async def run_router(world: World, connect: Connect, name: str) -> None:

@@ -410,6 +410,21 @@ def test_cold_prompts_use_all_caches_alike(stage: Make) -> None:
     assert max(tokens.values()) < 1.1 * min(tokens.values())
 
 
+def test_workers_that_have_not_worked_yet_are_thought_to_be_as_good_as_those_that_have(
+    stage: Make, card: Callable[..., WorkerCard], steps: Callable[..., Any]
+) -> None:
+    s = stage(0)
+    for number in range(6):
+        s.pool.join(card(f"w-{number}"), s.now)
+    for _ in range(5):
+        s.report("w-0", steps=steps())
+    used = set()
+    for _ in range(6):
+        s.tick(5.0)
+        used.add(s.place(s.request(length=8192)))
+    assert len(used) == 6, "each time, there is one whose cache is used the least"
+
+
 def test_power_of_two_prefers_the_idler() -> None:
     choice = BlindChoice("power_of_two", Random(2))
     picks = Counter(choice.pick([0, 1, 2], [9, 0, 9]) for _ in range(900))
