@@ -19,7 +19,7 @@ from frontend.doors.sinks import EventSink
 from frontend.intake import Intake
 from frontend.pages import read_page, read_query
 from frontend.plan import Plan
-from frontend.responses.answers import Deleted, InputTokens, ResponseShown, new_response, response_id
+from frontend.responses.answers import Deleted, InputTokens, ResponseShown, Terms, new_response, response_id
 from frontend.responses.body import PromptBody, ResponsesBody, prompt_body, responses_body
 from frontend.responses.conversation import UNFINISHED, Asked, Conversations
 from frontend.responses.convert import prompt_turn, shorten, to_chat
@@ -252,10 +252,10 @@ def _new_response(body: ResponsesBody, response: str, plan: Plan) -> ResponseSho
 
 def _dialect(shown: ResponseShown, plan: Plan, offered: Offered) -> ResponsesDialect:
     tokenizer = plan.model.tokenizer
-    return ResponsesDialect(
-        shown,
+    terms = Terms(
         clock=time.time,
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)) // 4,
         logprobs_of=None if plan.generations[0].sampling.top_logprobs is None else plan.model.vocabulary,
         names=offered.names,
     )
+    return ResponsesDialect(shown, terms)

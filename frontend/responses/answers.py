@@ -9,9 +9,11 @@ import msgspec
 from bus.messages.responses import ResponseStatus
 from frontend.deltas import Choice, ChoiceEnd
 from frontend.errors import ErrorBody
+from frontend.openai.logprobs import token_logprobs
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
 from frontend.responses.tools import Name, to_input
+from frontend.vocabulary import Vocabulary
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -273,32 +275,33 @@ def with_outcome(response: bytes, status: ResponseStatus, error: ErrorShown | No
     return _json({**fields, "status": status, "error": error})
 
 
+class Terms(NamedTuple):
+    """How a response is written, streamed or whole."""
+
+    clock: Callable[[], float]
+    """Gives unix seconds."""
+    count_tokens: Callable[[str], int]
+    logprobs_of: Vocabulary | None = None
+    """None leaves log-probabilities out."""
+    names: Mapping[str, Name] = {}
+    """As `Offered.names`."""
+
+
 class WholeResponse:
     """The answer to a request that does not stream."""
 
-    def __init__(
-        self,
-        shown: ResponseShown,
-        *,
-        clock: Callable[[], float],
-        count_tokens: Callable[[str], int],
-        render_logprobs: Callable[[Choice], bytes],
-        on_made: Callable[[Made], None],
-        names: Mapping[str, Name],
-    ) -> None:
-        self._names = names
+    def __init__(self, shown: ResponseShown, terms: Terms, on_made: Callable[[Made], None]) -> None:
         self._shown = shown
-        self._clock = clock
-        self._count_tokens = count_tokens
-        self._render_logprobs = render_logprobs
+        self._terms = terms
         self._on_made = on_made
 
     def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """Render the one choice."""
-        choice = choices[0]
-        items = _items(self._shown.id, choice, self._render_logprobs(choice), self._names)
-        thoughts = self._count_tokens(choice.reasoning) if choice.reasoning else 0
-        shown = ended(self._shown, items, choice.end, usage_shown(usage, thoughts), int(self._clock()))
+        choice, terms = choices[0], self._terms
+        logprobs = b"[]" if terms.logprobs_of is None else token_logprobs(terms.logprobs_of, choice.pieces)
+        items = _items(self._shown.id, choice, logprobs, terms.names)
+        thoughts = terms.count_tokens(choice.reasoning) if choice.reasoning else 0
+        shown = ended(self._shown, items, choice.end, usage_shown(usage, thoughts), int(terms.clock()))
         body = _json(shown)
         self._on_made(Made(shown.status, body))
         return body

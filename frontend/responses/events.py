@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, CallArguments, CallStart, Choice, ChoiceEnd, Delta, ReasoningDelta
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, ReasoningDelta
 from frontend.errors import ErrorBody
 from frontend.openai.logprobs import token_logprobs
 from frontend.pieces import TokenPiece
@@ -23,6 +23,7 @@ from frontend.responses.answers import (
     ReasoningShown,
     ReasoningText,
     ResponseShown,
+    Terms,
     WholeResponse,
     as_asked,
     ended,
@@ -32,13 +33,12 @@ from frontend.responses.answers import (
     usage_shown,
 )
 from frontend.responses.tools import Name, to_input
-from frontend.vocabulary import Vocabulary, escape
+from frontend.vocabulary import escape
 
 _json = msgspec.json.encode
 _CUSTOM = "custom_tool_call_input"
 _FIELDS = {"function_call_arguments": b"arguments", _CUSTOM: b"input"}
 """What the event that ends a family calls the whole of it; `text` for the others."""
-_NO_NAMES: Mapping[str, Name] = {}
 
 
 class ResponseEvent(msgspec.Struct, frozen=True):
@@ -109,25 +109,10 @@ class _OpenItem:
 class ResponseChunks:
     """Writes one response. Text, thoughts and calls each get items of their own; one is open at a time."""
 
-    def __init__(
-        self,
-        shown: ResponseShown,
-        *,
-        clock: Callable[[], float],
-        count_tokens: Callable[[str], int],
-        logprobs_of: Vocabulary | None,
-        on_made: Callable[[Made], None],
-        names: Mapping[str, Name],
-    ) -> None:
-        """`logprobs_of` None leaves log-probabilities out; `on_made` gets the response when it has ended.
-
-        `names`: as `Offered.names`.
-        """
-        self._names = names
+    def __init__(self, shown: ResponseShown, terms: Terms, on_made: Callable[[Made], None]) -> None:
+        """`on_made` gets the response when it has ended."""
         self._shown = shown
-        self._clock = clock
-        self._count_tokens = count_tokens
-        self._logprobs_of = logprobs_of
+        self._terms = terms
         self._on_made = on_made
         self._next_number = 0
         self._open: _OpenItem | None = None
@@ -145,7 +130,9 @@ class ResponseChunks:
         out = b""
         for delta in deltas:
             if isinstance(delta, CallStart):
-                kind = ("ctc", _CUSTOM) if is_custom(delta.name, self._names) else ("fc", "function_call_arguments")
+                kind = (
+                    ("ctc", _CUSTOM) if is_custom(delta.name, self._terms.names) else ("fc", "function_call_arguments")
+                )
                 out += self._close("completed") + self._begin(*kind, delta)
             elif isinstance(delta, CallArguments):
                 out += self._text(delta.fragment, b"")
@@ -165,7 +152,7 @@ class ResponseChunks:
         out = b"" if self._items or self._open else self._begin("msg", "output_text")
         out += self._close("incomplete" if end.reason == "length" else "completed")
         used = usage_shown(usage, self._num_reasoning_tokens)
-        return out + self._end(ended(self._shown, self._items, end, used, int(self._clock())))
+        return out + self._end(ended(self._shown, self._items, end, used, int(self._terms.clock())))
 
     def broken(self, error: ErrorBody) -> bytes:
         """Close the last item and say that the response failed."""
@@ -183,15 +170,15 @@ class ResponseChunks:
         return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, fields)
 
     def _take_logprobs(self, pieces: Sequence[TokenPiece]) -> bytes:
-        if self._logprobs_of is None or not pieces or self._open is None:
+        if self._terms.logprobs_of is None or not pieces or self._open is None:
             return b""
-        rendered = token_logprobs(self._logprobs_of, pieces)[1:-1]
+        rendered = token_logprobs(self._terms.logprobs_of, pieces)[1:-1]
         self._open.logprobs.append(rendered)
         return rendered
 
     def _begin(self, prefix: str, family: str, start: CallStart | None = None) -> bytes:
         index = len(self._items)
-        item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start, self._names)
+        item = self._open = _OpenItem(family, item_id(prefix, self._shown.id, index), index, start, self._terms.names)
         shown = item.shown("in_progress")
         if isinstance(shown, MessageShown | ReasoningShown):
             shown = msgspec.structs.replace(shown, content=())
@@ -225,7 +212,7 @@ class ResponseChunks:
         if item.family == "output_text":
             fields += b',"logprobs":' + item.all_logprobs
         elif item.family == "reasoning_text":
-            self._num_reasoning_tokens += self._count_tokens(text)
+            self._num_reasoning_tokens += self._terms.count_tokens(text)
         out += self._event(f"response.{item.family}.done", fields)
         part = item.part(text)
         if part is not None:
@@ -242,33 +229,14 @@ class ResponseChunks:
 class ResponsesDialect:
     """How the Responses API answers a turn; it keeps what the response came to in `made`."""
 
-    def __init__(
-        self,
-        shown: ResponseShown,
-        *,
-        clock: Callable[[], float],
-        count_tokens: Callable[[str], int],
-        logprobs_of: Vocabulary | None,
-        names: Mapping[str, Name] = _NO_NAMES,
-    ) -> None:
-        """`clock` gives unix seconds, `count_tokens` the tokens of a text; `names`: as `Offered.names`."""
-        self._names = names
+    def __init__(self, shown: ResponseShown, terms: Terms) -> None:
         self._shown = shown
-        self._clock = clock
-        self._count_tokens = count_tokens
-        self._logprobs_of = logprobs_of
+        self._terms = terms
         self.made: Made | None = None
 
     def chunks(self, facts: AnswerFacts, number: int) -> ResponseChunks:
         """Return the writer of a stream; there is one choice."""
-        return ResponseChunks(
-            self._shown,
-            clock=self._clock,
-            count_tokens=self._count_tokens,
-            logprobs_of=self._logprobs_of,
-            on_made=self._keep,
-            names=self._names,
-        )
+        return ResponseChunks(self._shown, self._terms, self._keep)
 
     def text_chunks(self, facts: AnswerFacts, number: int) -> None:
         """Return nothing cheaper: the numbers of its events are no constant bytes."""
@@ -280,17 +248,7 @@ class ResponsesDialect:
 
     def whole(self, facts: AnswerFacts) -> WholeResponse:
         """Return the writer of a response in one piece."""
-        return WholeResponse(
-            self._shown,
-            clock=self._clock,
-            count_tokens=self._count_tokens,
-            render_logprobs=self._logprobs,
-            on_made=self._keep,
-            names=self._names,
-        )
-
-    def _logprobs(self, choice: Choice) -> bytes:
-        return b"[]" if self._logprobs_of is None else token_logprobs(self._logprobs_of, choice.pieces)
+        return WholeResponse(self._shown, self._terms, self._keep)
 
     def _keep(self, made: Made) -> None:
         self.made = made
