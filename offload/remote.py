@@ -66,7 +66,7 @@ class RemoteTier:
         block_bytes: int,
         quota: Quota,
         keep_s: float,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float],
     ) -> None:
         """`model` is a slug, `fingerprint` the engine's, `block_bytes` the size of a frame.
 

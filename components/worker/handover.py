@@ -112,7 +112,7 @@ class Handovers:
         They get an early offer of nothing.
         """
         decoders = set(self._peers.decoders)
-        for reader in decoders - self._greeted:
+        for reader in sorted(decoders - self._greeted):
             name = f"hello-{self._worker}-{reader}"
             job = GenerateJob(
                 request_id=name,

@@ -1,5 +1,6 @@
 """I/O. Opens the tiers that the configuration names, below an engine."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -107,4 +108,5 @@ def _remote_tier(
         block_bytes=frame_bytes(memory.block_bytes),
         quota=Quota(setting.max_bytes, setting.max_salt_bytes, setting.keep_s),
         keep_s=setting.keep_s,
+        wall=time.time,
     )

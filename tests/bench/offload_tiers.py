@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -123,6 +124,7 @@ async def _open_shared(name: str, directory: Path, block_bytes: int, fingerprint
                 block_bytes=frame_bytes(block_bytes),
                 quota=Quota(0, 0, 600.0),
                 keep_s=600.0,
+                wall=time.time,
             )
             tasks.start_soon(tier.run)
             yield tier

@@ -1,7 +1,9 @@
-"""I/O. `python -m tests.sim --seeds 1000`: many runs, one after another; `--seed N` repeats one and keeps its trace."""
+"""I/O. `python -m tests.sim --seeds 1000 --jobs 8`: many runs; `--seed N` repeats one and keeps its trace."""
 
 import argparse
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -21,15 +23,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, metavar="SEED", default=0, help="where to begin (0)")
     parser.add_argument("--seed", type=int, metavar="SEED", help="only this one; writes its trace")
     parser.add_argument("--faults-s", type=float, metavar="S", default=FAULTS_S, help="simulated seconds of faults")
+    parser.add_argument("--jobs", type=int, metavar="N", default=1, help="how many at a time (1)")
     options = parser.parse_args()
     verdicts = []
     seeds = range(options.first, options.first + options.seeds) if options.seed is None else [options.seed]
-    for seed in seeds:
-        verdict = run_seed(seed, faults_s=options.faults_s)
-        verdicts.append(verdict)
-        print(describe(verdict), flush=True)
-        if verdict.wrong or options.seed is not None:
-            print(explain(verdict, options.faults_s), flush=True)
+    with ProcessPoolExecutor(options.jobs) as processes:
+        for verdict in processes.map(partial(run_seed, faults_s=options.faults_s), seeds):
+            verdicts.append(verdict)
+            print(describe(verdict), flush=True)
+            if verdict.wrong or options.seed is not None:
+                print(explain(verdict, options.faults_s), flush=True)
     missing = never(verdict.counts for verdict in verdicts) if len(verdicts) >= ENOUGH_SEEDS else []
     num_wrong = sum(bool(verdict.wrong) for verdict in verdicts)
     simulated_s, cpu_s = sum(each.simulated_s for each in verdicts), sum(each.cpu_s for each in verdicts)

@@ -71,6 +71,20 @@ class SimLoop(VirtualLoop):
         heapq.heappush(self._timers, (when, self._num_timers, timer))
         return timer
 
+    def call_later(
+        self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call after a while; this and `call_soon` are asyncio's own without its checks."""
+        return self.call_at(self._virtual.now + delay, callback, *args, context=context)
+
+    def call_soon(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call in the next turn."""
+        handle = events.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
     def _run_once(self) -> None:
         ready, timers, frozen = self._ready, self._timers, self._frozen
         while timers and timers[0][2].cancelled():
@@ -79,8 +93,10 @@ class SimLoop(VirtualLoop):
             if not timers:
                 raise Stalled("every task waits for another: nothing is left that time could bring")
             self._virtual.now = max(self._virtual.now, timers[0][0])
-        due = self._virtual.now + self._clock_resolution
-        while timers and timers[0][0] < due:
+        now = self._virtual.now
+        # None before its time, as asyncio does within the resolution of its clock: who then looks at the clock waits
+        # again, for no time at all, again and again until everything else that is ready has run.
+        while timers and timers[0][0] <= now:
             ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
             handle = ready.popleft()
@@ -89,7 +105,8 @@ class SimLoop(VirtualLoop):
             if frozen and (process := handle._context.get(PROCESS)) in frozen:
                 frozen[process].append(handle)
                 continue
-            handle._run()
+            # Not by `Handle._run`: what a callback raises ends the run.
+            handle._context.run(handle._callback, *handle._args)
 
     # What asyncio.base_events keeps, and typeshed does not show.
     _ready: deque[Any]

@@ -21,9 +21,11 @@ def test_nothing_is_lost_whatever_breaks(seed: int) -> None:
     assert not verdict.wrong, "\n" + explain(verdict, FAULTS_S)
 
 
-def test_a_run_repeats_exactly_whatever_the_hash_seed() -> None:
-    seed, faults_s = 7, 8.0
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_run_repeats_exactly_whatever_the_hash_seed(seed: int) -> None:
+    faults_s = 8.0
     here = run_seed(seed, faults_s=faults_s)
+    # The one has a store that workers share, the other has none.
     command = [sys.executable, "-m", "tests.sim", "--first", str(seed), "--seeds", "1", "--faults-s", str(faults_s)]
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     there = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)

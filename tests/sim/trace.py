@@ -2,11 +2,10 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, MutableMapping
-from hashlib import blake2b
 from typing import Any, NoReturn
 
 import structlog
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest, xxh3_128
 
 KEPT_LINES = 200_000
 
@@ -19,7 +18,9 @@ class Trace:
         """How often each fault struck and each path was taken."""
         self.num_events = 0
         self._clock = clock
-        self._hash = blake2b(digest_size=16)
+        self._hash = xxh3_128()
+        self._payload, self._payload_digest = b"", xxh3_64_hexdigest(b"")
+        """The last one: most come several times, once for each who hears them."""
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     @property
@@ -34,7 +35,9 @@ class Trace:
 
     def note_event(self, action: str, connection: str, subject: str, payload: bytes) -> None:
         """Add an event on the bus."""
-        line = f"{self._clock():.6f} {action} {connection} {subject} {len(payload)} {xxh3_64_hexdigest(payload)}"
+        if payload is not self._payload:
+            self._payload, self._payload_digest = payload, xxh3_64_hexdigest(payload)
+        line = f"{self._clock():.6f} {action} {connection} {subject} {len(payload)} {self._payload_digest}"
         self.num_events += 1
         self._hash.update(line.encode())
         self._lines.append(line)
