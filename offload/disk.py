@@ -263,10 +263,12 @@ def _open_frames(path: Path, size: int) -> int:
     except OSError:
         frames = os.open(path, flags, 0o600)
         log.warning("disk.buffered", path=str(path), note="this file system has no unbuffered I/O")
+    size_before = os.fstat(frames).st_size
     try:
         os.ftruncate(frames, size)
         os.posix_fallocate(frames, 0, size)
     except OSError as error:
+        os.ftruncate(frames, size_before)  # a file system may keep what it gave before it was full
         os.close(frames)
         raise BadConfig(
             f"no room for offload.disk_bytes = {size} in {path.parent}: {error.strerror}; set less, or free some"

@@ -1,5 +1,6 @@
 """The disk tier: what was stored outlives the worker; full disks and broken bytes are misses."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -198,6 +199,29 @@ async def test_no_room_for_the_file_is_told_at_the_start(tmp_path: Path) -> None
     with full_disk(10 * STRIDE), pytest.raises(BadConfig, match="no room for offload"):
         async with open_slots(tmp_path):
             pass
+
+
+async def test_a_file_for_which_there_is_no_room_leaves_the_disk_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, allocate = Memory(), os.posix_fallocate
+
+    def allocate_until_full(file: int, offset: int, size: int) -> None:
+        allocate(file, offset, size // 2)  # as ext4 does
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with open_slots(tmp_path) as disk:
+        await disk.store(memory.sealed(1, 2), ORDINARY)
+    frames = only(tmp_path, "*.frames")
+    taken = frames.stat().st_blocks
+    monkeypatch.setattr(os, "posix_fallocate", allocate_until_full)
+    with pytest.raises(BadConfig, match="no room for offload"):
+        async with open_slots(tmp_path, num_slots=3200):
+            pass
+    monkeypatch.undo()
+    assert frames.stat().st_blocks == taken
+    async with open_slots(tmp_path) as disk:
+        assert await sound(disk, memory, 1, 2) == [1, 2], "what was there before is still found"
 
 
 async def test_a_path_that_is_no_directory_is_told_at_the_start(tmp_path: Path) -> None:
