@@ -1,11 +1,11 @@
 """I/O. What a request asks with: its items, after those of the stored responses that it continues."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from bus.errors import Conflict, InvalidRequest
-from bus.messages.responses import ResponseStatus
+from bus.messages.responses import ResponseStatus, StoredResponse
 from frontend.intake import off_loop
 from frontend.responses.answers import ErrorShown, response_of, with_outcome
 from frontend.responses.body import PromptBody
@@ -15,6 +15,8 @@ from frontend.responses.works import Works
 
 UNFINISHED: frozenset[ResponseStatus] = frozenset({"queued", "in_progress"})
 _CONTINUABLE: frozenset[ResponseStatus] = frozenset({"completed", "incomplete"})
+MAX_REFERRED = 64
+"""Stored responses whose items one request may refer to: each is read, and may have megabytes."""
 _GONE = ErrorShown("server_error", "The frontend that made this response is gone. Send the request again.")
 
 
@@ -57,22 +59,28 @@ class Conversations:
         earlier = await off_loop(num_bytes, _decode_items, before)
         decoded = await off_loop(num_bytes, _decode_items, given)
         items: list[Item] = []
+        referred: dict[str, Mapping[str, Item]] = {}
         for number, item in enumerate([*earlier, *decoded]):
-            items.append(await self._resolve(tenant, item, number) if isinstance(item, ItemReference) else item)
+            if isinstance(item, ItemReference):
+                items.append(await self._resolve(tenant, item, f"input[{number}]", referred))
+            else:
+                items.append(item)
         return Asked(list(given), items, num_bytes)
 
-    async def _resolve(self, tenant: str, reference: ItemReference, number: int) -> Item:
-        """Return the output item of a stored response that is meant."""
-        response = response_of(reference.id)
-        if response is not None:
-            found = await self.find(tenant, response, param="input")
-            for raw in output_items(found.stored):
-                item = decode_item(raw, number)
-                if msgspec.json.decode(raw, type=ItemReference).id == reference.id and not isinstance(
-                    item, ItemReference
-                ):
-                    return item
-        raise NoSuchResponse(f"Item with id {reference.id[:100]!r} not found.")
+    async def _resolve(
+        self, tenant: str, reference: ItemReference, param: str, referred: dict[str, Mapping[str, Item]]
+    ) -> Item:
+        """Return the output item of a stored response that is meant; `referred` keeps the responses that were read."""
+        response = response_of(reference.id) or ""
+        if response and response not in referred:
+            if len(referred) >= MAX_REFERRED:
+                raise InvalidRequest(f"'input' refers to more than {MAX_REFERRED} responses.", param=param)
+            found = await self.find(tenant, response, param=param)
+            referred[response] = await off_loop(len(found.stored.response), _output_by_id, found.stored)
+        item = referred.get(response, {}).get(reference.id)
+        if item is None:
+            raise NoSuchResponse(f"Item with id {reference.id[:100]!r} not found.", param=param)
+        return item
 
     async def find(self, tenant: str, response: str, *, param: str = "response_id") -> Found:
         """Return a stored response, settled: what nobody makes any more has failed. Raises `NoSuchResponse`."""
@@ -95,6 +103,16 @@ class Conversations:
         except Conflict:
             return await self._store.find(tenant, response)
         return found._replace(stored=stored)
+
+
+def _output_by_id(stored: StoredResponse) -> Mapping[str, Item]:
+    """Return the output items of a response."""
+    items = [(raw, decode_item(raw, number)) for number, raw in enumerate(output_items(stored))]
+    return {
+        msgspec.json.decode(raw, type=ItemReference).id: item
+        for raw, item in items
+        if not isinstance(item, ItemReference)
+    }
 
 
 def _decode_items(given: Sequence[msgspec.Raw]) -> list[Item | ItemReference]:
