@@ -84,7 +84,7 @@ class HeadersTooLarge(Permanent):
 
 
 class UnsupportedMediaType(Permanent):
-    """The body is said to be something other than JSON."""
+    """The body is said to be of a type, or in an encoding, that is not taken there."""
 
     code = "unsupported_media_type"
 

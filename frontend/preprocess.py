@@ -1,6 +1,6 @@
 """Pure. From a decoded body to what an engine needs: prompt ids, sampling, stopping, all within bounds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -117,7 +117,7 @@ def _prompts(body: CompletionBody, model: ServedModel) -> list[bytes]:
             if not prompt:
                 raise InvalidRequest("'prompt' is empty: it gives the model nothing to go on from.", param="prompt")
         else:
-            _check_ids(each, model, "prompt")
+            check_ids(each, model, "prompt")
             prompt = pack_u32(each)
         prompts.append(prompt)
     return prompts
@@ -142,8 +142,8 @@ def _generation(
         raise InvalidRequest(
             f"'min_tokens' is {min_tokens}, above the {max_tokens} of 'max_tokens'.", param="min_tokens"
         )
-    _check_ids(body.stop_token_ids or (), model, "stop_token_ids")
-    _check_ids(body.logit_bias or (), model, "logit_bias")
+    check_ids(body.stop_token_ids or (), model, "stop_token_ids")
+    check_ids(body.logit_bias or (), model, "logit_bias")
     stop = body.stop or ()
     return Generation(
         model=model.name,
@@ -183,12 +183,7 @@ def _or(given: float | None, default: float) -> float:
 
 def _output_bound(num_prompt: int, wanted: int | None, context: int, default: int, field: str) -> int:
     """Return how many tokens may be generated; raise `PromptTooLong` in OpenAI's words, which clients look for."""
-    if num_prompt >= context:
-        raise PromptTooLong(
-            f"This model's maximum context length is {context} tokens. However, your {field} resulted in {num_prompt} "
-            f"tokens. Please reduce the length of the {field}.",
-            param=field,
-        )
+    check_length(num_prompt, context, field)
     if wanted is None:
         return min(default or context, context - num_prompt)
     if num_prompt + wanted > context:
@@ -201,13 +196,24 @@ def _output_bound(num_prompt: int, wanted: int | None, context: int, default: in
     return wanted
 
 
-def _check_ids(ids: Any, model: ServedModel, param: str) -> None:
-    for id in ids:
-        if id >= model.vocab_size:
-            raise InvalidRequest(
-                f"Invalid value for '{param}': token id {id} is not below the vocabulary's {model.vocab_size}.",
-                param=param,
-            )
+def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
+    """Raise `InvalidRequest` that names `param` for a token id that the model has not."""
+    highest = max(ids, default=0)
+    if highest >= model.vocab_size:
+        raise InvalidRequest(
+            f"Invalid value for '{param}': token id {highest} is not below the vocabulary's {model.vocab_size}.",
+            param=param,
+        )
+
+
+def check_length(num_prompt: int, context: int, field: str) -> None:
+    """Raise `PromptTooLong`, in OpenAI's words, for a prompt that leaves no room in the context."""
+    if num_prompt >= context:
+        raise PromptTooLong(
+            f"This model's maximum context length is {context} tokens. However, your {field} resulted in {num_prompt} "
+            f"tokens. Please reduce the length of the {field}.",
+            param=field,
+        )
 
 
 def _template_message(message: ChatMessage, knows_developer: bool) -> dict[str, Any]:

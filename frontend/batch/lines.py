@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import msgspec
 
 from bus.messages.batches import LineError
-from frontend.errors import ErrorBody, envelope
 
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 2**20
@@ -148,11 +147,6 @@ def read_line(line: bytes) -> BatchLine:
 def answered(line_id: str, custom_id: str, status: int, body: bytes) -> bytes:
     """Render the line of a request that was answered, with an error or without."""
     return msgspec.json.encode(OutputLine(line_id, custom_id, Answer(status, line_id, msgspec.Raw(body)), None))
-
-
-def error_body(error: ErrorBody) -> bytes:
-    """Render an error as the body of an answer."""
-    return envelope(error)
 
 
 def unanswered(line_id: str, custom_id: str, code: str, message: str) -> bytes:

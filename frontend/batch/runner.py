@@ -18,11 +18,11 @@ from bus.messages.keys import ApiKey
 from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
 from frontend.auth.identity import Identity, caller
 from frontend.auth.limits import Account
-from frontend.batch.lines import LineSplitter, Validator, answered, error_body, read_line, unanswered
+from frontend.batch.lines import LineSplitter, Validator, answered, read_line, unanswered
 from frontend.batch.slots import Slots
 from frontend.batch.store import Batches, Found, NoSuchBatch
 from frontend.batch.work import Work
-from frontend.errors import answer_for
+from frontend.errors import answer_for, envelope
 from frontend.files import Files, NoSuchFile
 
 MAX_BATCHES = 16
@@ -192,9 +192,11 @@ class BatchRunner:
                 if found.stored.status != "in_progress":
                     scope.cancel()
                     return
-                counts = (run.num_completed, run.num_failed)
-                if counts != (found.stored.num_completed, found.stored.num_failed):
-                    await self._batches.change(run.batch, found, num_completed=counts[0], num_failed=counts[1])
+                # One that goes on counts what was done before anew: meanwhile what was told stands.
+                if run.num_completed + run.num_failed > found.stored.num_completed + found.stored.num_failed:
+                    await self._batches.change(
+                        run.batch, found, num_completed=run.num_completed, num_failed=run.num_failed
+                    )
             except (Retryable, Conflict):
                 continue
             except NoSuchBatch:
@@ -231,7 +233,7 @@ class BatchRunner:
                 is_full = answer.status in (429, 503)
                 num_failures += answer.status >= 500 and not is_full
                 if not is_full and (answer.status < 500 or num_failures >= MAX_FAILURES):
-                    rendered = answered(line_id, given.custom_id, answer.status, error_body(answer.error))
+                    rendered = answered(line_id, given.custom_id, answer.status, envelope(answer.error))
                     return LineResult(is_completed=False, line=rendered)
             if is_full:
                 self._slots.slow_down()

@@ -9,16 +9,17 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bus.errors import InvalidRequest, Malformed, PromptTooLong
+from bus.errors import InvalidRequest, Malformed
 from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
-from frontend.openai.body import NOTHING, BodyDecoder, invalid
+from frontend.openai.body import NOTHING, BodyDecoder, TokenId, invalid
+from frontend.preprocess import check_ids, check_length
 from frontend.request import Generation
 
 MAX_INPUTS = 2048
 """Inputs of one request, as OpenAI has it."""
-_TOKEN_IDS = Annotated[list[Annotated[int, Meta(ge=0, lt=2**32)]], Meta(min_length=1)]
+_TOKEN_IDS = Annotated[list[TokenId], Meta(min_length=1)]
 
 Texts = str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
 
@@ -129,7 +130,7 @@ rerank_body: BodyDecoder[RerankBody] = BodyDecoder(RerankBody)
 score_body: BodyDecoder[ScoreBody] = BodyDecoder(ScoreBody)
 
 _inputs: msgspec.json.Decoder[str | list[str | int | list[int]]] = msgspec.json.Decoder(
-    str | list[str | Annotated[int, Meta(ge=0, lt=2**32)] | _TOKEN_IDS]
+    str | list[str | TokenId | _TOKEN_IDS]
 )
 
 
@@ -170,21 +171,11 @@ def embed_generations(
         if isinstance(each, str):
             prompt = model.tokenizer.encode(each, add_special_tokens=True)
         else:
-            if max(each) >= model.vocab_size:
-                raise InvalidRequest(
-                    f"Invalid value for '{param}': token id {max(each)} is not below the vocabulary's "
-                    f"{model.vocab_size}.",
-                    param=param,
-                )
+            check_ids(each, model, param)
             prompt = pack_u32(each)
         if not prompt:
             raise InvalidRequest(f"'{param}' holds an empty text: there is nothing to embed.", param=param)
-        if len(prompt) // 4 >= model.max_model_len:
-            raise PromptTooLong(
-                f"This model's maximum context length is {model.max_model_len} tokens. However, your {param} resulted "
-                f"in {len(prompt) // 4} tokens. Please reduce the length of the {param}.",
-                param=param,
-            )
+        check_length(len(prompt) // 4, model.max_model_len, param)
         generations.append(
             Generation(
                 model=model.name,
