@@ -205,6 +205,8 @@ class Requests:
             self.suspect(now, worker)
             behind = self._behind[worker] = _Behind(now, seq)
         if not seq or now - behind.since > LOST_S:
+            # It may have had the end of a request that was seen to live since its loss was noticed.
+            self.suspect(now, worker)
             self._next_seq[worker] = seq + 1
             del self._behind[worker]
             return None
@@ -224,9 +226,12 @@ class Requests:
         return [r for r in self._by_ticket.values() if r.dispatched_at < before and r.last_token_at < before]
 
     def suspect(self, now: float, worker: str = "") -> None:
-        """Messages (of one worker, or of all) may be lost: requests that show no life after `now` are overdue."""
+        """Messages (of one worker, or of all) may be lost: requests that show no life after `now` are overdue.
+
+        One that has shown none since it was suspected before is so since then.
+        """
         for request in self._by_ticket.values():
-            if request.worker and worker in ("", request.worker):
+            if request.worker and worker in ("", request.worker) and request.last_token_at >= request.suspect_at:
                 request.suspect_at = now
 
     def overdue(self, now: float, patience_s: float) -> list[Request]:

@@ -346,6 +346,18 @@ def test_a_batch_that_does_not_come_is_not_waited_for_for_ever() -> None:
     assert table.next_seqs(["w-1"]) == {"w-1": 5}
 
 
+def test_who_lost_the_end_in_a_batch_that_is_given_up_is_suspect_though_tokens_came_since_its_loss() -> None:
+    """It waited for ever: the worker was done with it, and nobody asked for that batch any more."""
+    table = make_table()
+    request, _ = make_request()
+    table.open(request, 0.0)
+    table.take(batch([(request.ticket, 0, 10)], seq=0), 1.0)
+    assert table.take(batch([], seq=3), 2.0).missing_seq == 1
+    assert table.take(batch([(request.ticket, 1, 11)], seq=1), 2.1).missing_seq is None
+    assert table.take(batch([], seq=4), 2.1 + LOST_S).missing_seq is None
+    assert table.overdue(9.0, 1.0) == [request]
+
+
 def test_requests_without_a_token_for_long_are_quiet_whether_accepted_or_not() -> None:
     table = make_table()
     fresh, heard, silent, untaken = (make_request()[0] for _ in range(4))
