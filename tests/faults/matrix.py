@@ -23,6 +23,10 @@ CASES: Mapping[str, tuple[str, str]] = {
         "streams go on; new requests get 503 within 4 s, and are served at most 10 s after they are back",
     ),
     "13b": ("cluster of three: leader of all streams SIGSTOP 6 s", "all finish; new requests at most 10 s after it"),
+    "13c": (
+        "cluster of three: no routes between the leader of all streams and the others for 8 s",
+        "new requests get 503 within 4 s, or are served; another leader within 10 s; all serve at most 10 s after it",
+    ),
     "14": ("worker and bus see nothing of each other", "gap at most 3 s; the worker is back at most 10 s after it"),
     "15": ("frontend and bus see nothing of each other 3 s", "streams go on at most 1 s after it"),
     "16": ("20 resets of the workers' connections, 200 ms apart", "file descriptors as before"),

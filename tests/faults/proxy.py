@@ -13,10 +13,12 @@ class FaultProxy:
     """Listens on `url` for one server. What it does can be changed at any time; connections see it at once."""
 
     def __init__(self, port: int, host: str) -> None:
-        self._port = port
+        self.port = port
+        """Of the server."""
         self._host = host
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._rng = random.Random(0)
         self._flows = asyncio.Event()
         self._flows.set()
@@ -32,7 +34,7 @@ class FaultProxy:
         return f"nats://{self._host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, self._host, 0)
+        self._server = await asyncio.start_server(self._accept, self._host, 0)
 
     def swallow(self) -> None:
         """Let nothing through, and tell nobody: what is sent stays in the buffers."""
@@ -52,14 +54,21 @@ class FaultProxy:
     async def close(self) -> None:
         assert self._server is not None
         self._server.close()
-        self.flow()
         self.cut()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
         await self._flows.wait()
         try:
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
             writer.transport.abort()
             return
@@ -81,8 +90,8 @@ class FaultProxy:
 
 
 @asynccontextmanager
-async def fault_proxy(port: int, host: str = "127.0.0.1") -> AsyncIterator[FaultProxy]:
-    """Stand between processes and the server on `port` while the context is open."""
+async def fault_proxy(port: int = 0, host: str = "127.0.0.1") -> AsyncIterator[FaultProxy]:
+    """Stand between processes and the server on `port`, which may be told later, while the context is open."""
     proxy = FaultProxy(port, host)
     await proxy.open()
     try:
