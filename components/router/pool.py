@@ -25,10 +25,6 @@ from kv_events.index import PrefixIndex
 WINDOW = 8
 """Requests at the head of the queue that are looked at together: one whose best worker is busy lets others pass."""
 MIN_RETRY_AFTER_S = 1.0
-LONG_S = 0.2
-"""A prompt that takes longer to compute is started before others by what it takes more: left to the end of a burst, it
-makes the slowest answer slower still while other workers idle. On Mooncake's conversation trace this takes 2 % off the
-99th percentile of TTFT, costs 3 % of the prefix reuse, and leaves the mean as it is."""
 PRIORITY_S = 0.1
 """By which one level of priority counts as an earlier arrival: nobody waits for longer than that for later ones."""
 ONLINE_S = 60.0
@@ -166,7 +162,7 @@ class Pool:
                 tokens,
                 NO_DEADLINE if deadline is None else deadline,
                 now,
-                self._lead_s(tokens) + PRIORITY_S * request.priority,
+                PRIORITY_S * request.priority,
             )
         )
         return None
@@ -287,13 +283,6 @@ class Pool:
         """Take back a placement that could not be carried out: the request waits again."""
         self.fleet.withdraw(placement.choice.number, placement.request.key, now)
         self.queue.put(placement.entry)
-
-    def _lead_s(self, tokens: int) -> float:
-        """Return how much earlier than by its arrival a prompt is started; workers of one model are alike enough."""
-        if self._blind is not None or not self.fleet.present:
-            return 0.0
-        model = self.fleet.state(self.fleet.present[0]).model
-        return max(0.0, tokens * model.prefill_line(0, 0)[1] - LONG_S)
 
     def _plan_window(self, entries: list[Entry[Request]], now: float) -> list[Placement]:
         placed: list[Placement] = []
