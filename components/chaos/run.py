@@ -121,7 +121,8 @@ class _Disturbance:
             if downtime is not None:
                 self.downtimes.append(downtime)
             took_s = time.monotonic() - at
-            self._say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} over after {took_s:5.2f} s")
+            over = "went on" if fault.thaw_after_s else "serves again" if downtime else "started again"
+            self._say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} {over} after {took_s:.2f} s")
 
     async def stop_at_signal(self) -> None:
         """Let Ctrl-C end the faults and not the verdict; a second one ends all."""

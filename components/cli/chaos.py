@@ -72,8 +72,12 @@ def run(options: argparse.Namespace) -> int:
             "seed": options.seed,
         }
         chaos = msgspec.convert(wanted, ChaosOptions, from_attributes=True)
-    except (BadConfig, msgspec.ValidationError) as error:
+    except BadConfig as error:
         raise UsageError(f"busway chaos: {error}", "busway chaos --help") from error
+    except msgspec.ValidationError as error:
+        told, _, field = str(error).rstrip("`").rpartition(" - at `$.")
+        option = field.removesuffix("_s").removeprefix("max_")
+        raise UsageError(f"busway chaos: --{option}: {told}", "busway chaos --help") from error
     report = run_async(run_chaos, find_broker(config), chaos, say)
     for line in render(report):
         say(line)
