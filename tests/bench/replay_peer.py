@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--venv", type=Path, default=ROOT / ".bench" / "dynamo-venv", help="where Dynamo is installed")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--limit", type=int, help="the first requests only")
+    parser.add_argument("--load", type=float, default=1.0, help="arrivals so many times denser")
     parser.add_argument("--policy", nargs="+", default=["round_robin", "kv"], help="Busway's policies")
     parser.add_argument("--set", action="append", default=[], help="settings of Busway, as in router.temperature_s=0.1")
     return parser.parse_args()
@@ -95,13 +96,16 @@ def run_busway(trace: Path, policy: str, options: argparse.Namespace) -> tuple[L
     return line, msgspec.convert(answer["bound"], Bound)
 
 
-def cut(trace: Path, limit: int | None, folder: Path) -> Path:
-    """Return a file with the first `limit` lines of the trace."""
-    if limit is None:
+def cut(trace: Path, limit: int | None, load: float, folder: Path) -> Path:
+    """Return a file with the first `limit` lines of the trace, `load` times as dense."""
+    if limit is None and load == 1.0:
         return trace.resolve()
     short = folder / "trace.jsonl"
-    with trace.open("rb") as lines:
-        short.write_bytes(b"".join(itertools.islice(lines, limit)))
+    with trace.open("rb") as lines, short.open("wb") as file:
+        for line in itertools.islice(lines, limit):
+            request: dict[str, Any] = msgspec.json.decode(line)
+            request["timestamp"] /= load
+            file.write(msgspec.json.encode(request) + b"\n")
     return short
 
 
@@ -109,7 +113,7 @@ def main() -> None:
     options = parse_arguments()
     python = install_dynamo(options.venv, write)
     with tempfile.TemporaryDirectory(prefix="busway-replay-") as folder:
-        trace = cut(options.trace, options.limit, Path(folder))
+        trace = cut(options.trace, options.limit, options.load, Path(folder))
         write(ROW.format("", "reuse", "TTFT mean", "p50", "p90", "p99", "ITL mean", "trace s", "wall s"))
         for line in run_dynamo(python, trace, options.workers):
             _show(line)
