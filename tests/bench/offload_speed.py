@@ -19,6 +19,7 @@ from statistics import median
 import anyio
 from anyio import CapacityLimiter, to_thread
 
+from offload.behind import BATCH
 from offload.disk import NUM_THREADS, open_disk
 from offload.host import HostArena, stride_bytes
 from offload.key import BlockKey, is_sound, space_of
@@ -99,6 +100,13 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
         forget = partial(disk.remove, [frame.key for frame in frames])
         write = partial(plain, os.pwritev, file)
         await compare(f"disk store, {kib} KiB", store, write, size, rounds, prepare=forget)
+
+        async def store_in_batches() -> None:
+            for first in range(0, num_blocks, BATCH):
+                await disk.store(frames[first : first + BATCH], ORDINARY)
+
+        title = f"disk store, {kib} KiB, {BATCH} at a time as a worker does"
+        await compare(title, store_in_batches, write, size, rounds, prepare=forget)
         await disk.store(frames, ORDINARY)
         load = partial(disk.load, frames)
         await compare(f"disk load, {kib} KiB", load, partial(plain, os.preadv, file), size, rounds)
