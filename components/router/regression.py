@@ -16,7 +16,9 @@ PRIOR_WEIGHT = 0.05
 SHORTEST_S = 1e-5
 """Relative errors are taken against at least this."""
 SWEEPS = 4
-"""Of coordinate descent at each fit: it starts where the last one ended, and there is one after every report."""
+"""Of coordinate descent at each fit: it starts where the last one ended."""
+FIT_EVERY = 16
+"""Samples that change little, once there are `FIT_EVERY` times as many: so many are waited for."""
 
 
 class Coefficients(msgspec.Struct, frozen=True):
@@ -75,8 +77,8 @@ class Regression:
         )
 
     def fit(self) -> None:
-        """Solve for the coefficients, none below zero."""
-        if self._num_fitted == self.num_samples:
+        """Solve for the coefficients, none below zero, if there is enough that is new."""
+        if self.num_samples - self._num_fitted < min(1 + self.num_samples // FIT_EVERY, FIT_EVERY):
             return
         self._num_fitted = self.num_samples
         n00, n01, n02, n03, n11, n12, n13, n22, n23, n33 = self._normal
