@@ -70,6 +70,11 @@ class Handovers:
         self._transfer: Transfer | None = None
         self._greeted: set[str] = set()
 
+    @property
+    def is_lending(self) -> bool:
+        """Whether blocks wait for their readers."""
+        return any(kept.lease is not None for kept in self._kept.values())
+
     def connect(self, transfer: Transfer) -> None:
         """Offer by this transfer."""
         self._transfer = transfer

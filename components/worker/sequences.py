@@ -82,6 +82,8 @@ class Sequences:
     @property
     def num_computing(self) -> int:
         """Attempts that wait for nothing but the engine."""
+        if self._exchange.handovers.is_lending and not self._engine.load().running:
+            return 0  # those that did not start may wait for the blocks that others read
         return sum(not self._exchange.is_waiting(key) for key in self.ledger.live)
 
     def next_key(self) -> int:

@@ -138,6 +138,28 @@ def test_a_worker_that_waits_for_the_reader_of_what_nobody_wants_is_not_stuck() 
     assert not trace.counts["engine.died"]
 
 
+def test_an_engine_whose_blocks_are_all_lent_is_not_stuck() -> None:
+    """Prompts waited for blocks that a slow reader had, no step was made, and the worker gave its engine up."""
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        lender, reader = stage.of_kind("worker")
+        stage.loop.freeze(reader.name)
+        async with anyio.create_task_group() as tasks:
+            for number in range(8):
+                prompt = tuple(range(5 + number, 305 + number))
+                leaver = msgspec.structs.replace(question(300), name=f"q{number}", prompt=prompt, leaves_after_s=7)
+                tasks.start_soon(ask, stage, Random(0), leaver, [])
+            await anyio.sleep(STALL_S / 2)
+            assert isinstance(lender.component, Worker)
+            load = find_engine(lender.component).load()
+            assert (load.running, load.waiting > 0) == (0, True)
+            await anyio.sleep(2 * STALL_S)
+            stage.loop.thaw(reader.name)
+
+    trace = play(script, layout=Layout((("prefill",), ("decode",))))
+    assert not trace.counts["engine.died"]
+
+
 def test_a_batch_does_not_wait_for_the_only_worker_that_prefills_or_decodes() -> None:
     """It waited for as long as anybody else had asked for something in the last minute: half of all workers are kept
     for others, and these were all there were for one part of the work."""

@@ -7,8 +7,10 @@ from random import Random
 import msgspec
 
 from bus.codec import codec
+from bus.messages.inference import Cancel
 from bus.messages.route import RouteBatch
 from bus.testing.faults import Action, Fate
+from components.worker.jobs import read_command
 from offload.key import BlockKey
 from tests.sim.trace import Trace
 
@@ -148,14 +150,16 @@ class Weather:
 
     def _note_path(self, action: Action, connection: str, subject: str, payload: bytes) -> None:
         """Count what says that a path was taken."""
+        if connection == INTRUDER:
+            return
         family = subject.split(".", 2)[1] if "." in subject else ""
         if family == "work" and ".any." in subject:
             self._trace.counts["path.any"] += 1
         elif family == "ctl":
-            self._trace.counts["path.cancelled"] += 1
+            self._trace.counts["path.cancelled"] += isinstance(read_command(payload), Cancel)
         elif family == "dead":
             self._trace.counts["path.buried"] += 1
-        elif family == "route" and connection not in (INTRUDER, self._leader) and _routes.decode(payload).is_leading:
+        elif family == "route" and connection != self._leader and _routes.decode(payload).is_leading:
             self._trace.note("path.takeover" if self._leader else "path.lead", connection)
             self._leader = connection
 
