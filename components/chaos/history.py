@@ -8,6 +8,9 @@ import msgspec
 REFUSALS = (408, 429, 503)
 """Statuses that promise nothing: the request was not accepted, and its client knows."""
 
+SOON_S = 0.25
+"""What ends streams is felt after this at the latest."""
+
 
 class Question(msgspec.Struct, frozen=True):
     """A request whose answer is known. Without `expected`, any text of `max_tokens` tokens will do."""
@@ -116,10 +119,16 @@ def check(answers: Sequence[Answer], downtimes: Sequence[Downtime] = ()) -> Verd
     return Verdict(counts=counts, first_bad=first_bad, longest_gap_s=longest_gap_s)
 
 
-def gap_across(answers: Sequence[Answer], at: float) -> float:
-    """Return the longest time without text, in seconds, of the streams that were waiting for some at that moment."""
-    gaps = [a.longest_gap_s for a in answers if a.gap_began_at <= at + 0.25 and at <= a.gap_began_at + a.longest_gap_s]
-    return max(gaps, default=0.0)
+def gap_across(answers: Sequence[Answer], at: float, until: float = 0.0) -> float:
+    """Return the longest time without text, in seconds, of the streams that were waiting for some at that moment.
+
+    With `until`, also of those that began to wait before then.
+    """
+    latest = max(at + SOON_S, until)
+    return max(
+        (a.longest_gap_s for a in answers if a.gap_began_at <= latest and a.gap_began_at + a.longest_gap_s >= at),
+        default=0.0,
+    )
 
 
 def _describe(outcome: Outcome, answer: Answer) -> str:

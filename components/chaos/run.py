@@ -98,8 +98,8 @@ class _Disturbance:
 
     def __init__(self, options: ChaosOptions, state_dir: Path, say: Say) -> None:
         self.downtimes: list[Downtime] = []
-        self.done: list[tuple[str, float]] = []
-        """Names of faults, and when they were done."""
+        self.done: list[tuple[str, float, float]] = []
+        """Names of faults, when they were done, and when they were over."""
         self._options = options
         self._schedule = Schedule(options.faults, random.Random(options.seed))
         self._state_dir = state_dir
@@ -116,13 +116,13 @@ class _Disturbance:
             processes = [(process.name, process.role) for process in list_processes(self._state_dir)]
             fault, name = self._schedule.pick(processes)
             at = time.monotonic()
-            self.done.append((fault.name, at))
             downtime = await inflict(fault, name, self._state_dir, self._options.target)
             if downtime is not None:
                 self.downtimes.append(downtime)
-            took_s = time.monotonic() - at
+            over_at = time.monotonic()
+            self.done.append((fault.name, at, over_at))
             over = "went on" if fault.thaw_after_s else "serves again" if downtime else "started again"
-            self._say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} {over} after {took_s:.2f} s")
+            self._say(f"{at - started_at:6.1f} s  {fault.name:<16} {name:<12} {over} after {over_at - at:.2f} s")
 
     async def stop_at_signal(self) -> None:
         """Let Ctrl-C end the faults and not the verdict; a second one ends all."""
@@ -133,11 +133,11 @@ class _Disturbance:
                 return
 
 
-def worst_gaps(answers: Sequence[Answer], done: Sequence[tuple[str, float]]) -> dict[str, float]:
+def worst_gaps(answers: Sequence[Answer], done: Sequence[tuple[str, float, float]]) -> dict[str, float]:
     """Pure. Return by fault the longest time, in seconds, that a stream stood still across one of them."""
     gaps: dict[str, float] = {}
-    for name, at in done:
-        gaps[name] = max(gaps.get(name, 0.0), gap_across(answers, at))
+    for name, at, over_at in done:
+        gaps[name] = max(gaps.get(name, 0.0), gap_across(answers, at, over_at))
     return gaps
 
 

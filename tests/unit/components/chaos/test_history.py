@@ -75,3 +75,5 @@ def test_the_gap_across_a_moment_is_that_of_streams_that_waited_then() -> None:
     elsewhere = replace(GOOD, gap_began_at=20.0, longest_gap_s=3.0)
     assert gap_across([waited, elsewhere], 11.0) == 0.5
     assert gap_across([waited, elsewhere], 15.0) == 0.0
+    assert gap_across([waited, elsewhere], 15.0, 19.9) == 0.0
+    assert gap_across([waited, elsewhere], 15.0, 20.1) == 3.0
