@@ -42,8 +42,14 @@ class Promises:
         self._limits: dict[str, float] = {}
 
     def note(self, question: Question, *, is_calm: bool) -> None:
-        """A question is asked; in the calm none may be refused or fail, and none may be late."""
-        promise = _Promise(NOTHING if is_calm else REFUSALS, NOTHING if is_calm else FAILURES)
+        """A question is asked; in the calm none may be refused or fail, and none may be late.
+
+        But for those of the batch class: they get what others leave, and what was asked in bad times goes first.
+        """
+        is_batch = question.hints.get("latency_class") == "batch"
+        promise = _Promise(REFUSALS, FAILURES)
+        if is_calm:
+            promise = _Promise(frozenset({"overloaded"}) if is_batch else NOTHING, NOTHING)
         if question.num_choices > 1:
             # One choice that is refused ends the others, which may have begun.
             promise = _Promise(NOTHING, promise.may_refuse | promise.may_fail)
