@@ -29,8 +29,9 @@ RENEW_S = 0.1
 """Between two signs that a request is still held here."""
 MAX_DELIVER = 50
 """A request comes again each time that a router dies or leaves."""
-GRANT_SIZE = 256
-"""Most deliveries that one class has open."""
+GRANT_SIZE = 16
+"""Most deliveries that one class has open. A router that freezes swallows so many, each for `ACK_WAIT_S`: with 256 some
+come to it ten times before another router has them."""
 MAX_NEWS = 256
 """Decisions in one message to other routers; those of one turn of the event loop are told together."""
 APPEND_TIMEOUT_S = 1.0

@@ -32,6 +32,7 @@ CASES: Mapping[str, tuple[str, str]] = {
     "16": ("20 resets of the workers' connections, 200 ms apart", "file descriptors as before"),
     "17": ("50 ms ± 50 ms on the way to the bus", "at least 80 % of the tokens"),
     "18": ("router kill -9, and a cold one", "gap of dispatch at most 500 ms"),
+    "18b": ("one of two routers SIGSTOP 4 s, then the other", "no request waits longer than 2 s for its first token"),
     "20": ("frontend kill -9", "its slots are free within 10 s; the other frontend's streams see nothing"),
     "21": ("half of the clients leave", "their slots are free within 200 ms"),
     "22": ("a request that kills its worker", "two workers lost, then a clear error and a dead letter"),

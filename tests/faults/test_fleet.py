@@ -36,6 +36,26 @@ async def test_a_killed_router_holds_nothing_up(open_system: Any, under_load: An
     assert max(waited) < 0.5 + 0.25
 
 
+async def test_a_frozen_router_holds_up_little_where_there_is_another(
+    open_system: Any, under_load: Any, measured: Any, stalls: Any
+) -> None:
+    """One of the two leads: the other one, frozen, costs nothing."""
+    system = await open_system(routers=2)
+    async with under_load(system, max_tokens=24) as load:
+        await anyio.sleep(1.0)
+        at = time.monotonic()
+        for name in ("router-0", "router-1"):
+            with system.frozen(name):
+                await anyio.sleep(4.0)
+            await anyio.sleep(1.0)
+    waited_s = max(a.first_at - a.started_at for a in load.answers if a.started_at > at)
+    measured(
+        "18b",
+        f"longest wait for a first token {waited_s:.2f} s, gap {gap_across(load.answers, at, time.monotonic()):.2f} s",
+    )
+    assert waited_s < 2.0 + stalls.slack_s
+
+
 async def test_a_clock_that_jumps_ends_no_request(
     open_system: Any, under_load: Any, measured: Any, tmp_path: Path
 ) -> None:
