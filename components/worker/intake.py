@@ -21,7 +21,6 @@ from components.worker.turns import STANDS_S, Turns
 GRANT_SIZE = 32
 """Most deliveries that one lane has open. What several lanes hold open together may exceed the free slots (nobody
 knows which lane will have work), and the surplus of a burst goes back to the queue."""
-STUCK = "engine_stuck"
 STUCK_MESSAGE = "the engine of the worker makes no step"
 
 log = structlog.get_logger()
@@ -142,7 +141,7 @@ class Intake:
             delivery.ack()
             return "repeated"
         if self.is_stuck:
-            sequences.refuse(job, STUCK, STUCK_MESSAGE, is_retryable=True)
+            sequences.refuse(job, "draining", STUCK_MESSAGE, is_retryable=True)
             delivery.ack()
             return "refused"
         try:

@@ -28,7 +28,7 @@ from components.transfer import Transfer, TransferOpener, open_transfer
 from components.worker.canary import Canary
 from components.worker.events import EventPublisher
 from components.worker.exchange import Exchange
-from components.worker.intake import STUCK, STUCK_MESSAGE, Intake
+from components.worker.intake import STUCK_MESSAGE, Intake
 from components.worker.jobs import Served
 from components.worker.lanes import Lanes
 from components.worker.load import LoadReporter
@@ -345,7 +345,7 @@ class Worker:
             return
         self._intake.is_stuck = is_stuck
         if is_stuck:
-            num_left = self._sequences.hand_back(STUCK, STUCK_MESSAGE)
+            num_left = self._sequences.hand_back(EngineDied.code, STUCK_MESSAGE, stepped_at=self._canary.stepped_at)
             log.warning("engine.stuck", num_handed_back=num_left)
         else:
             log.info("engine.goes_on")

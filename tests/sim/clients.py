@@ -169,8 +169,6 @@ class _Reader:
                 self._is_done = True
             elif event.startswith(b"data: "):
                 self._read(event.removeprefix(b"data: "))
-            elif event.startswith(b": "):
-                self._stage.trace.counts["path.keep_alive"] += 1
 
     def on_end(self, is_complete: bool) -> None:
         """The answer is over, or the connection."""

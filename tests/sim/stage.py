@@ -38,8 +38,6 @@ GRACE_S = 5.0
 """What workers have to finish when told to stop."""
 DRAIN_S = 45.0
 """When a process that was told to stop must have ended; frontends give their streams 30 s."""
-DIE_S = 10.0
-"""When what is left of a killed process must have been cleaned up."""
 ENGINE = MockConfig(
     decode_base_s=0.02,
     prefill_base_s=0.01,
