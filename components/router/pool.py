@@ -27,6 +27,9 @@ WINDOW = 8
 MIN_RETRY_AFTER_S = 1.0
 PRIORITY_S = 0.1
 """By which one level of priority counts as an earlier arrival: nobody waits for longer than that for later ones."""
+PREFILLED_LEAD_S = 30.0
+"""So much earlier than it came counts what is prefilled: it holds blocks and a slot elsewhere, and is computed again
+when nobody has fetched it within 10 s."""
 ONLINE_S = 60.0
 """Batch requests leave room for others for so long after the last one of these."""
 MAX_ORPHANS = 4096
@@ -162,7 +165,7 @@ class Pool:
                 tokens,
                 NO_DEADLINE if deadline is None else deadline,
                 now,
-                PRIORITY_S * request.priority,
+                PRIORITY_S * request.priority + (0.0 if request.num_prefilled_blocks is None else PREFILLED_LEAD_S),
             )
         )
         return None

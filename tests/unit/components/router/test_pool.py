@@ -245,6 +245,20 @@ def test_a_batch_is_served_where_the_only_worker_of_a_side_would_be_kept_for_oth
     assert s.place(s.request(latency_class="batch", num_prefilled_blocks=16)) == decode
 
 
+def test_what_is_prefilled_goes_before_what_came_before_it(stage: Make) -> None:
+    """Behind a queue it lost its blocks again and again: all that was prefilled was prefilled anew."""
+    s = stage(1)
+    s.report("w-0", running=s.pool.fleet.state(0).max_running + 1)
+    earlier = [s.request() for _ in range(2 * WINDOW)]
+    for request in earlier:
+        assert s.place(request) == ""
+    s.now += 0.1
+    prefilled = s.request(num_prefilled_blocks=16)
+    assert s.place(prefilled) == ""
+    s.report("w-0", running=s.pool.fleet.state(0).max_running)
+    assert s.plan() == [(prefilled.key, "w-0")]
+
+
 def test_a_request_that_would_wait_too_long_is_refused_with_the_real_wait(stage: Make) -> None:
     s = stage(1, max_wait_s=5.0)
     refusals = []
