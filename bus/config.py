@@ -134,8 +134,8 @@ class WorkerConfig(_Section, frozen=True, kw_only=True):
     canary_s: Annotated[float, Meta(ge=0)] = 10.0
     """An engine that is idle for so long generates a few tokens, to prove itself. 0: never."""
     stall_s: Positive = 60.0
-    """An engine that takes so long for one step will not end it: the worker ends. It gave its requests back before that,
-    when the step took ten times as long as those before it, and a second at least."""
+    """An engine that takes so long for one step will not end it: the worker ends. Its requests were given back when the
+    step took ten times as long as those before it, and a second at least."""
 
 
 class RedisTierConfig(_Section, frozen=True, kw_only=True):
