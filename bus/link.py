@@ -358,7 +358,9 @@ class Link:
             return error
         if not session.is_connected:
             return session.last_error or ConnectionResetError("closed at once")
-        self._outbox.open(session.send, is_same_server=session.server_id == self._server_id)
+        # With credentials, the right to answer a delivery ends with the connection that brought it.
+        keeps_answers = session.server_id == self._server_id and self.access.identity is None
+        self._outbox.open(session.send, keeps_answers=keeps_answers)
         self._session = session
         self._server_id = session.server_id
         self.is_same_cluster = bool(session.cluster) and session.cluster == self._cluster

@@ -80,15 +80,15 @@ class Outbox:
             if self._commands:
                 self._wait()
 
-    def open(self, send: Callable[[], None], *, is_same_server: bool) -> None:
-        """A connection is there: raise the bound, and drop what only meant the connection or server before it.
+    def open(self, send: Callable[[], None], *, keeps_answers: bool) -> None:
+        """A connection is there: raise the bound, and drop what only meant the connection before it.
 
-        Acknowledgements name positions of streams that another server may have filled anew. `send` is called in turns
-        of its own, and is to `take`.
+        Without `keeps_answers` so are acknowledgements: they name positions of streams that another server may have
+        filled anew. `send` is called in turns of its own, and is to `take`.
         """
         self._limit = UP_BYTES
         kept = [command for command in self.take() if command is not wire.PING and command is not wire.PONG]
-        if not is_same_server:
+        if not keeps_answers:
             kept = [command for command in kept if not isinstance(command, wire.Ack)]
         self._commands = kept
         self._num_bytes = sum(map(len, kept))

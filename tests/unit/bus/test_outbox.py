@@ -22,8 +22,8 @@ def sent():
 
 @pytest.fixture
 def connect(box, sent):
-    def connect(*, is_same_server=True):
-        box.open(lambda: sent.append(box.take()), is_same_server=is_same_server)
+    def connect(*, keeps_answers=True):
+        box.open(lambda: sent.append(box.take()), keeps_answers=keeps_answers)
 
     return connect
 
@@ -139,8 +139,8 @@ async def test_a_new_connection_gets_no_old_pings(box, connect):
 async def test_another_server_gets_no_old_acknowledgements(box, connect):
     ack = wire.ack("$JS.ACK.S.C.1.1.1.1.0", b"+ACK")
     looks_like_one = bytes(ack)
-    for is_same_server in (True, False):
+    for keeps_answers in (True, False):
         box.put_small(ack)
         box.put(looks_like_one)
-        connect(is_same_server=is_same_server)
-        assert box.take() == ([ack, looks_like_one] if is_same_server else [looks_like_one])
+        connect(keeps_answers=keeps_answers)
+        assert box.take() == ([ack, looks_like_one] if keeps_answers else [looks_like_one])
