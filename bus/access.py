@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bus.config import BusConfig
 from bus.errors import AccessDenied, BadConfig
 from bus.registry import new_id
-from bus.roles import OWNERS, BusRole
+from bus.roles import ANSWERING, OWNERS, BusRole
 
 if TYPE_CHECKING:
     from bus.identity import Identity
@@ -26,6 +26,14 @@ class Access(NamedTuple):
     def is_owner(self) -> bool:
         """Whether this process creates streams, and does not wait for those who do."""
         return self.identity is None or not self.identity.role or self.identity.role in OWNERS
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether a delivery may be answered over another connection than the one that brought it.
+
+        Most roles have the right to answer from the delivery itself, and it ends with the connection.
+        """
+        return self.identity is None or self.identity.role in ("", *ANSWERING)
 
     def sign(self, nonce: str) -> bytes:
         """Return the proof that this process has the key of its credentials."""

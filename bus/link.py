@@ -65,6 +65,8 @@ class Link:
         self._outbox = Outbox()
         self._session: Session | None = None
         self._server_id = ""
+        self._origin = ""
+        self._num_connections = 0
         self._restored_server_id = ""
         self._cluster = ""
         self.is_same_cluster = False
@@ -87,9 +89,9 @@ class Link:
         return self._session is not None and self._session.is_connected
 
     @property
-    def server_id(self) -> str:
-        """Which server process the link last spoke to."""
-        return self._server_id
+    def origin(self) -> str:
+        """What deliveries come from now, and answers to them must go to: a server process, or one connection to it."""
+        return self._origin
 
     @property
     def server_version(self) -> str:
@@ -123,12 +125,12 @@ class Link:
         else:
             self._outbox.put(head, payload, b"\r\n")
 
-    def answer(self, reply: str, verb: bytes, server_id: str) -> None:
-        """Decide the fate of a delivery that `server_id` made; lost when that server or the connection is gone.
+    def answer(self, reply: str, verb: bytes, origin: str) -> None:
+        """Decide the fate of a delivery that came from `origin`; lost when that is gone.
 
         That it is done is nobody's hurry: it goes with what is sent next.
         """
-        if self.is_connected and server_id == self._server_id:
+        if self.is_connected and origin == self._origin:
             put = self._outbox.put_late if verb == wire.DONE else self._outbox.put_small
             put(wire.ack(reply, verb))
 
@@ -358,9 +360,10 @@ class Link:
             return error
         if not session.is_connected:
             return session.last_error or ConnectionResetError("closed at once")
-        # With credentials, the right to answer a delivery ends with the connection that brought it.
-        keeps_answers = session.server_id == self._server_id and self.access.identity is None
-        self._outbox.open(session.send, keeps_answers=keeps_answers)
+        self._num_connections += 1
+        origin = session.server_id if self.access.keeps_answers else f"{session.server_id} {self._num_connections}"
+        self._outbox.open(session.send, keeps_answers=origin == self._origin)
+        self._origin = origin
         self._session = session
         self._server_id = session.server_id
         self.is_same_cluster = bool(session.cluster) and session.cluster == self._cluster
@@ -423,7 +426,7 @@ class Link:
     def _terminate(self, reply: bytes) -> None:
         """A stored message that cannot be read would come again for ever."""
         try:
-            self.answer(reply.decode("ascii"), b"+TERM malformed", self._server_id)
+            self.answer(reply.decode("ascii"), b"+TERM malformed", self._origin)
         except UnicodeDecodeError:
             return
 

@@ -46,13 +46,13 @@ def to_request(credit: int, requested: int) -> int:
 class StreamDelivery:
     """One message of a stream, held until its fate is decided."""
 
-    __slots__ = ("_incoming", "_position", "_server_id", "_stream")
+    __slots__ = ("_incoming", "_origin", "_position", "_stream")
 
     def __init__(self, stream: JetStream, incoming: Incoming) -> None:
         self._stream = stream
         self._incoming = incoming
         self._position = wire.parse_position(incoming.reply)
-        self._server_id = stream.link.server_id
+        self._origin = stream.link.origin
 
     @property
     def subject(self) -> str:
@@ -87,7 +87,7 @@ class StreamDelivery:
         self._answer(b"+WPI")
 
     def _answer(self, verb: bytes) -> None:
-        self._stream.link.answer(self._incoming.reply, verb, self._server_id)
+        self._stream.link.answer(self._incoming.reply, verb, self._origin)
 
 
 class StandingPull:

@@ -8,6 +8,8 @@ PROCESSES: tuple[BusRole, ...] = ("frontend", "worker", "router", "planner", "co
 """Roles that find streams and buckets as declared, and bury what they cannot handle."""
 OWNERS: tuple[BusRole, ...] = ("frontend", "operator")
 """Roles that create and change streams; the others wait until they are there. Nobody but operators deletes any."""
+ANSWERING: tuple[BusRole, ...] = ("frontend", "operator")
+"""Roles that may acknowledge whatever comes from the streams that they pull from; others what came to them, once."""
 NAME_TAG = "name:"
 ROLE_TAG = "role:"
 """What stands before name and role among the tags of credentials, which the server tells with each connection."""
