@@ -2,6 +2,7 @@
 
 import base64
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ class Access(NamedTuple):
     @property
     def is_owner(self) -> bool:
         """Whether this process creates streams, and does not wait for those who do."""
-        return self.identity is None or not self.identity.role or self.identity.role in OWNERS
+        return self._is_among(OWNERS)
 
     @property
     def keeps_answers(self) -> bool:
@@ -33,7 +34,7 @@ class Access(NamedTuple):
 
         Most roles have the right to answer from the delivery itself, and it ends with the connection.
         """
-        return self.identity is None or self.identity.role in ("", *ANSWERING)
+        return self._is_among(ANSWERING)
 
     def sign(self, nonce: str) -> bytes:
         """Return the proof that this process has the key of its credentials."""
@@ -44,6 +45,10 @@ class Access(NamedTuple):
         """Return what the credentials say."""
         assert self.identity is not None
         return self.identity.token.encode()
+
+    def _is_among(self, roles: Sequence[BusRole]) -> bool:
+        """Whether it may do what these roles may: with credentials that name no role, or none at all, anything."""
+        return self.identity is None or not self.identity.role or self.identity.role in roles
 
 
 def read_access(config: BusConfig) -> Access:

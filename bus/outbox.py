@@ -83,8 +83,9 @@ class Outbox:
     def open(self, send: Callable[[], None], *, keeps_answers: bool) -> None:
         """A connection is there: raise the bound, and drop what only meant the connection before it.
 
-        Without `keeps_answers` so are acknowledgements: they name positions of streams that another server may have
-        filled anew. `send` is called in turns of its own, and is to `take`.
+        Without `keeps_answers` that includes acknowledgements: another server may have filled anew the streams whose
+        positions they name, and the right to answer may have ended with the connection. `send` is called in turns of
+        its own, and is to `take`.
         """
         self._limit = UP_BYTES
         kept = [command for command in self.take() if command is not wire.PING and command is not wire.PONG]

@@ -9,7 +9,8 @@ PROCESSES: tuple[BusRole, ...] = ("frontend", "worker", "router", "planner", "co
 OWNERS: tuple[BusRole, ...] = ("frontend", "operator")
 """Roles that create and change streams; the others wait until they are there. Nobody but operators deletes any."""
 ANSWERING: tuple[BusRole, ...] = ("frontend", "operator")
-"""Roles that may acknowledge whatever comes from the streams that they pull from; others what came to them, once."""
+"""Roles that may acknowledge whatever the streams that they pull from hold (`bus.permissions`); others only what came
+to them, over the connection that brought it."""
 NAME_TAG = "name:"
 ROLE_TAG = "role:"
 """What stands before name and role among the tags of credentials, which the server tells with each connection."""

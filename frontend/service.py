@@ -79,7 +79,7 @@ async def run_frontend(config: Config) -> None:
 
 
 class Frontend:
-    """One frontend on a bus that is open and a socket that listens."""
+    """One frontend on a bus that is open and a socket that has its port."""
 
     def __init__(self, bus: Bus, name: str, config: FrontendConfig, listener: socket.socket) -> None:
         self._bus = bus

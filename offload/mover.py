@@ -18,12 +18,10 @@ from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_HELD_BLOCKS, OFFL
 from offload.behind import WriteBehind
 from offload.gate import NOTHING, Gate, LoadPlan
 from offload.host import HostArena
-from offload.promote import Link, Promoter
+from offload.promote import INLINE_BYTES, Link, Promoter
 from offload.spawn import Spawner
 from offload.tier import Presence, Retention, Tier
 
-INLINE_BYTES = 2**20
-"""Copies up to this size, of some 0.1 ms, are made in the event loop: a thread would take longer to begin."""
 NUM_COPIERS = 2
 FLUSH_S = 2.0
 """Bound on writing on what is in host memory when the mover is closed."""

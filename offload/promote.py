@@ -17,7 +17,7 @@ from offload.tier import ORDINARY, Frame, Tier
 MAX_ARRIVALS = 32
 """Loads under way; one more is not begun."""
 INLINE_BYTES = 2**20
-"""Up to this size, frames are checked in the event loop: a thread would take longer to begin."""
+"""Up to this size, of some 0.1 ms, blocks are copied and checked in the event loop: a thread takes longer to begin."""
 PROBE_SIZES = (1, 7, 24)
 """Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth.
 

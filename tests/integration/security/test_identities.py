@@ -159,6 +159,36 @@ async def test_a_delivery_is_acknowledged_by_who_got_it(guarded: Any, raw: Any, 
         assert json.loads(info.payload)["state"]["messages"] == 0
 
 
+async def test_a_delivery_is_not_acknowledged_over_the_next_connection(guarded: Any, collect: type) -> None:
+    """The right to answer ended with the connection that brought it; the message comes again."""
+    got, back = collect(), anyio.Event()
+
+    async def come_back() -> None:
+        back.set()
+
+    async with guarded.open("frontend", "f-cut") as frontend, guarded.open("worker", "w-cut") as worker:
+        await frontend.ensure()
+        await worker.ensure()
+        worker.on_reconnect(come_back)
+        async with worker.pull(lane(), got) as pull:
+            pull.grant(2)
+            await frontend.append(JOB, b"late")
+            await frontend.append(JOB, b"waits")
+            late, waits = (await got.wait(2))[:2]
+            waits.ack()
+            worker._link._session.end(ConnectionResetError("cut"))
+            with anyio.fail_after(10):
+                await back.wait()
+            late.ack()
+            pull.grant(2)
+            for delivery in (await got.wait(4))[2:]:
+                delivery.ack()
+            await worker.flush()
+        info = await frontend.request("$JS.API.STREAM.INFO.BUSWAY_WORK", b"")
+    assert json.loads(info.payload)["state"]["messages"] == 0
+    assert not [line for line in guarded.log().splitlines() if "w-cut" in line and "Violation" in line]
+
+
 async def test_streams_are_made_by_their_owners_and_waited_for_by_others(tmp_path: Path) -> None:
     from bus.connection import load_declared
     from bus.server import run_server
