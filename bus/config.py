@@ -318,19 +318,24 @@ def load_config(
         tree: dict[str, Any] = tomllib.loads(toml)
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"{source}: not valid TOML: {error}") from error
+    origins: dict[str, str] = {}
     for name, value in sorted((environment or {}).items()):
         if name.startswith(ENV_PREFIX):
-            _put(tree, name.removeprefix(ENV_PREFIX).lower().split("__"), value, name)
+            path = name.removeprefix(ENV_PREFIX).lower().split("__")
+            _put(tree, path, value, name)
+            origins[".".join(path)] = name
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise BadConfig(f"--set {setting}: write key=value, as in --set worker.slots=8")
         _put(tree, key.strip().split("."), value, f"--set {setting}")
-    _check_keys(tree, Config, ())
+        origins[key.strip()] = f"--set {setting}"
+    _check_keys(tree, Config, (), source, origins)
     try:
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise BadConfig(f"{source}: {error}") from error
+        reason, _, name = str(error).rstrip("`").partition(" - at `$.")
+        raise BadConfig(f"{origins.get(name, source)}: {name}: {reason}") from error
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: str, origin: str) -> None:
@@ -350,16 +355,23 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _check_keys(tree: Mapping[str, Any], section: type[msgspec.Struct], path: tuple[str, ...]) -> None:
+def _check_keys(
+    tree: Mapping[str, Any],
+    section: type[msgspec.Struct],
+    path: tuple[str, ...],
+    source: str,
+    origins: Mapping[str, str],
+) -> None:
+    """Raise `BadConfig` for keys that do not exist; `origins` says where those come from that are not of `source`."""
     fields = {field.name: field.type for field in msgspec.structs.fields(section)}
     for key, value in tree.items():
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             name = ".".join((*path, key))
             hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(fields))}"
-            raise BadConfig(f"unknown configuration key {name!r}; {hint}")
+            raise BadConfig(f"{origins.get(name, source)}: unknown configuration key {name!r}; {hint}")
         kind = fields[key]
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             if not isinstance(value, Mapping):
                 raise BadConfig(f"configuration key {'.'.join((*path, key))!r} is a section, not a value")
-            _check_keys(value, kind, (*path, key))
+            _check_keys(value, kind, (*path, key), source, origins)

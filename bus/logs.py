@@ -5,10 +5,11 @@ and no prompt, token or secret is ever a value.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 import structlog
@@ -34,7 +35,7 @@ def set_up_logs(config: LogConfig, process: str) -> None:
             structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False),
         ]
         renderer: Processor = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            colors=has_colours(sys.stderr), exception_formatter=structlog.dev.plain_traceback
         )
     else:
         shared = [_add_json_fields(process)]
@@ -53,6 +54,11 @@ def set_up_logs(config: LogConfig, process: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Say whether a stream is a terminal with colours, whose user does not say `NO_COLOR` (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _add_process(process: str) -> Processor:

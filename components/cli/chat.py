@@ -1,12 +1,15 @@
 """I/O. Talk to a model over HTTP. Without a message: a conversation, ended with Ctrl-D."""
 
 import argparse
+import os
 import sys
 
 from components.cli.completions import ChatFailed, Figures, Message, Target, choose_model, stream_chat
 from components.cli.options import add_config_options, read_config
 from components.cli.parser import Parser
-from components.cli.terminal import find_frontend
+from components.cli.terminal import find_frontend, read_stdin, to_text
+
+_EXAMPLE = "busway chat 'What is Busway?'"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,11 +27,12 @@ def run(options: argparse.Namespace) -> int:
     url, tls_ca = find_frontend(config, options.url)
     target = Target(url, choose_model(url, options.model, tls_ca), options.temperature, tls_ca)
     if options.message:
-        _ask(target, [Message("user", " ".join(options.message))])
+        question = to_text(os.fsencode(" ".join(options.message)), "the question", _EXAMPLE)
+        _ask(target, [Message("user", question)])
     elif sys.stdin.isatty():
         _converse(target)
     else:
-        _ask(target, [Message("user", sys.stdin.read())])
+        _ask(target, [Message("user", read_stdin(_EXAMPLE))])
     return 0
 
 

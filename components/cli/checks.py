@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bus.addresses import parse_urls, redact
-from bus.config import Config
+from bus.config import BusConfig, Config
 from bus.connection import open_bus
 from bus.errors import BuswayError
 from bus.server import check_version, find_binary
@@ -94,7 +94,7 @@ def check_system(config: Config) -> Iterator[Finding]:
 async def check_broker(config: Config) -> list[Finding]:
     """Look whether the broker answers and JetStream works, at its address or that of the running system."""
     url = ", ".join(map(redact, parse_urls(config.bus.url)))
-    is_ours = read_running(Path(config.state_dir)) is not None
+    is_expected = read_running(Path(config.state_dir)) is not None or config.bus.url != BusConfig().url
     bus_config = msgspec.structs.replace(config.bus, connect_timeout_s=min(2.0, config.bus.connect_timeout_s))
     try:
         async with open_bus(bus_config, Subjects(config.namespace), name="doctor") as bus:
@@ -103,7 +103,7 @@ async def check_broker(config: Config) -> list[Finding]:
             findings.append(_check_jetstream(answer.payload))
             return findings
     except BuswayError as error:
-        if not is_ours and config.up.with_nats:
+        if not is_expected and config.up.with_nats:
             return [Finding(Verdict.OK, f"no broker at {url}: `busway up` starts one")]
         return [Finding(Verdict.FAIL, f"broker at {url}: {error}", "busway up, or --set bus.url=nats://HOST:4222")]
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,26 @@ class KeyNeeded(ChatFailed):
 
     code = "key_needed"
     hint = f"export {KEY_VARIABLE}=...   (busway keys add NAME makes one)"
+
+
+class NotServed(UnknownModel):
+    """There is no such model; `hint` names one that there is."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Unreachable(BusUnavailable):
+    """Nobody who can be trusted or understood answers at the frontend's address."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        super().__init__(f"{url} does not answer: {error or type(error).__name__}")
+        self.hint = "busway doctor, and `busway up` if nothing runs yet"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            self.hint = "export SSL_CERT_FILE=FILE: .busway/security/ca.pem of the machine that it runs on"
+        elif isinstance(error, http.client.RemoteDisconnected) and url.startswith("http://"):
+            self.hint = f"--url https{url.removeprefix('http')}, which it speaks if it was started with --secure"
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -126,7 +147,7 @@ def choose_model(url: str, name: str | None, tls_ca: str = "") -> str:
     if not models:
         raise UnknownModel(f"{url} serves no model yet: no worker is ready")
     if name is not None and name not in models:
-        raise UnknownModel(f"model {name!r} not found; served: {', '.join(models)}")
+        raise NotServed(f"model {name!r} not found; served: {', '.join(models)}", hint=f"--model {models[0]}")
     return name or models[0]
 
 
@@ -149,7 +170,7 @@ def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -
             raise _refusal("the frontend", response.status, response.read(MAX_LINE_BYTES))
         yield from _pieces(response, figures)
     except (OSError, http.client.HTTPException) as error:
-        raise BusUnavailable(f"{target.url} does not answer: {error or type(error).__name__}") from error
+        raise Unreachable(target.url, error) from error
     finally:
         connection.close()
 
@@ -162,7 +183,7 @@ def explain(url: str, body: bytes, tls_ca: str = "") -> bytes:
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise Unreachable(url, error) from error
     finally:
         connection.close()
     if response.status != 200:
@@ -205,7 +226,7 @@ def _get(url: str, path: str, tls_ca: str) -> tuple[int, bytes]:
         response = connection.getresponse()
         return response.status, response.read(MAX_LINE_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise BusUnavailable(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise Unreachable(url, error) from error
     finally:
         connection.close()
 

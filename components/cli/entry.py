@@ -85,6 +85,8 @@ def _dispatch(words: Sequence[str]) -> int:
     if name not in COMMANDS:
         kind = "option" if name.startswith("-") else "command"
         known = ["--help", "--version"] if kind == "option" else list(COMMANDS)
+        if name in ("--config", "--set"):
+            raise UsageError(f"{name} stands before the command", f"busway COMMAND {name} ...")
         raise UsageError(f"unknown {kind} {name}{did_you_mean(name, known)}", "busway --help")
     module = importlib.import_module(f"components.cli.{name}")
     parser = Parser(name, (module.__doc__ or "").removeprefix("I/O. "))
@@ -116,6 +118,8 @@ def _explain(error: Exception) -> int:
     """Print an expected failure as one line and the next command; let a bug be seen as one."""
     from bus.errors import BadConfig, BusUnavailable, BuswayError
 
+    if isinstance(error, OSError) and error.filename is not None:
+        return _fail(f"cannot use {error.filename}: {error.strerror}", "busway doctor", EXIT_FAILED)
     if not isinstance(error, BuswayError):
         if not sys.stderr.isatty():  # a log file: nobody can ask again
             traceback.print_exception(error)
@@ -124,10 +128,9 @@ def _explain(error: Exception) -> int:
             f"{kind}: {error} (a bug: nobody expected it)", "the same with --debug, for a traceback", EXIT_FAILED
         )
     if isinstance(error, BadConfig):
-        return _fail(str(error), "busway config", EXIT_USAGE)
-    if isinstance(error, BusUnavailable):
-        return _fail(str(error), "busway doctor, and `busway up` if nothing runs yet", EXIT_FAILED)
-    return _fail(str(error), getattr(error, "hint", "busway doctor"), EXIT_FAILED)
+        return _fail(str(error), getattr(error, "hint", "busway config"), EXIT_USAGE)
+    hint = "busway doctor" + (", and `busway up` if nothing runs yet" if isinstance(error, BusUnavailable) else "")
+    return _fail(str(error), getattr(error, "hint", hint), EXIT_FAILED)
 
 
 def _fail(message: str, hint: str, code: int) -> int:

@@ -4,20 +4,20 @@
 """
 
 import argparse
-import sys
+import os
 from pathlib import Path
 
 import msgspec
 
-from bus.errors import InvalidRequest
 from components.cli.completions import choose_model, explain
 from components.cli.options import add_config_options, read_config
-from components.cli.parser import Parser
+from components.cli.parser import Parser, UsageError
 from components.cli.readable import printable
-from components.cli.terminal import find_frontend
+from components.cli.terminal import find_frontend, read_stdin, to_text
 
 SHOWN_BLOCKS = 8
 SHOWN_TOKENS = 400
+_EXAMPLE = 'echo \'{"messages": [{"role": "user", "content": "Hi"}]}\' | busway explain -'
 
 
 class _Token(msgspec.Struct):
@@ -79,21 +79,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read_body(words: list[str]) -> dict[str, object]:
-    """Return the request body; raise `InvalidRequest` for what is no JSON object."""
+    """Return the request body; raise `UsageError` for what is none."""
     if words == ["-"]:
-        text, source = sys.stdin.read(), "stdin"
+        text, source = read_stdin(_EXAMPLE), "stdin"
     elif len(words) == 1 and Path(words[0]).is_file():
-        text, source = Path(words[0]).read_text(), words[0]
+        source = words[0]
+        text = to_text(Path(source).read_bytes(), source, _EXAMPLE)
     else:
-        return {"messages": [{"role": "user", "content": " ".join(words)}]}
-    if not text.strip():
-        raise InvalidRequest(f"{source} is empty: give the body of a request, or a question")
+        question = to_text(os.fsencode(" ".join(words)), "the question", _EXAMPLE)
+        return {"messages": [{"role": "user", "content": question}]}
     if not text.lstrip().startswith("{"):
         return {"messages": [{"role": "user", "content": text}]}
     try:
         return msgspec.json.decode(text, type=dict[str, object])
     except msgspec.MsgspecError as error:
-        raise InvalidRequest(f"{source} is no JSON object: {error}") from error
+        raise UsageError(f"{source} is no JSON object: {error}", _EXAMPLE) from error
 
 
 def render(explanation: _Explanation) -> str:

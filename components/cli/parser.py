@@ -2,8 +2,11 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
+
+from bus.errors import BuswayError
 
 
 class UsageError(Exception):
@@ -38,6 +41,15 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unexpected argument {name!r}")
             self.error(f"unknown option {name}{did_you_mean(name, self._option_string_actions)}")
         return options
+
+
+@contextmanager
+def as_usage(command: str) -> Iterator[None]:
+    """Let what is refused within be a `UsageError` of that command: its arguments are at fault."""
+    try:
+        yield
+    except BuswayError as error:
+        raise UsageError(str(error), f"busway {command} --help") from error
 
 
 def did_you_mean(word: str, known: Sequence[str] | dict[str, argparse.Action]) -> str:

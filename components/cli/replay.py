@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.cli.options import add_config_options, read_config
-from components.cli.parser import Parser
+from components.cli.parser import Parser, as_usage
 from components.cli.terminal import find_broker, run_async, say
 
 POLICIES = ("kv", "least_loaded", "power_of_two", "round_robin", "random")
@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
         load=options.speed or options.load,
         goal=goal,
     )
-    requests = load_trace(asked)
+    with as_usage("replay"):
+        requests = load_trace(asked)
     bound = None
     if options.speed:
         report = run_async(replay_live, find_broker(config), asked, requests)

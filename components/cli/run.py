@@ -5,7 +5,7 @@ import argparse
 from bus.component import ComponentSpec, load_component
 from bus.config import Config
 from components.cli.options import add_config_options, read_config
-from components.cli.parser import Parser
+from components.cli.parser import Parser, as_usage
 from components.cli.terminal import find_broker, run_async
 
 
@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the component until SIGTERM."""
     from bus.logs import set_up_logs
 
-    spec = load_component(options.component)
+    with as_usage("run"):
+        spec = load_component(options.component)
     config = find_broker(read_config(options))
     set_up_logs(config.log, spec.name)
     run_async(_run, spec, config, options.metrics_port)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from components.cli.parser import Parser
+from components.cli.parser import Parser, as_usage
 from components.cli.terminal import say
 
 
@@ -19,7 +19,8 @@ def run(options: argparse.Namespace) -> int:
     from bus.catalogue import CHANNELS, find_message, markdown_table, message_types, schema
 
     if options.schema is not None:
-        types = [find_message(options.schema)] if options.schema else message_types()
+        with as_usage("subjects"):
+            types = [find_message(options.schema)] if options.schema else message_types()
         say(msgspec.json.format(msgspec.json.encode(schema(types)), indent=2).decode())
     elif options.markdown:
         say(markdown_table())

@@ -7,7 +7,8 @@ from typing import TypeVar, TypeVarTuple
 
 import anyio
 
-from bus.config import Config
+from bus.config import BusConfig, Config
+from components.cli.parser import UsageError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -18,19 +19,38 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def read_stdin(example: str) -> str:
+    """Return what was piped in; raise `UsageError`, with an example of what to type, where it says nothing."""
+    return to_text(sys.stdin.buffer.read(), "stdin", example)
+
+
+def to_text(data: bytes, source: str, example: str) -> str:
+    """Return what somebody wrote; raise `UsageError` where it is empty, or no UTF-8."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is no text in UTF-8: {error}", example) from error
+    if not text.strip():
+        raise UsageError(f"{source} is empty", example)
+    return text
+
+
 def run_async(function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
     """Run a coroutine function to its end on a fresh loop, uvloop where there is one."""
     return anyio.run(function, *arguments, backend_options={"use_uvloop": sys.platform != "win32"})
 
 
 def find_broker(config: Config) -> Config:
-    """Return the configuration with the broker and namespace of the system that `busway up` runs here, if one does."""
+    """Return the configuration with the broker and namespace of the system that `busway up` runs here, if one does.
+
+    A configuration that names another broker stays as it is.
+    """
     from msgspec.structs import replace
 
     from components.supervisor.running import read_running
 
     running = read_running(Path(config.state_dir))
-    if running is None:
+    if running is None or config.bus.url not in (BusConfig().url, running.nats_url):
         return config
     bus = replace(
         config.bus,

@@ -65,8 +65,13 @@ def hold(state_dir: Path) -> Iterator[None]:
 
     The kernel drops the lock with its holder, however that ends, so a lock is never stale.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotStart(
+            f"cannot keep anything in {state_dir}: {error.strerror}", "--set state_dir=DIR, where you may write"
+        ) from error
     try:
         try:
             _lock(descriptor)

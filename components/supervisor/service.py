@@ -123,6 +123,9 @@ class Supervisor:
                 for name in await self._fleet.stop(self._config.worker.grace_s + EXTRA_GRACE_S):
                     self._say(f"{name} did not stop in time and was killed")
                 until_the_end.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():
+            self._say("stopped at once: what ran was cut off")
+            raise
         finally:
             self._fleet.kill()
         if self._failure is not None:

@@ -65,6 +65,14 @@ class Server(uvicorn.Server):
         self._on_started()
 
 
+class CannotListen(BadConfig):
+    """The port cannot be had; `hint` is the next command to type."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        super().__init__(f"cannot listen on {host}:{port}: {error.strerror or error}")
+        self.hint = f"--port {port + 1}, or see who has this one: ss -ltnp 'sport = :{port}'"
+
+
 def listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
     """Have the port, with others if all of them share it; raise `BadConfig` when it cannot be had.
 
@@ -85,9 +93,6 @@ def listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise BadConfig(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            f"Another process may have the port: choose another one with --set frontend.port=8001."
-        ) from error
+        raise CannotListen(host, port, error) from error
     listener.setblocking(False)
     return listener

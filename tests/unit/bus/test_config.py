@@ -53,3 +53,12 @@ def test_a_wrong_key_or_value_is_named(settings: list[str], message: str) -> Non
 def test_broken_toml_names_the_file() -> None:
     with pytest.raises(BadConfig, match=r"laptop\.toml: not valid TOML"):
         load_config("[worker", source="laptop.toml")
+
+
+def test_an_error_names_the_layer_at_fault() -> None:
+    with pytest.raises(BadConfig, match=r"\ABUSWAY__WORKER__SLOTZ: unknown configuration key 'worker.slotz'"):
+        load_config("[worker]\nslots = 2", {"BUSWAY__WORKER__SLOTZ": "4"}, source="mine.toml")
+    with pytest.raises(BadConfig, match=r"\A--set worker.slots=x: worker.slots: Expected `int`"):
+        load_config("[worker]\nslots = 2", settings=["worker.slots=x"], source="mine.toml")
+    with pytest.raises(BadConfig, match=r"\Amine.toml: worker.slots: Expected `int`"):
+        load_config("[worker]\nslots = 'x'", {"BUSWAY__WORKER__BLOCK_SIZE": "4"}, source="mine.toml")

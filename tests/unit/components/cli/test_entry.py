@@ -1,6 +1,7 @@
 """Every mistake on the command line is answered with what was meant."""
 
 from collections.abc import Iterator
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_every_command_has_help_that_fits_a_screen(name: str, capsys: pytest.Cap
         (["tpa"], "unknown command tpa; did you mean tap?"),
         (["worke"], "unknown command worke; did you mean worker?"),
         (["xyzzy"], "unknown command xyzzy"),
+        (["--set", "a=b", "config"], "--set stands before the command"),
         (["--versoin"], "unknown option --versoin; did you mean --version?"),
         (["up", "--prot", "1"], "unknown option --prot; did you mean --port?"),
         (["up", "--worker=3"], "unknown option --worker; did you mean --workers?"),
@@ -47,7 +49,7 @@ def test_every_command_has_help_that_fits_a_screen(name: str, capsys: pytest.Cap
         (["up", "nonsense"], "unexpected argument 'nonsense'"),
         (["up", "--port"], "--port: expected one argument"),
         (["worker", "--set", "worker.slot=1"], "unknown configuration key 'worker.slot'; did you mean 'slots'?"),
-        (["worker", "--set", "worker.slots=-1"], "worker.slots"),
+        (["worker", "--set", "worker.slots=-1"], "--set worker.slots=-1: worker.slots: Expected `int` >= 1"),
         (["worker", "--set", "slots"], "write key=value"),
         (["worker", "--config", "nowhere.toml"], "cannot read nowhere.toml"),
         (["run", "components.meter:UsageMetre"], "did you mean UsageMeter?"),
@@ -71,6 +73,28 @@ def test_a_mistake_is_one_line_and_a_way_on(words: list[str], says: str, capsys:
     assert first.startswith("error: ")
     assert says in first
     assert second.startswith("  try: busway")
+
+
+@pytest.mark.parametrize("words", [["run", "foo"], ["replay", "/nowhere"], ["subjects", "--schema", "Nobody"]])
+def test_a_wrong_argument_is_answered_with_the_help_of_its_command(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith(f"try: busway {words[0]} --help\n")
+
+
+@pytest.mark.parametrize(("data", "says"), [(b"", "stdin is empty"), (b" \n", "stdin is empty"), (b"\xff", "no text")])
+def test_what_says_nothing_is_not_asked(
+    data: bytes, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(data)))
+    assert main(["explain", "-", "--url", "http://127.0.0.1:9"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--set", "state_dir=/dev/null/x"]) == 1
+    assert "cannot keep anything in /dev/null/x: Not a directory\n  try: --set state_dir=" in capsys.readouterr().err
 
 
 def test_nothing_runs_is_told_with_the_next_command(
