@@ -136,7 +136,9 @@ class StandingPull:
 
     async def keep(self) -> None:
         """Mend what breaks, until cancelled."""
-        complaint = ""
+        told: set[type[BuswayError]] = set()
+        """What kinds of errors of this interruption are in the log: a line each, however often it is tried in vain."""
+        since = 0.0
         while True:
             with anyio.move_on_after(HEARTBEAT_S):
                 await self._is_broken.wait()
@@ -151,13 +153,16 @@ class StandingPull:
                 await self._jetstream.link.wait_ready(EXPIRES_S)
                 await self.start()
             except BuswayError as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    log.warning("pull.interrupted", stream=self._stream, reason=complaint)
+                since = since if told else self._now()
+                if type(error) not in told:
+                    told.add(type(error))
+                    log.warning("pull.interrupted", stream=self._stream, reason=str(error))
                 self._began_at = self._now()
                 self._is_broken.set()
             else:
-                complaint = ""
+                if told:
+                    log.info("pull.resumed", stream=self._stream, after_s=round(self._now() - since, 3))
+                    told.clear()
 
     async def retire(self) -> None:
         """Ask for nothing more, and wait until all is handled that the broker had sent before it heard of that."""

@@ -6,6 +6,7 @@ import time
 import anyio
 import nats
 import pytest
+from structlog.testing import capture_logs
 
 from bus.config import BusConfig
 from bus.connection import open_bus
@@ -303,3 +304,30 @@ async def test_a_connection_without_echo_hears_others_and_its_streams_but_not_it
             await silent.append(subjects.req("m", "standard", "t"), b"job")
             with anyio.fail_after(5):
                 assert (await delivered.get()).payload == b"job"
+
+
+async def test_a_pull_that_cannot_go_on_says_so_once_and_when_it_does_again(nats_url, namespace):
+    stream = f"KV_{namespace.upper()}_REG"
+    tries, entries = anyio.Semaphore(0), []
+    client = await nats.connect(nats_url)
+
+    async def note_try(message):
+        tries.release()
+
+    with capture_logs() as logs:
+        async with our_bus(nats_url, namespace) as bus:
+            await bus.ensure()
+            async with bus.bucket("REG").watch(entries.append):
+                await client.subscribe(f"$JS.API.CONSUMER.CREATE.{stream}.>", cb=note_try)
+                await client.flush()
+                with anyio.fail_after(10):
+                    await client.jetstream().delete_stream(stream)
+                    for _ in range(4):
+                        await tries.acquire()
+                    await bus.ensure()
+                    await bus.bucket("REG").put("key", b"value")
+                    while not entries:  # noqa: ASYNC110
+                        await anyio.sleep(0.01)
+    await client.close()
+    told = [(each["event"], each["stream"]) for each in logs if each["event"].startswith("pull.")]
+    assert told == [("pull.interrupted", stream), ("pull.resumed", stream)]
