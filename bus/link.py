@@ -112,7 +112,7 @@ class Link:
     ) -> None:
         wire.check_subject(subject)
         if reply:
-            wire.check_subject(reply)
+            wire.check_reply(reply)
         self._send(subject, reply, payload, headers)
 
     def _send(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str] | None) -> None:

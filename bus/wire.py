@@ -31,8 +31,13 @@ _HEADER_KEY = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _VERSION_LINE = b"NATS/1.0"
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def check_subject(subject: str) -> str:
+    """As `check_reply`, for a subject that comes again: it is remembered."""
+    return check_reply(subject)
+
+
+def check_reply(subject: str) -> str:
     """Return a subject that may be published to; raise `Malformed` for wildcards, spaces, line breaks, empty tokens."""
     if len(subject) > MAX_SUBJECT_BYTES or not _SUBJECT.match(subject) or not subject.isprintable():
         raise Malformed(f"{subject[:80]!r} is no subject to publish to")

@@ -321,7 +321,7 @@ class MemoryBus:
 def _checked(subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> Incoming:
     wire.check_subject(subject)
     if reply:
-        wire.check_subject(reply)
+        wire.check_reply(reply)
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise Malformed(f"{subject}: {len(payload)} bytes, but the broker takes at most {MAX_PAYLOAD_BYTES}")
     parsed = wire.parse_headers(wire.header_block(headers)) if headers else None

@@ -1,5 +1,6 @@
 """Pure. Which attempts live in this worker, whose they are, and which never need to start."""
 
+from collections import OrderedDict
 from typing import Protocol
 
 import msgspec
@@ -49,7 +50,7 @@ class Ledger:
     def __init__(self) -> None:
         self.live: dict[int, Attempt] = {}
         self._by_owner: dict[str, dict[int, Attempt]] = {}
-        self._over: dict[tuple[str, int], float] = {}
+        self._over: OrderedDict[tuple[str, int], float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.live)
@@ -100,7 +101,8 @@ class Ledger:
         return list(self._by_owner.get(owner, {}).values())
 
     def _bury(self, owner: str, ticket: int, now: float) -> None:
-        self._over.pop((owner, ticket), None)
-        self._over[owner, ticket] = now
-        while len(self._over) > MAX_OVER:
-            del self._over[next(iter(self._over))]
+        over = self._over
+        over[owner, ticket] = now
+        over.move_to_end((owner, ticket))
+        while len(over) > MAX_OVER or now - next(iter(over.values())) >= FORGET_OVER_AFTER_S:
+            over.popitem(last=False)

@@ -25,7 +25,7 @@ class Slots:
         self._num_taken = 0
         self._changed = anyio.Event()
         self._waiting: dict[str, tuple[int, float]] = {}
-        """By worker: sequences that wait there, and when it said so."""
+        """By worker: sequences that wait there, and when it said so; only while lines are in flight."""
 
     async def run(self) -> None:
         """Adapt the pace until cancelled."""
@@ -35,6 +35,8 @@ class Slots:
                 await anyio.sleep(LOOK_EVERY_S)
                 if self._num_taken:
                     self._pace.look(is_crowded=self._is_crowded(), num_in_flight=self._num_taken)
+                else:
+                    self._waiting.clear()
                 self._wake()
         finally:
             loads.unsubscribe()
@@ -64,7 +66,8 @@ class Slots:
         return any(request.generation.latency_class != "batch" for request in unaccepted)
 
     def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
-        self._waiting[load.worker] = (load.waiting, time.monotonic())
+        if self._num_taken:
+            self._waiting[load.worker] = (load.waiting, time.monotonic())
 
     def _wake(self) -> None:
         self._changed.set()

@@ -1,14 +1,17 @@
 """What must come right within a given time, on whole deployments in virtual time."""
 
+import asyncio
+from functools import partial
 from random import Random
 
 import anyio
 
-from bus.config import OffloadConfig
+from bus.config import OffloadConfig, RouterConfig
 from components.router.service import Router
 from tests.history import Event, check_history
 from tests.sim.clients import ask, draw_question
 from tests.sim.layout import HOST_BYTES, Layout
+from tests.sim.memory import find_remembered
 from tests.sim.scenario import Scripted, play
 from tests.sim.stage import Stage
 
@@ -61,3 +64,38 @@ def test_what_routers_do_not_know_is_told() -> None:
         assert any(worker in line for line in stage.find_leftovers())
 
     play(script, num_routers=1, layout=FLEET)
+
+
+def test_nobody_remembers_processes_that_are_gone() -> None:
+    offload = OffloadConfig(host_bytes=HOST_BYTES // 4, peers=True)
+    layout = Layout((("both",), ("prefill",), ("decode",)), offload, RouterConfig(disaggregate="always"))
+    gone: list[str] = []
+
+    def look(stage: Stage) -> list[str]:
+        return find_remembered([*asyncio.all_tasks(), *(process.component for process in stage.processes)], gone)
+
+    def end(stage: Stage, number: int) -> None:
+        process = stage.processes[number]
+        if process.component is not None:
+            gone.append(process.name)
+            (stage.stop if len(gone) % 3 == 0 else stage.kill)(process)
+
+    async def script(stage: Stage, _: Scripted) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(put_load, stage, [], num_requests=160))
+            for _round in range(5):
+                for number in range(len(stage.processes)):
+                    await anyio.sleep(0.3)
+                    end(stage, number)
+            await anyio.sleep(3)
+            end(stage, 0)  # a worker and a router, while the others and the last frontend live on
+            end(stage, 3)
+        await anyio.sleep(10)
+        assert not {process.name for process in stage.processes} & set(gone)
+        assert any("f-0-" in line for line in look(stage))
+        await anyio.sleep(40)
+        await put_load(stage, [], num_requests=20)
+        assert look(stage) == []
+
+    play(script, num_routers=2, layout=layout)
+    assert len(gone) >= 15

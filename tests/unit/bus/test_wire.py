@@ -103,3 +103,13 @@ def test_any_reply_is_a_position_or_malformed(reply):
             wire.parse_position(candidate)
         except Malformed:
             continue
+
+
+def test_replies_do_not_push_out_subjects_that_come_again():
+    wire.check_subject("busway.load.v1.m.w-1")
+    num_remembered = wire.check_subject.cache_info().currsize
+    for number in range(100):
+        assert wire.check_reply(f"_INBOX.a.{number}") == f"_INBOX.a.{number}"
+    assert wire.check_subject.cache_info().currsize == num_remembered
+    with pytest.raises(Malformed):
+        wire.check_reply("a.*")

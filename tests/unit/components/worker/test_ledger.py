@@ -57,3 +57,12 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes_first() -> None:
     assert not ledger.is_known("f-1", 0, now=0.0)
     assert ledger.is_known("f-1", 1, now=0.0)
     assert ledger.is_known("f-1", MAX_OVER, now=0.0)
+
+
+def test_what_is_over_for_long_is_not_kept() -> None:
+    ledger = Ledger()
+    for ticket in range(100):
+        ledger.cancel("f-1", ticket, now=float(ticket))
+    ledger.cancel("f-1", 0, now=100.0)
+    assert len(ledger._over) == FORGET_OVER_AFTER_S
+    assert ledger.is_known("f-1", 0, now=100.0)
