@@ -4,11 +4,11 @@ Measurements are gathered by magnitude, and every magnitude counts the same, by 
 ones do not make the small ones look free, nor is what a small one costs forgotten while only large ones come.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 
 FRESH = 0.2
-"""Weight of a measurement against those before of its magnitude."""
+"""Weight of a measurement against those before of its magnitude; the first few, some of them cold, count alike."""
 FIRST_ERROR = 0.2
 FADE = 0.97
 MIN_WEIGHT = 0.02
@@ -23,11 +23,12 @@ MAX_LAG = 8
 class _Group:
     """Means over the late measurements of one magnitude."""
 
-    __slots__ = ("at", "seconds", "sizes")
+    __slots__ = ("at", "count", "seconds", "sizes")
 
-    def __init__(self, sizes: Sequence[float], seconds: float) -> None:
-        self.sizes = list(sizes)
-        self.seconds = seconds
+    def __init__(self, num_sizes: int) -> None:
+        self.sizes = [0.0] * num_sizes
+        self.seconds = 0.0
+        self.count = 0
         self.at = 0
 
 
@@ -59,9 +60,11 @@ class Fit:
             self.error += FRESH * (error - self.error)
         self.count += 1
         magnitude = tuple([int(size).bit_length() // 2 for size in sizes])
-        group = self._groups.setdefault(magnitude, _Group(sizes, seconds))
-        group.seconds += FRESH * (seconds - group.seconds)
-        group.sizes = [mean + FRESH * (size - mean) for mean, size in zip(group.sizes, sizes, strict=True)]
+        group = self._groups.setdefault(magnitude, _Group(len(sizes)))
+        group.count += 1
+        fresh = max(FRESH, 1 / group.count)
+        group.seconds += fresh * (seconds - group.seconds)
+        group.sizes = [mean + fresh * (size - mean) for mean, size in zip(group.sizes, sizes, strict=True)]
         group.at = self.count
 
     def predict(self, *sizes: float) -> float:

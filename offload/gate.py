@@ -119,6 +119,10 @@ class Gate:
         """Say whether this tier is to be measured by a load for which nobody waits."""
         return self._breakers[tier].is_probe_due(now)
 
+    def room(self, tier: str) -> int:
+        """Return the blocks of the largest load of this tier that its measurements tell anything about."""
+        return MAX_GROWTH * self._largest[tier]
+
     def rate(self, tier: str | None) -> tuple[float, float]:
         """Return seconds of any load of this tier's blocks, and seconds for each block; None is host memory."""
         base_s = self._copy.base_s + self._turn_s()
@@ -136,7 +140,7 @@ class Gate:
         if no load wins. An engine that is busy is a step ahead by the time it is answered.
         """
         rates = {tier: self._doubted(line) for tier, line in self._lines.items() if self.is_open(tier)}
-        room = {tier: MAX_GROWTH * self._largest[tier] for tier in rates}
+        room = {tier: self.room(tier) for tier in rates}
         costs: dict[str, float] = {}
         chosen: list[str | None] = []
         arrival_s = best_saving_s = best_s = best_compute_s = 0.0

@@ -22,8 +22,10 @@ PROBE_SIZES = (1, 7, 24)
 """Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth.
 
 A tier that is trusted is measured again with the largest: what only ever brought single blocks would seem to take as
-long for each of many.
+long for each of many. Where more are wanted than any load so far tells about, it is measured with as many as those do
+tell about, up to `MAX_PROBE_PART` of host memory: what is slow to begin pays with many only.
 """
+MAX_PROBE_PART = 0.125
 
 
 class Arrival:
@@ -91,7 +93,7 @@ class Promoter:
 
     async def _probe(self, tier: str, links: list[Link]) -> None:
         try:
-            for size in PROBE_SIZES[-1:] if self._gate.is_open(tier) else PROBE_SIZES:
+            for size in [self._next_size(tier, len(links))] if self._gate.is_open(tier) else PROBE_SIZES:
                 part, links = links[:size], links[size:]
                 arrival = self.start(tier, part)
                 if arrival is None:
@@ -101,6 +103,11 @@ class Promoter:
                     return  # it failed, or is proven
         finally:
             self._probing.discard(tier)
+
+    def _next_size(self, tier: str, num_wanted: int) -> int:
+        room = self._gate.room(tier)
+        largest = min(room, int(MAX_PROBE_PART * self._host.slots.num_slots))
+        return PROBE_SIZES[-1] if num_wanted <= room else max(PROBE_SIZES[-1], largest)
 
     async def _load(self, arrival: Arrival, slots: list[int], frames: list[Frame]) -> None:
         """Load, check, and make loadable what is sound; nothing else ever is, however this ends."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offload.breaker import FIRST_PAUSE_S, IDLE_PROBE_S, MAX_PAUSE_S, PROOFS, Breaker, Trust
+from offload.breaker import FIRST_PAUSE_S, MAX_IDLE_S, MAX_PAUSE_S, PROOFS, Breaker, Trust
 from offload.fit import Fit
 from offload.gate import NOTHING, Gate, Part
 
@@ -58,6 +58,13 @@ def test_a_line_follows_what_changes() -> None:
     for seconds in [0.001] * 100 + [0.1] * 60:
         line.add(seconds, 10)
     assert line.predict(10) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_cold_first_load_is_soon_forgotten() -> None:
+    line = Fit()
+    for seconds in (0.1, *[0.002] * 7):
+        line.add(seconds, 10)
+    assert line.predict(10) < 0.015
 
 
 def test_a_thousand_large_loads_do_not_make_a_small_one_look_free() -> None:
@@ -176,5 +183,8 @@ def test_a_breaker_pauses_longer_after_each_failure_and_comes_back_by_probes() -
         assert breaker.trust is Trust.UNPROVEN
         breaker.note_success(now)
     assert breaker.trust is Trust.PROVEN
-    assert not breaker.is_probe_due(now)
-    assert breaker.is_probe_due(now + IDLE_PROBE_S)
+    for idle_s in (FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S, 8 * FIRST_PAUSE_S, MAX_IDLE_S, MAX_IDLE_S):
+        assert not breaker.is_probe_due(now + 0.99 * idle_s)
+        now += idle_s
+        assert breaker.is_probe_due(now)
+        breaker.note_success(now)
