@@ -39,6 +39,7 @@ class _Total:
             used.prompt_tokens + (usage.prompt_tokens if is_first else 0),
             used.output_tokens + usage.output_tokens,
             used.cached_tokens + (usage.cached_tokens if is_first else 0),
+            used.reasoning_tokens + usage.reasoning_tokens,
         )
         self._left -= 1
         return not self._left

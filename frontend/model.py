@@ -48,6 +48,10 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling = Sampling()
     """What holds where a request says nothing."""
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text is."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False)) // 4
+
 
 class _NamedTemplate(msgspec.Struct):
     name: str

@@ -17,7 +17,7 @@ from frontend.parsing import parser_for, random_characters
 from frontend.pieces import Pieces
 from frontend.preprocess import Defaults, prepare_chat, prepare_completion
 from frontend.request import Generation, Output
-from frontend.stream import DeltaStream, TextStream
+from frontend.stream import DeltaStream, Reader, TextStream
 from frontend.whole import DeltaAnswer, TextAnswer
 
 
@@ -62,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 outputs.append(TextStream(self.model.vocabulary, text, joint, number))
             else:
                 chunks = dialect.chunks(facts, number)
-                outputs.append(DeltaStream(self._pieces(generation), self._parser(), chunks, joint, number))
+                outputs.append(DeltaStream(self._reader(generation), chunks, joint, number))
         return outputs
 
     def answers(self, dialect: Dialect, facts: AnswerFacts, sink: Sink) -> list[Output]:
@@ -76,13 +76,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         outputs: list[Output] = []
         for number, generation in enumerate(self.generations):
             if self.new_parser or generation.needs_pieces:
-                outputs.append(DeltaAnswer(self._pieces(generation), self._parser(), joint, number))
+                outputs.append(DeltaAnswer(self._reader(generation), joint, number))
             else:
                 outputs.append(TextAnswer(self.model.vocabulary, joint, number))
         return outputs
 
-    def _pieces(self, generation: Generation) -> Pieces:
-        return Pieces(
+    def _reader(self, generation: Generation) -> Reader:
+        pieces = Pieces(
             self.model.vocabulary,
             generation.stop_strings,
             shows_stop=generation.shows_stop,
@@ -90,9 +90,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             min_tokens=generation.stopping.min_tokens,
             prompt=b"" if generation.prompt_logprobs is None else generation.prompt,
         )
-
-    def _parser(self) -> Parser | None:
-        return None if self.new_parser is None else self.new_parser()
+        return Reader(pieces, None if self.new_parser is None else self.new_parser(), self.model.count_tokens)
 
 
 def with_hints(plan: Plan, given: Given, key_salt: str, now: float) -> Plan:

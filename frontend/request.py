@@ -63,6 +63,8 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
+    """Of the output, what the model thought."""
 
 
 Logprobs = TokenLogprobs | PromptLogprobs

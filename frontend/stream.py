@@ -4,9 +4,11 @@ Plain text, the common case, pays for a table look-up and a concatenation per to
 log-probabilities, tools or reasoning, and other APIs, take the careful path of `pieces.py` and a parser.
 """
 
+from collections.abc import Callable
+
 from bus.errors import BuswayError
 from bus.messages.inference import FinishReason
-from frontend.deltas import CallStart, ChoiceEnd, Delta, DeltaChunks, Parser, TextChunks, TextDelta
+from frontend.deltas import CallStart, ChoiceEnd, Delta, DeltaChunks, Parser, ReasoningDelta, TextChunks, TextDelta
 from frontend.detokenize import Detokenizer
 from frontend.errors import answer_for
 from frontend.joint import JointStream
@@ -79,15 +81,17 @@ class TextStream:
 
 
 class Reader:
-    """Reads a choice's text: what a parser makes of it, and whether there were tool calls."""
+    """Reads a choice's text: what a parser makes of it, whether there were tool calls, and how much was thought."""
 
-    __slots__ = ("_has_calls", "_parser", "_pieces")
+    __slots__ = ("_count_tokens", "_has_calls", "_parser", "_thoughts", "pieces")
 
-    def __init__(self, pieces: Pieces, parser: Parser | None) -> None:
-        """Without a parser, text is text."""
-        self._pieces = pieces
+    def __init__(self, pieces: Pieces, parser: Parser | None, count_tokens: Callable[[str], int]) -> None:
+        """Without a parser, text is text. `count_tokens` says how many tokens a text is."""
+        self.pieces = pieces
         self._parser = parser
+        self._count_tokens = count_tokens
         self._has_calls = False
+        self._thoughts: list[str] = []
 
     def read(self, text: str) -> list[Delta]:
         """Take the next characters."""
@@ -102,20 +106,26 @@ class Reader:
 
     def end(self, reason: FinishReason) -> ChoiceEnd:
         """Say how the choice ended, given how its tokens did."""
-        stop = self._pieces.stop_string
+        stop = self.pieces.stop_string
         if stop is not None:
             reason = "stop"
         return ChoiceEnd("tool_calls" if self._has_calls and reason == "stop" else reason, stop)
 
     def count(self, usage: Usage) -> Usage:
-        """Return the usage without tokens that came after a stop string: how many do is chance."""
-        if not self._pieces.has_stopped:
+        """Return the usage with the tokens of thoughts, and without those after a stop string: how many is chance."""
+        if not (self._thoughts or self.pieces.has_stopped):
             return usage
-        return Usage(usage.prompt_tokens, self._pieces.num_tokens, usage.cached_tokens)
+        num_tokens = self.pieces.num_tokens if self.pieces.has_stopped else usage.output_tokens
+        # Counted by their text: they share tokens with the markers around them, and with what follows.
+        num_thought = min(num_tokens, self._count_tokens("".join(self._thoughts))) if self._thoughts else 0
+        return Usage(usage.prompt_tokens, num_tokens, usage.cached_tokens, num_thought)
 
     def _note(self, deltas: list[Delta]) -> list[Delta]:
-        if not self._has_calls:
-            self._has_calls = any(isinstance(delta, CallStart) for delta in deltas)
+        for delta in deltas:
+            if isinstance(delta, ReasoningDelta):
+                self._thoughts.append(delta.text)
+            elif isinstance(delta, CallStart):
+                self._has_calls = True
         return deltas
 
 
@@ -124,11 +134,9 @@ class DeltaStream:
 
     __slots__ = ("_chunks", "_held", "_joint", "_number", "_opening", "_pieces", "_reader")
 
-    def __init__(
-        self, pieces: Pieces, parser: Parser | None, chunks: DeltaChunks, joint: JointStream, number: int = 0
-    ) -> None:
-        self._pieces = pieces
-        self._reader = Reader(pieces, parser)
+    def __init__(self, reader: Reader, chunks: DeltaChunks, joint: JointStream, number: int = 0) -> None:
+        self._pieces = reader.pieces
+        self._reader = reader
         self._chunks = chunks
         self._joint = joint
         self._number = number
@@ -157,9 +165,9 @@ class DeltaStream:
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Send the rest and the end of the choice."""
         text, pieces = self._pieces.finish()
-        usage = self._reader.count(usage)
         self._held += pieces
         deltas = self._reader.read_end(text)
+        usage = self._reader.count(usage)
         rest = self._chunks.deltas(deltas, self._held) if deltas or self._held else b""
         last = self._chunks.closing(self._reader.end(reason), usage)
         self._joint.close(self._number, self._opening + rest, last, usage)

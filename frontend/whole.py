@@ -2,9 +2,9 @@
 
 from bus.errors import BuswayError
 from bus.messages.inference import FinishReason
-from frontend.deltas import CallArguments, CallStart, Choice, ChoiceEnd, Delta, ParsedCall, Parser, ReasoningDelta
+from frontend.deltas import CallArguments, CallStart, Choice, ChoiceEnd, Delta, ParsedCall, ReasoningDelta
 from frontend.joint import JointAnswer
-from frontend.pieces import Pieces, TokenPiece
+from frontend.pieces import TokenPiece
 from frontend.request import Logprobs, Usage
 from frontend.stream import Reader
 from frontend.vocabulary import Vocabulary
@@ -47,9 +47,9 @@ class DeltaAnswer:
 
     __slots__ = ("_joint", "_number", "_pieces", "_reader")
 
-    def __init__(self, pieces: Pieces, parser: Parser | None, joint: JointAnswer, number: int = 0) -> None:
-        self._pieces = pieces
-        self._reader = Reader(pieces, parser)
+    def __init__(self, reader: Reader, joint: JointAnswer, number: int = 0) -> None:
+        self._pieces = reader.pieces
+        self._reader = reader
         self._joint = joint
         self._number = number
 

@@ -17,6 +17,12 @@ _STOP_REASONS: dict[Ending, str] = {
 _json = msgspec.json.encode
 
 
+class OutputDetails(msgspec.Struct, frozen=True):
+    """`usage.output_tokens_details`."""
+
+    thinking_tokens: int
+
+
 class UsageBody(msgspec.Struct, frozen=True):
     """`usage`: input tokens that came from the cache count apart, as Anthropic has it."""
 
@@ -24,6 +30,7 @@ class UsageBody(msgspec.Struct, frozen=True):
     output_tokens: int
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
+    output_tokens_details: OutputDetails = OutputDetails(0)
 
 
 class TextShown(msgspec.Struct, frozen=True, tag="text"):
@@ -82,7 +89,12 @@ def message_id(facts: AnswerFacts) -> str:
 
 def usage_body(usage: Usage) -> UsageBody:
     """Say in Anthropic's words what a request took."""
-    return UsageBody(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens, usage.cached_tokens)
+    return UsageBody(
+        usage.prompt_tokens - usage.cached_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        output_tokens_details=OutputDetails(usage.reasoning_tokens),
+    )
 
 
 def stop_shown(end: ChoiceEnd) -> StopShown:

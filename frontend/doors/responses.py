@@ -251,10 +251,8 @@ def _new_response(body: ResponsesBody, response: str, plan: Plan) -> ResponseSho
 
 
 def _dialect(shown: ResponseShown, plan: Plan, offered: Offered) -> ResponsesDialect:
-    tokenizer = plan.model.tokenizer
     terms = Terms(
         clock=time.time,
-        count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)) // 4,
         logprobs_of=None if plan.generations[0].sampling.top_logprobs is None else plan.model.vocabulary,
         names=offered.names,
     )

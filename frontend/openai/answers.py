@@ -20,6 +20,12 @@ class PromptDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    """`usage.completion_tokens_details`."""
+
+    reasoning_tokens: int
+
+
 class UsageBody(msgspec.Struct, frozen=True):
     """`usage`."""
 
@@ -27,12 +33,14 @@ class UsageBody(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
 
 
 def usage_body(usage: Usage) -> UsageBody:
     """Say in OpenAI's words what a request took."""
     total = usage.prompt_tokens + usage.output_tokens
-    return UsageBody(usage.prompt_tokens, usage.output_tokens, total, PromptDetails(usage.cached_tokens))
+    cached, thought = PromptDetails(usage.cached_tokens), CompletionDetails(usage.reasoning_tokens)
+    return UsageBody(usage.prompt_tokens, usage.output_tokens, total, cached, thought)
 
 
 class CalledFunction(msgspec.Struct, frozen=True):

@@ -192,13 +192,13 @@ def item_id(prefix: str, response: str, index: int) -> str:
     return f"{prefix}_{response.removeprefix('resp_')}_{index}"
 
 
-def usage_shown(usage: Usage, reasoning_tokens: int) -> UsageShown:
+def usage_shown(usage: Usage) -> UsageShown:
     """Say in OpenAI's words what a response took."""
     return UsageShown(
         usage.prompt_tokens,
         _InputDetails(usage.cached_tokens),
         usage.output_tokens,
-        _OutputDetails(min(reasoning_tokens, usage.output_tokens)),
+        _OutputDetails(usage.reasoning_tokens),
         usage.prompt_tokens + usage.output_tokens,
     )
 
@@ -280,7 +280,6 @@ class Terms(NamedTuple):
 
     clock: Callable[[], float]
     """Gives unix seconds."""
-    count_tokens: Callable[[str], int]
     logprobs_of: Vocabulary | None = None
     """None leaves log-probabilities out."""
     names: Mapping[str, Name] = {}
@@ -300,8 +299,7 @@ class WholeResponse:
         choice, terms = choices[0], self._terms
         logprobs = b"[]" if terms.logprobs_of is None else token_logprobs(terms.logprobs_of, choice.pieces)
         items = _items(self._shown.id, choice, logprobs, terms.names)
-        thoughts = terms.count_tokens(choice.reasoning) if choice.reasoning else 0
-        shown = ended(self._shown, items, choice.end, usage_shown(usage, thoughts), int(terms.clock()))
+        shown = ended(self._shown, items, choice.end, usage_shown(usage), int(terms.clock()))
         body = _json(shown)
         self._on_made(Made(shown.status, body))
         return body

@@ -117,7 +117,6 @@ class ResponseChunks:
         self._next_number = 0
         self._open: _OpenItem | None = None
         self._items: list[ItemShown] = []
-        self._num_reasoning_tokens = 0
 
     def opening(self) -> bytes:
         """Render the response as it begins."""
@@ -151,8 +150,7 @@ class ResponseChunks:
         """Close the last item and the response; one without any item gets an empty text."""
         out = b"" if self._items or self._open else self._begin("msg", "output_text")
         out += self._close("incomplete" if end.reason == "length" else "completed")
-        used = usage_shown(usage, self._num_reasoning_tokens)
-        return out + self._end(ended(self._shown, self._items, end, used, int(self._terms.clock())))
+        return out + self._end(ended(self._shown, self._items, end, usage_shown(usage), int(self._terms.clock())))
 
     def broken(self, error: ErrorBody) -> bytes:
         """Close the last item and say that the response failed."""
@@ -211,8 +209,6 @@ class ResponseChunks:
         fields = b'%b"%b":"%b"' % (item.name, _FIELDS.get(item.family, b"text"), escape(told))
         if item.family == "output_text":
             fields += b',"logprobs":' + item.all_logprobs
-        elif item.family == "reasoning_text":
-            self._num_reasoning_tokens += self._terms.count_tokens(text)
         out += self._event(f"response.{item.family}.done", fields)
         part = item.part(text)
         if part is not None:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from bus.errors import BuswayError, InvalidRequest, NoWorker
@@ -11,6 +12,7 @@ from frontend.deltas import AnswerFacts
 from frontend.model import ServedModel
 from frontend.openai.body import chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
+from frontend.parsing.formats import MINIMAX_M1
 from frontend.plan import Plan, make_plan
 from frontend.preprocess import Defaults
 from frontend.request import Usage
@@ -197,6 +199,20 @@ def join(parts: list[Any], number: int) -> Any:
         "token_ids": [token for part in mine for token in part.get("token_ids", [])],
         "prompt_token_ids": [token for part in mine for token in part.get("prompt_token_ids", [])],
     }
+
+
+def test_what_was_thought_is_counted_apart(model: ServedModel) -> None:
+    thinker = msgspec.structs.replace(model, format=MINIMAX_M1)
+    plan = chat(thinker, n=2)
+    texts = ["<think>a fox, a hen</think>Yes", "<think>no"]
+    thought = sum(map(thinker.count_tokens, ("a fox, a hen", "no")))
+    streamed, whole = Wire(), Wire()
+    say(thinker, plan, plan.streams(ChatDialect(StreamShape(include_usage=True)), FACTS, streamed), texts, [1, 0])
+    say(thinker, plan, plan.answers(ChatDialect(StreamShape()), FACTS, whole), texts, [1, 0])
+    answer = json.loads(whole.sent[0])
+    assert [choice["message"].get("reasoning") for choice in answer["choices"]] == ["a fox, a hen", "no"]
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": thought}
+    assert events(streamed)[-1]["usage"] == answer["usage"]
 
 
 def test_the_ids_of_a_chat_are_told_beside_its_text(model: ServedModel) -> None:

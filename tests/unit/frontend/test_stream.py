@@ -104,6 +104,7 @@ def test_chunks_join_to_the_whole_text(
         "completion_tokens": 4,
         "total_tokens": 14,
         "prompt_tokens_details": {"cached_tokens": 8},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert {(e["id"], e["object"], e["created"], e["model"]) for e in (first, *middle, last, usage)} == {
         ("chatcmpl-id1", "chat.completion.chunk", 123, 'm"x')

@@ -27,7 +27,7 @@ from frontend.request import Usage
 
 FACTS = AnswerFacts("ab12", 100, 'the "model"', 7)
 END = ChoiceEnd("stop")
-USAGE = Usage(7, 5, 3)
+USAGE = Usage(7, 5, 3, 2)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 parts = st.lists(
@@ -128,6 +128,7 @@ def test_blocks_hold_what_was_said_however_it_is_cut(given: list[Any], cuts: lis
         "output_tokens": 5,
         "cache_read_input_tokens": 3,
         "cache_creation_input_tokens": 0,
+        "output_tokens_details": {"thinking_tokens": 2},
     }
 
 

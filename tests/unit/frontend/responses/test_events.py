@@ -30,7 +30,7 @@ from frontend.responses.events import ResponsesDialect
 from frontend.responses.tools import Name
 
 FACTS = AnswerFacts("ab12", 100, "m", 7)
-USAGE = Usage(7, 50, 3)
+USAGE = Usage(7, 50, 3, 2)
 
 deltas_of_one_kind = st.one_of(
     st.text(min_size=1, max_size=5).map(lambda text: [TextDelta(text)]),
@@ -47,7 +47,7 @@ def begun(**fields: Any) -> ResponseShown:
 
 
 def dialect() -> ResponsesDialect:
-    return ResponsesDialect(begun(), Terms(lambda: 101.5, len))
+    return ResponsesDialect(begun(), Terms(lambda: 101.5))
 
 
 def read(body: bytes) -> list[Any]:
@@ -144,7 +144,7 @@ def test_the_form_of_the_text_is_echoed(text: Any, shown: dict[str, Any]) -> Non
 
 def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
     names = {"agents__sky": Name("sky", "agents")}
-    spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, len, names=names))
+    spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, names=names))
     chunks = spoken.chunks(FACTS, 0)
     body = chunks.opening() + chunks.deltas([CallStart(0, "c", "agents__sky"), CallArguments(0, "{}")], [])
     items = [event["item"] for event in read(body + chunks.closing(ChoiceEnd("tool_calls"), USAGE)) if "item" in event]
@@ -159,7 +159,7 @@ def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
 )
 def test_a_call_of_a_custom_tool_tells_its_input_as_text(arguments: list[str], told: str) -> None:
     names = {"patch": Name("patch", is_custom=True)}
-    spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, len, names=names))
+    spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, names=names))
     chunks = spoken.chunks(FACTS, 0)
     deltas: list[Delta] = [CallStart(0, "c", "patch"), *(CallArguments(0, fragment) for fragment in arguments)]
     end = ChoiceEnd("tool_calls")
