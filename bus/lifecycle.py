@@ -1,11 +1,15 @@
 """I/O. How a process lives: run until done, drain at the first signal, stop dead at the second."""
 
+import gc
 import signal
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 import anyio
 import structlog
+
+GC_THRESHOLDS = (50_000, 5, 5)
+"""Connections leave cycles that outlive the young generation: with fewer looks at the older ones, memory grows."""
 
 log = structlog.get_logger()
 
@@ -38,6 +42,17 @@ async def serve(component: Component) -> None:
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+def spare_living() -> None:
+    """Let the collector look no more at what is alive now, and seldom at what comes.
+
+    For a process that has started, and whose requests leave hardly any cycles: looking for them every 700 objects, as
+    is the default, costs it up to a fifth of a request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 async def _obey(signals: AsyncIterator[signal.Signals], component: Component, scope: anyio.CancelScope) -> None:

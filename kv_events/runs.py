@@ -2,7 +2,7 @@
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import count, repeat
 
@@ -131,45 +131,22 @@ class RunIndex:
 
     def match(self, hashes: Hashes) -> dict[str, int]:
         """Return how many blocks from the first each worker holds; who holds none is absent."""
-        start, stop = 0, len(hashes)
-        lengths: dict[str, int] = {}
-        following: AbstractSet[str] = frozenset()
-        while start < stop:
-            length, held = self._follow(hashes, start)
-            if not length:
-                break
-            if not start:
-                lengths = dict.fromkeys(held, length)
-                following = held.keys()
-                if min(held.values(), default=0) < length:
-                    lengths.update((worker, blocks) for worker, blocks in held.items() if blocks < length)
-                    following = {worker for worker, blocks in held.items() if blocks >= length}
-            else:
-                following = held.keys() & following
-                lengths.update((worker, start + min(held[worker], length)) for worker in following)
-                following = {worker for worker in following if held[worker] >= length}
-            if not following:
-                break
-            start += length
-        return lengths
+        return match_runs(self._find, hashes)
 
     def spans(self, hashes: Hashes) -> Iterator[tuple[int, int, dict[str, int]]]:
         """Yield the runs along a chain: where each starts, how many blocks they share, who holds how many."""
         start, stop = 0, len(hashes)
         while start < stop:
-            length, held = self._follow(hashes, start)
-            if length:
-                yield start, length, held
+            run = self._find(hashes[start])
+            length = followed_length(run.blocks, hashes, start) if run is not None else 0
+            if run is not None and length:
+                yield start, length, run.held
             start += length or 1
 
-    def _follow(self, hashes: Hashes, start: int) -> tuple[int, dict[str, int]]:
-        """Return how many blocks of a chain from `start` on are the first ones of a run, and who holds how many."""
-        number = self.run_of.get(hashes[start])
-        if number is None:
-            return 0, {}
-        run = self.runs[number]
-        length = followed_length(run.blocks, hashes, start)
-        return length, run.held if length else {}
+    def _find(self, block: int) -> Run | None:
+        """Return the run that a block is in."""
+        number = self.run_of.get(block)
+        return None if number is None else self.runs[number]
 
     def _grow(self, worker: str, holding: Holding, parent: int, blocks: "array[int]") -> int:
         """Take in blocks of which the first is unknown, up to the next known one; return how many."""
@@ -263,6 +240,36 @@ class RunIndex:
             else:
                 runs.discard(second)
         return first, second
+
+
+def match_runs(find: Callable[[int], Run | None], hashes: Hashes) -> dict[str, int]:
+    """Return how many blocks from the first each worker holds; who holds none is absent.
+
+    `find` returns the run that begins with a block; where it returns one that only has it, the chain ends there.
+    """
+    start, stop = 0, len(hashes)
+    lengths: dict[str, int] = {}
+    following: AbstractSet[str] = frozenset()
+    while start < stop:
+        run = find(hashes[start])
+        length = followed_length(run.blocks, hashes, start) if run is not None else 0
+        if run is None or not length:
+            break
+        held = run.held
+        if not start:
+            lengths = dict.fromkeys(held, length)
+            following = held.keys()
+            if min(held.values(), default=0) < length:
+                lengths.update((worker, blocks) for worker, blocks in held.items() if blocks < length)
+                following = {worker for worker, blocks in held.items() if blocks >= length}
+        else:
+            following = held.keys() & following
+            lengths.update((worker, start + min(held[worker], length)) for worker in following)
+            following = {worker for worker in following if held[worker] >= length}
+        if not following:
+            break
+        start += length
+    return lengths
 
 
 def _exhaust(calls: Iterable[object]) -> None:

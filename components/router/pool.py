@@ -194,8 +194,10 @@ class Pool:
         if not len(self.queue):
             return 0.0
         queue, share = self.queue, self._shares.get(latency_class, 1.0)
-        num_above = sum(queue.num_waiting(name) for name in _higher(latency_class))
         tokens, requests = self._drains
+        if not (tokens.rate and requests.rate):
+            return 0.0
+        num_above = sum(queue.num_waiting(name) for name in _higher(latency_class))
         # Where prompts are what takes long, tokens tell; where workers are full, requests do. Who goes by tokens alone
         # sees ages in one long prompt after some short ones.
         return min(
@@ -373,23 +375,25 @@ class _Drain:
     def __init__(self) -> None:
         self.amounts = dict.fromkeys(LATENCY_CLASSES, 0)
         """What left since the last `note`."""
-        self._rates = {name: DrainRate() for name in LATENCY_CLASSES}
+        self._drains = {name: DrainRate() for name in LATENCY_CLASSES}
+        self._rates = dict.fromkeys(LATENCY_CLASSES, 0.0)
+        self.rate = 0.0
+        """Of all classes, per second; 0: nothing is known."""
 
     def note(self, now: float, *, had_queue: bool) -> None:
-        for name, rate in self._rates.items():
-            rate.note(now, self.amounts[name], had_queue=had_queue)
+        for name, drain in self._drains.items():
+            drain.note(now, self.amounts[name], had_queue=had_queue)
             self.amounts[name] = 0
+            self._rates[name] = drain.per_s or 0.0
+        self.rate = sum(self._rates.values())
 
     def wait_s(self, latency_class: LatencyClass, above: float, ahead: float, share: float) -> float:
-        """Estimate the wait behind what is `ahead`, the part `above` of it in higher classes; 0: nothing is known."""
-        rate = sum(each.per_s or 0.0 for each in self._rates.values())
-        if not rate:
-            return 0.0
+        """Estimate the wait behind what is `ahead`, the part `above` of it in higher classes, where a rate is known."""
         # Those of higher classes who come later take what such took lately. How fast the class itself moved says less:
         # a few who waited in bad times would keep all others out in good ones.
-        taken = sum(self._rates[name].per_s or 0.0 for name in _higher(latency_class))
-        left = max(rate - taken, rate * share)
-        return max(ahead / rate, (ahead - above) / left if left else 0.0)
+        taken = sum(self._rates[name] for name in _higher(latency_class))
+        left = max(self.rate - taken, self.rate * share)
+        return max(ahead / self.rate, (ahead - above) / left if left else 0.0)
 
 
 def _higher(latency_class: LatencyClass) -> Sequence[LatencyClass]:

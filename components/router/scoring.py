@@ -95,8 +95,10 @@ class Scorer:
     def fewest_uncached(self, request: Request, now: float) -> int:
         """Return the tokens that the worker computes which holds the most."""
         self._match(request, now)
-        held = [self._held(request, number) for number in request.holdings]
-        return max(1, request.num_tokens - max(held, default=0))
+        most = 0
+        for number, (device, loads) in request.holdings.items():
+            most = max(most, self._held(request, number) if loads else device)
+        return max(1, request.num_tokens - most)
 
     def expect(self, worker: str, chain: "array[int]", now: float) -> None:
         """Count on a worker to hold these blocks soon."""

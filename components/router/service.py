@@ -17,7 +17,7 @@ from bus.config import Config
 from bus.connection import open_bus
 from bus.errors import BuswayError, Malformed
 from bus.gone import watch_gone
-from bus.lifecycle import serve
+from bus.lifecycle import serve, spare_living
 from bus.messages.fleet import RouterCard, WorkerCard, WorkerLoad
 from bus.messages.route import RouteBatch
 from bus.metrics import MALFORMED_MESSAGES, ROUTER_WAITING, ROUTER_WORKERS
@@ -52,6 +52,7 @@ async def run_router(config: Config) -> None:
     async with open_bus(config.bus, Subjects(config.namespace), name=router, has_echo=False) as bus:
         await bus.ensure()
         with answer_scrapes(bus, router):
+            spare_living()
             await serve(Router(config, bus, router))
 
 

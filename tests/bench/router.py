@@ -2,13 +2,17 @@
 
 A real broker, a real router process, and 64 workers played by this process: they report load with step samples every
 250 ms, take what comes into their lanes, and tell the blocks of it. Prompts of 4,096 tokens share prefixes in groups.
-Beside it, at the same time, a process that only moves the same requests from `REQ` to lanes: what the way through the
-broker costs on this machine, without any decision. `--beside DIR` measures the router of another checkout, too.
+They come at one rate after another; at rate 0 there is a backlog, of which the router takes as much as it can: a
+message that comes alone costs several times what it costs among others. The workers are so fast that they never are
+what limits. Beside it, at the same time, a process that only moves the same requests from `REQ` to lanes: what the way
+through the broker costs on this machine, without any decision. `--beside DIR` measures the router of another checkout,
+too.
 """
 
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -37,15 +41,25 @@ MODEL = "m"
 REPORT_S = 0.25
 NUM_GROUPS = 200
 SHARED_TOKENS = 3072
-WARMUP = 200
+WARMUP = 600
 """Requests before anything is measured: all processes are up, and most groups have a home."""
+WARMUP_RATE = 200.0
+BACKLOG_STEP = 64
+"""Requests of a backlog that are sent before the broker must have taken them."""
+
+
+Made = tuple[int, bytes, list[int]]
+"""Group, prompt, and hashes of its blocks."""
 
 
 class Result(msgspec.Struct, frozen=True):
     """CPU of one process, and what it decided."""
 
     side: str
+    rate: float
+    """Requests per second that were sent; 0: as many as it took."""
     requests: int
+    taken_per_s: float
     request_us: float
     """CPU per request beyond what the process uses without requests."""
     broker_us: float
@@ -60,16 +74,46 @@ class Side:
     """One process under measurement, its workers and its broker."""
 
     def __init__(self, name: str, players: "Players", pid: int, broker_pid: int) -> None:
-        self.name = name
+        self._name = name
         self.players = players
         self._pids = (pid, broker_pid)
-        self._since = self._read()
-        self.background_share = 0.0
+        self._background_share = 0.0
+        self.mark()
 
-    def mark(self) -> tuple[float, float, float]:
-        """Return seconds, and seconds of CPU of the process and of its broker, since the last mark."""
-        before, self._since = self._since, self._read()
-        seconds, cpu_s, broker_s = (now - then for now, then in zip(self._since, before, strict=True))
+    def mark(self) -> None:
+        """Begin to measure."""
+        self._since = self._read()
+        self._hits, self._taken = self.players.hits, self.players.taken
+
+    def note_background(self) -> None:
+        """What the process used since the last mark, it uses without requests."""
+        seconds, cpu_s, _ = self._read_since()
+        self._background_share = cpu_s / seconds
+
+    def measure(self, rate: float) -> Result:
+        """Return what was seen since the last mark."""
+        seconds, cpu_s, broker_s = self._read_since()
+        count = self.players.taken - self._taken
+        return Result(
+            side=self._name,
+            rate=rate,
+            requests=count,
+            taken_per_s=count / (self.players.taken_at - self._since[0]),
+            request_us=1e6 * (cpu_s - self._background_share * seconds) / count,
+            broker_us=1e6 * broker_s / count,
+            background_share=self._background_share,
+            cached_part=(self.players.hits - self._hits) / count,
+        )
+
+    def pause(self) -> None:
+        """Let the process do nothing, so that requests pile up."""
+        os.kill(self._pids[0], signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._pids[0], signal.SIGCONT)
+
+    def _read_since(self) -> tuple[float, float, float]:
+        seconds, cpu_s, broker_s = (now - then for now, then in zip(self._read(), self._since, strict=True))
         return seconds, cpu_s, broker_s
 
     def _read(self) -> tuple[float, float, float]:
@@ -88,7 +132,9 @@ class Players:
         self._jobs = codec(GenerateJob)
         self.names = [f"w-{number}" for number in range(options.workers)]
         self.hits = 0
+        self.sent = 0
         self.taken = 0
+        self.taken_at = 0.0
         self._hashes: dict[int, list[int]] = {}
 
     async def join(self) -> None:
@@ -113,7 +159,7 @@ class Players:
 
     async def report(self) -> None:
         """Report every 250 ms, as workers do that step 40 times a second."""
-        steps = [StepSample(0.02 + 2e-5 * (512 * (n % 2)), 512 * (n % 2), 8, 32_000) for n in range(10)]
+        steps = [StepSample(0.002 + 2e-6 * (512 * (n % 2)), 512 * (n % 2), 8, 32_000) for n in range(10)]
         while True:
             for name in self.names:
                 load = WorkerLoad(
@@ -124,14 +170,25 @@ class Players:
                     free_blocks=90_000,
                     num_blocks=100_000,
                     prefill_tokens=0,
-                    step_s=0.02,
+                    step_s=0.002,
                     at=time.time(),
                     steps=steps,
                 )
                 self._bus.publish(self._bus.subjects.load(MODEL, name), encode(load))
             await anyio.sleep(REPORT_S)
 
-    def send(self, ticket: int, group: int, prompt: bytes, hashes: list[int]) -> None:
+    async def flush(self) -> None:
+        """Wait until the broker has all that was sent."""
+        await self._bus.flush()
+
+    async def wait_taken(self) -> None:
+        """Wait until all that was sent came to a worker."""
+        with anyio.fail_after(60):
+            while self.taken < self.sent:  # noqa: ASYNC110 - deliveries are counted
+                await anyio.sleep(0.02)
+
+    def send(self, group: int, prompt: bytes, hashes: list[int]) -> None:
+        ticket, self.sent = self.sent, self.sent + 1
         self._hashes[ticket] = hashes
         job = GenerateJob(
             request_id=f"q-{ticket}",
@@ -151,6 +208,7 @@ class Players:
         if hashes is None:
             return  # delivered again, as this process was slow
         self.taken += 1
+        self.taken_at = time.monotonic()
         worker = self._bus.subjects.parse(delivery.subject).fields[2]
         group = int(job.tenant)
         self.hits += (worker, group) in self._homes
@@ -161,45 +219,74 @@ class Players:
         self._bus.publish(self._bus.subjects.kv(MODEL, worker), encode(KvBatch(worker, 1, seq, [event])))
 
 
-async def drive(sides: list[Side], options: argparse.Namespace) -> list[Result]:
-    """Send the same requests to all sides in turn: whatever slows the machine down slows all alike."""
-    rng = random.Random(1)
-    shared = [pack_u32(rng.choices(range(50_000), k=SHARED_TOKENS)) for _ in range(NUM_GROUPS)]
-    root, ticket = salt_hash(MODEL), 0
+class Prompts:
+    """Made before they are sent, as that takes longer than routing."""
 
-    async def send(count: int) -> None:
-        nonlocal ticket
-        began, first = time.monotonic(), ticket
-        while ticket < first + count:
-            group = rng.randrange(NUM_GROUPS)
-            prompt = shared[group] + pack_u32(rng.choices(range(50_000), k=options.tokens - SHARED_TOKENS))
-            hashes = packed_block_hashes(prompt, options.block_size, root)
-            for number, side in enumerate(sides):
-                wait_s = began + (ticket - first + number / len(sides)) / options.rate - time.monotonic()
-                if wait_s > 0:
-                    await anyio.sleep(wait_s)
-                side.players.send(ticket, group, prompt, hashes)
-            ticket += 1
-        with anyio.fail_after(60):
-            while any(side.players.taken < ticket for side in sides):  # noqa: ASYNC110 - deliveries are counted
-                await anyio.sleep(0.02)
+    def __init__(self, num_tokens: int, block_size: int) -> None:
+        self._rng = random.Random(1)
+        self._block_size = block_size
+        self._own_tokens = num_tokens - SHARED_TOKENS
+        self._shared = [pack_u32(self._rng.choices(range(50_000), k=SHARED_TOKENS)) for _ in range(NUM_GROUPS)]
 
-    await send(WARMUP)
+    async def make_soon(self, count: int) -> list[Made]:
+        """Return so many, made in a thread: workers that do not report meanwhile would count as dead."""
+        return await anyio.to_thread.run_sync(self._make, count)
+
+    def _make(self, count: int) -> list[Made]:
+        root, made = salt_hash(MODEL), []
+        for _ in range(count):
+            group = self._rng.randrange(NUM_GROUPS)
+            prompt = self._shared[group] + pack_u32(self._rng.choices(range(50_000), k=self._own_tokens))
+            made.append((group, prompt, packed_block_hashes(prompt, self._block_size, root)))
+        return made
+
+
+async def drive(sides: list[Side], options: argparse.Namespace) -> AsyncIterator[Result]:
+    """Measure at one rate after another."""
+    prompts = Prompts(options.tokens, options.block_size)
+    await send_all(sides, await prompts.make_soon(WARMUP), WARMUP_RATE)
     for side in sides:
         side.mark()
     await anyio.sleep(options.seconds / 2)
     for side in sides:
-        elapsed_s, cpu_s, _ = side.mark()
-        side.background_share = cpu_s / elapsed_s
-    count = int(options.seconds * options.rate)
-    await send(count)
-    results = []
+        side.note_background()
+    for rate in options.rates:
+        if rate:
+            made = await prompts.make_soon(int(options.seconds * rate))
+            await send_all(sides, made, rate)
+            for side in sides:
+                yield side.measure(rate)
+        else:
+            made = await prompts.make_soon(options.backlog)
+            for side in sides:
+                await send_backlog(side, made)
+                yield side.measure(rate)
+
+
+async def send_all(sides: list[Side], made: list[Made], rate: float) -> None:
+    """Send the same requests to all sides in turn: whatever slows the machine down slows all alike."""
+    began = time.monotonic()
     for side in sides:
-        elapsed_s, cpu_s, broker_s = side.mark()
-        request_us = 1e6 * (cpu_s - side.background_share * elapsed_s) / count
-        broker_us, cached_part = 1e6 * broker_s / count, side.players.hits / ticket
-        results.append(Result(side.name, count, request_us, broker_us, side.background_share, cached_part))
-    return results
+        side.mark()
+    for number, one in enumerate(made):
+        for place, side in enumerate(sides):
+            await anyio.sleep(max(0.0, began + (number + place / len(sides)) / rate - time.monotonic()))
+            side.players.send(*one)
+    for side in sides:
+        await side.players.wait_taken()
+
+
+async def send_backlog(side: Side, made: list[Made]) -> None:
+    """Let requests pile up in the broker, and then the process take them."""
+    side.pause()
+    for number, one in enumerate(made):
+        side.players.send(*one)
+        if number % BACKLOG_STEP == 0:
+            await side.players.flush()
+    await side.players.flush()
+    side.mark()
+    side.resume()
+    await side.players.wait_taken()
 
 
 async def forward(url: str) -> None:
@@ -248,10 +335,12 @@ async def started_side(name: str, options: argparse.Namespace) -> AsyncIterator[
         tasks.cancel_scope.cancel()
 
 
-async def run(options: argparse.Namespace) -> list[Result]:
+async def run(options: argparse.Namespace) -> None:
     names = ["router", *(["other"] if options.beside else []), *([] if options.only_router else ["forwarder"])]
     async with AsyncExitStack() as stack:
-        return await drive([await stack.enter_async_context(started_side(name, options)) for name in names], options)
+        sides = [await stack.enter_async_context(started_side(name, options)) for name in names]
+        async for result in drive(sides, options):
+            print(msgspec.json.encode(result).decode(), flush=True)
 
 
 def main() -> None:
@@ -259,8 +348,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--block-size", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=200.0, help="requests per second, for each process")
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[200.0, 1000.0, 0.0], help="requests per second, for each process"
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="at each rate")
+    parser.add_argument("--backlog", type=int, default=6000, help="requests at rate 0")
     parser.add_argument("--only-router", action="store_true", help="leave the forwarder out")
     parser.add_argument("--beside", type=Path, metavar="DIR", help="measure the router of another checkout, too")
     parser.add_argument("--forward", metavar="URL", help=argparse.SUPPRESS)
@@ -268,8 +360,7 @@ def main() -> None:
     if options.forward:
         anyio.run(forward, options.forward, backend_options={"use_uvloop": True})
         return
-    for result in anyio.run(run, options, backend_options={"use_uvloop": True}):
-        print(msgspec.json.encode(result).decode())
+    anyio.run(run, options, backend_options={"use_uvloop": True})
 
 
 if __name__ == "__main__":

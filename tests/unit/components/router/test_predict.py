@@ -36,6 +36,30 @@ def test_a_worker_that_left_is_forgotten() -> None:
     assert predictions.match(CHAIN, 6.0) == {"w-1": 64}
 
 
+def test_of_chains_that_nobody_is_expected_to_hold_nothing_is_left() -> None:
+    predictions = Predictions(10.0)
+    fork = array("Q", [*CHAIN[:20], 5, 6])
+    predictions.add("w-0", CHAIN, 0.0)
+    predictions.add("w-1", fork, 0.0)
+    predictions.remove_worker("w-0")
+    assert predictions.match(CHAIN, 0.0) == {"w-1": 20}
+    predictions.add("w-2", CHAIN, 0.0)
+    assert predictions.match(CHAIN, 0.0) == {"w-1": 20, "w-2": 64}
+    predictions.remove_worker("w-1")
+    predictions.remove_worker("w-2")
+    assert len(predictions) == 0
+    assert predictions.match(fork, 0.0) == {}
+
+
+def test_a_chain_of_equal_hashes_does_no_harm() -> None:
+    """Gateways and other routers say what the hashes are."""
+    predictions = Predictions(10.0)
+    for length in (3, 5, 1):
+        predictions.add("w-0", array("Q", [7] * length), 0.0)
+    assert len(predictions) < 10
+    assert predictions.match(array("Q", [7] * 4), 0.0)["w-0"] >= 1
+
+
 def test_memory_is_bounded() -> None:
     predictions = Predictions(10.0, max_hashes=1000)
     for number in range(500):
