@@ -4,7 +4,7 @@ Where several speak of the same thing, the first of these counts: `busway` in th
 fields of vLLM. None of it changes what is generated. `frontend/README.md` has the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -93,10 +93,10 @@ _HEADERS |= {b"x-dynamo-request-priority": "priority", b"x-dynamo-session-id": "
 _TTL_S = {"5m": 300.0, "1h": 3600.0}
 
 
-def read_headers(headers: Sequence[tuple[bytes, bytes]]) -> BuswayHints:
+def read_headers(headers: Mapping[bytes, bytes]) -> BuswayHints:
     """Return what headers say; raise `InvalidRequest` that names the header. `x-busway-*` go before `x-dynamo-*`."""
     said: dict[str, str] = {}
-    for name, value in headers:
+    for name, value in headers.items():
         field = _HEADERS.get(name)
         if field is not None and (field not in said or name.startswith(_PREFIX)):
             said[field] = value.decode("latin-1")

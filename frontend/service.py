@@ -32,7 +32,7 @@ from frontend.books import Books
 from frontend.dispatch import Dispatcher
 from frontend.doors.anthropic import Anthropic
 from frontend.doors.batches import BatchDoor
-from frontend.doors.connection import HttpLimits, StreamingProtocol
+from frontend.doors.connection import Connection, HttpLimits
 from frontend.doors.docs import Docs
 from frontend.doors.embeddings import Embeddings
 from frontend.doors.explain import Explain
@@ -57,8 +57,6 @@ LATECOMERS_S = 0.25
 GRACE_S = 30
 """Time that responses have to end after the first signal."""
 USAGE_GRACE_S = 2.0
-KEEP_ALIVE_S = 75
-"""Longer than proxies (60 s) and clients keep an idle connection: they close it, not we under their request."""
 
 log = structlog.get_logger()
 
@@ -165,24 +163,22 @@ class Frontend:
         intake.dispatcher.is_draining = True
         server.should_exit = True
 
-    def _server_config(self, app: HttpDoor) -> uvicorn.Config:
+    def _server_config(self, door: HttpDoor) -> uvicorn.Config:
         limits = HttpLimits(
             header_bytes=self._config.max_header_bytes,
             slow_client_bytes=self._config.slow_client_bytes,
             connections=self._config.max_connections,
         )
         return uvicorn.Config(
-            cast("Any", app),
-            http=cast("Any", functools.partial(StreamingProtocol, limits=limits)),
+            cast("Any", door.answer),  # uvicorn asks for one; who calls it is the protocol
+            http=cast("Any", functools.partial(Connection, limits=limits, handle=door.answer)),
             ws="none",
             lifespan="off",
             log_config=None,
             log_level="error",
             access_log=False,
             proxy_headers=False,
-            server_header=False,
             backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
             ssl_certfile=self._config.tls_cert or None,
             ssl_keyfile=self._config.tls_key or None,

@@ -1,7 +1,7 @@
 """I/O. The keys that a frontend knows: from a file, or from the bucket KEYS, where a change takes effect at once."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -104,13 +104,7 @@ def read_key_file(path: Path) -> dict[str, ApiKey]:
         ) from error
 
 
-def key_of(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Return the key that a request carries, empty when it carries none."""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, key = value.partition(b" ")
-            if scheme.lower() == b"bearer":
-                return key.strip()
-        elif name == b"x-api-key":
-            return value.strip()
-    return b""
+def key_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the key that a request carries, empty when it carries none; headers are by lower-case name."""
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    return (key if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")).strip()

@@ -65,7 +65,7 @@ class BatchDoor:
 
     async def list(self, call: Call) -> Reply:
         """List batches, the newest first."""
-        page = read_page(read_query(call.scope["query_string"]), default=_DEFAULT_PAGE, most=MAX_PAGE)
+        page = read_page(read_query(call.exchange.query), default=_DEFAULT_PAGE, most=MAX_PAGE)
         found = await self._batches.listed(caller.get().tenant)
         return Reply(listing(cut([(batch, show_batch(batch, stored)) for batch, stored in found], page)))
 

@@ -3,16 +3,13 @@
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 
-from frontend.doors.connection import EXTENSION, Exchange
+from frontend.doors.exchange import Exchange
 from frontend.errors import BodyTooLarge, UnsupportedMediaType
 
-Scope = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[Any], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 T = TypeVar("T")
 
@@ -27,16 +24,11 @@ _MAX_IGNORED = 1000
 class Call(NamedTuple):
     """One HTTP request."""
 
-    scope: Scope
-    receive: Receive
-    send: Send
+    exchange: Exchange
     request_id: str
     """Ours: 128 random bits."""
-    exchange: Exchange
     arrived_at: float
     """On the clock of `time.monotonic`."""
-    headers: Mapping[bytes, bytes]
-    """By lower-case name; the first of those with the same name."""
     params: Mapping[str, str] = {}
     """The varying segments of the path, by name."""
 
@@ -46,14 +38,9 @@ class Call(NamedTuple):
         given = self.find_header(b"x-request-id")
         return given if _REQUEST_ID.match(given) else self.request_id.encode()
 
-    @property
-    def is_anthropic(self) -> bool:
-        """Whether a client of Anthropic's API asks: all of them say which version of it they mean."""
-        return bool(self.find_header(b"anthropic-version"))
-
     def find_header(self, name: bytes) -> bytes:
         """Return the first value of a header, empty when it is not there."""
-        return self.headers.get(name, b"")
+        return self.exchange.headers.get(name, b"")
 
     async def read_json(self, limit_bytes: int) -> bytes:
         """Read the body.
@@ -74,16 +61,14 @@ class Call(NamedTuple):
         length = self.find_header(b"content-length")
         if length.isdigit() and int(length) > limit_bytes:
             raise BodyTooLarge(f"The body has {int(length)} bytes; at most {limit_bytes} are taken.")
-        body: bytes = b""
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                return body
-            body += bytes(message["body"])
-            if len(body) > limit_bytes:
+        pieces: list[bytes] = []
+        num_bytes = 0
+        while data := await self.exchange.receive():
+            num_bytes += len(data)
+            if num_bytes > limit_bytes:
                 raise BodyTooLarge(f"The body has more than the {limit_bytes} bytes that are taken.")
-            if not message["more_body"]:
-                return body
+            pieces.append(data)
+        return b"".join(pieces)
 
 
 class Reply(NamedTuple):
@@ -92,14 +77,6 @@ class Reply(NamedTuple):
     body: bytes
     status: int = 200
     headers: Headers = JSON
-
-
-def make_call(scope: Scope, receive: Receive, send: Send, request_id: str) -> Call:
-    """Bundle what ASGI gives with the connection that our protocol puts into the scope."""
-    headers = dict(reversed(scope["headers"]))
-    # Taken out: it leads back to the scope, and such circles are left to the garbage collector.
-    exchange = scope["extensions"].pop(EXTENSION)
-    return Call(scope, receive, send, request_id, exchange, time.monotonic(), headers)
 
 
 def processing_header(arrived_at: float) -> tuple[bytes, bytes]:

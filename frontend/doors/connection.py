@@ -1,107 +1,33 @@
-"""I/O. The seam with uvicorn: its HTTP protocol, with a short cut from a request to the connection's transport.
+"""I/O. One connection of a client: HTTP/1.1 as httptools reads it, within bounds on what a client sends.
 
-A token must not cost a task, a queue or an ASGI `send`; so a stream writes to the transport itself, and tells uvicorn
-when the response is complete. What this relies on in uvicorn 0.54 (pinned in pyproject.toml) is held by
-`tests/integration/frontend/test_connection.py`: `_start_asgi_task`, the cycle's `response_started`,
-`response_complete`, `chunked_encoding`, `default_headers`, `keep_alive`, `message_event` and `on_response`.
+uvicorn's server makes one for each connection that it takes, asks it to `shutdown`, and waits for those that are in
+`connections` and `tasks` of its state; what that relies on is held by `tests/integration/frontend/test_connection.py`.
+Its own protocol would cost a request three times as much: an ASGI scope, events, a task's wrappers, a timer each time.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import urllib.parse
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, cast
 
+import httptools
 import msgspec
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
 from bus.errors import BuswayError
 from frontend.anthropic.errors import anthropic_envelope, to_anthropic
+from frontend.doors.exchange import STATUS_LINES, Exchange
 from frontend.errors import BadHttp, ClientTooSlow, HeadersTooLarge, TooManyConnections, answer_for, envelope
 
-EXTENSION = "busway.exchange"
+Handle = Callable[[Exchange], Coroutine[Any, Any, None]]
+"""Answers one request."""
+
+BODY_AHEAD_BYTES = 64 * 2**10
+"""What may wait of a body that its handler does not take; then nothing more is read."""
 _ANTHROPIC_PATH = b"/v1/messages"
-
-
-class Exchange:
-    """One request and its response, with direct access to the connection below."""
-
-    __slots__ = ("_cycle", "_limit_bytes", "_protocol", "_transport", "is_chunked", "late_headers", "on_lost")
-
-    def __init__(self, protocol: "StreamingProtocol", cycle: RequestResponseCycle, limit_bytes: int) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self._transport = cycle.transport
-        self._limit_bytes = limit_bytes
-        self.is_chunked = cycle.scope["http_version"] == "1.1"
-        self.on_lost: Callable[[], None] | None = None
-        """Called at most once, when the client is gone before the response is complete."""
-        self.late_headers: Callable[[], Iterable[tuple[bytes, bytes]]] | None = None
-        """Asked for headers of any response, stream or not, when it begins."""
-
-    @property
-    def is_lost(self) -> bool:
-        """The client is gone."""
-        return self._cycle.disconnected or self._transport.is_closing()
-
-    @property
-    def is_finished(self) -> bool:
-        """The response is complete."""
-        return self._cycle.response_complete
-
-    def begin(self, status: int, headers: bytes) -> bytes:
-        """Begin a response of unknown length and return its head, to be written; `headers` are whole lines."""
-        if self.is_chunked:
-            headers += b"transfer-encoding: chunked\r\n"
-        else:
-            self._cycle.keep_alive = False
-        return self._head(status, headers)
-
-    def respond(self, status: int, headers: bytes, body: bytes) -> None:
-        """Write a whole response at once."""
-        head = self._head(status, b"%bcontent-length: %d\r\n" % (headers, len(body)))
-        self._transport.write(head if self._cycle.scope["method"] == "HEAD" else head + body)
-        self.finish()
-
-    def _head(self, status: int, headers: bytes) -> bytes:
-        cycle = self._cycle
-        cycle.response_started = True
-        cycle.chunked_encoding = self.is_chunked
-        cycle.waiting_for_100_continue = False
-        lines = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
-        if self.late_headers is not None:
-            lines += b"".join(b"%b: %b\r\n" % header for header in self.late_headers())
-        if not cycle.keep_alive:
-            lines += b"connection: close\r\n"
-        return b"%b%b%b\r\n" % (STATUS_LINE[status], headers, lines)
-
-    def write(self, data: bytes) -> None:
-        """Write bytes of the response as they go over the wire; a client that does not read is cut off."""
-        self._transport.write(data)
-        if self._protocol.is_write_paused and self._transport.get_write_buffer_size() > self._limit_bytes:
-            self.abort()
-
-    def finish(self) -> None:
-        """Say that the response is complete: the connection may serve its next request."""
-        cycle = self._cycle
-        if cycle.response_complete or self.is_lost:
-            return
-        self.on_lost = None
-        cycle.response_complete = True
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self._transport.close()
-        cycle.on_response()
-
-    def abort(self) -> None:
-        """Cut the connection, unsent bytes included; `on_lost` follows."""
-        self._transport.abort()
-        self.lose()
-
-    def lose(self) -> None:
-        """Tell the owner of the response that the client is gone."""
-        lost, self.on_lost = self.on_lost, None
-        if lost is not None:
-            lost()
 
 
 class HttpLimits(msgspec.Struct, frozen=True):
@@ -119,17 +45,44 @@ class HttpLimits(msgspec.Struct, frozen=True):
     request_s: float = 30.0
     """Time for a request to arrive; a larger body goes on as long as `progress_bytes` come in each such time."""
     progress_bytes: int = 2**20
+    idle_s: float = 75.0
+    """Longer than proxies (60 s) and clients keep an idle connection: they close it, not we under their request."""
 
 
-class StreamingProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds on what a client sends, JSON errors, and an `Exchange` in every scope."""
+class Connection(asyncio.Protocol):
+    """Reads requests and has them handled, one after the other; what is no request is answered here."""
 
-    def __init__(self, *args: Any, limits: HttpLimits, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.url = b""
-        self.is_write_paused = False
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: HttpLimits,
+        handle: Handle,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connections = cast("set[Connection]", server_state.connections)
+        self._tasks = server_state.tasks
         self._limits = limits
-        self._exchange: Exchange | None = None
+        self._handle = handle
+        self._parser: Any = httptools.HttpRequestParser(self)
+        # Who says that it closes after this request may still send bytes: they are nobody's.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects_continue = False
+        self._arriving: Exchange | None = None
+        """The request of which the head came last."""
+        self._running: Exchange | None = None
+        """The request that is being answered."""
+        self._pipeline: deque[Exchange] = deque()
+        """Requests that came meanwhile."""
+        self.is_write_paused = False
+        self._is_read_paused = False
         self._num_header_bytes = 0
         self._is_in_headers = True
         self._refusal: BuswayError | None = None
@@ -137,28 +90,49 @@ class StreamingProtocol(HttpToolsProtocol):
         self._is_arriving = False
         self._is_head_timed = False
         self._num_arrived = 0
+        self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    # What the event loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast("asyncio.Transport", transport))
-        if len(self.connections) > self._limits.connections:
+        """Begin."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._connections.add(self)
+        if len(self._connections) > self._limits.connections:
             self._refuse(TooManyConnections(f"{self._limits.connections} connections are open here.", delay_s=1.0))
             return
         self._arm_arrival_timer(self._limits.request_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._connections.discard(self)
         self._disarm_arrival_timer()
-        super().connection_lost(exc)
-        if self._exchange is not None:
-            self._exchange.lose()
-            self._exchange = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        running, self._running = self._running, None
+        self._arriving = self._parser = None
+        self._pipeline.clear()
+        if running is not None:
+            running.lose()
+
+    def eof_received(self) -> None:
+        """Close: who sends no more takes no answer either."""
 
     def data_received(self, data: bytes) -> None:
+        """Read what came."""
         if self._refusal is not None:
             return
         self._num_arrived += len(data)
         if self._is_in_headers:
             self._num_header_bytes += len(data)
-        super().data_received(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # to nothing that is known here: it is answered as it is
+        except httptools.HttpParserError:
+            self._refuse(BadHttp("Invalid HTTP request received."))
+            return
         if self._is_arriving and self._is_in_headers and not self._is_head_timed:
             self._is_head_timed = True
             self._disarm_arrival_timer()
@@ -169,11 +143,38 @@ class StreamingProtocol(HttpToolsProtocol):
         if self._is_in_headers and self._num_header_bytes > self._limits.header_bytes:
             self._refuse(self._too_many_headers())
 
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self.is_write_paused = True
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self.is_write_paused = False
+        if self._running is not None:
+            self._running.wake()
+
+    # What the parser tells
+
     def on_message_begin(self) -> None:
+        """A request begins."""
         self._is_arriving = True
-        super().on_message_begin()
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request line came."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header came."""
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """Have the request handled, its body follows; in its turn if another one is not answered yet."""
         self._is_in_headers = False
         if self._is_head_timed:
             self._is_head_timed = False
@@ -181,64 +182,132 @@ class StreamingProtocol(HttpToolsProtocol):
         # What arrived may hold a part of the body too: it is counted exactly only where it could be too much.
         is_long = self._num_header_bytes > self._limits.header_bytes
         self._num_header_bytes = 0
-        if len(self.headers) > self._limits.num_headers or (
+        if len(self._headers) > self._limits.num_headers or (
             is_long and self._header_size() > self._limits.header_bytes
         ):
             self._refuse(self._too_many_headers())
             raise self._too_many_headers()
-        super().on_headers_complete()
+        parser = self._parser
+        path, query = _split(self._url)
+        exchange = Exchange(
+            self,
+            method=parser.get_method().decode("ascii"),
+            path=path,
+            query=query,
+            headers=dict(reversed(self._headers)),
+            limit_bytes=self._limits.slow_client_bytes,
+        )
+        exchange.expects_continue = self._expects_continue
+        exchange.is_chunked = parser.get_http_version() == "1.1"
+        exchange.keeps_alive = exchange.is_chunked and parser.should_keep_alive()
+        self._arriving = exchange
+        if self._running is None:
+            self._start(exchange)
+        else:
+            self._pause_reading()
+            self._pipeline.append(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body came."""
+        if self._arriving is not None and self._arriving.feed(body) > BODY_AHEAD_BYTES:
+            self._pause_reading()
 
     def on_message_complete(self) -> None:
+        """The request is whole."""
         self._is_arriving = False
         self._disarm_arrival_timer()
         self._is_in_headers = True
-        super().on_message_complete()
+        if self._arriving is not None:
+            self._arriving.complete()
+            self._arriving = None
+        if self._running is None:
+            self._rest()  # the answer was there before the end of the body
 
-    def pause_writing(self) -> None:
-        self.is_write_paused = True
-        super().pause_writing()
+    # Requests, one after the other
 
-    def resume_writing(self) -> None:
-        self.is_write_paused = False
-        super().resume_writing()
+    def _start(self, exchange: Exchange) -> None:
+        self._running = exchange
+        task = self._loop.create_task(self._handle(exchange))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._handled, exchange))
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, as uvicorn asks for it, in the envelope that all errors have."""
-        self._refuse(BadHttp(msg))
+    def _handled(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not exchange.is_finished:
+            # A response that is cut short is all that can be told.
+            self.transport.abort()
 
-    def timeout_keep_alive_handler(self) -> None:
+    def response_ended(self) -> None:
+        """Serve the next request, or wait for one."""
+        self._running = None
+        if self.transport.is_closing():
+            return
+        self.resume_reading()
+        if self._pipeline:
+            self._start(self._pipeline.popleft())
+        else:
+            self._rest()
+
+    def shutdown(self) -> None:
+        """Take no more requests; the server asks for it when it ends."""
+        if self._running is None:
+            self.transport.close()
+        else:
+            self._running.keeps_alive = False
+
+    def _rest(self) -> None:
+        """Nothing is to be done. One timer does for many such times: it looks when the last one began."""
+        self._idle_since = self._loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(self._limits.idle_s, self._look_idle)
+
+    def _look_idle(self) -> None:
         """Close an idle connection; one whose client has not even read its last answer is cut."""
-        if self.transport.get_write_buffer_size():
+        self._idle_timer = None
+        if self._running is not None or self._is_arriving:
+            return
+        left_s = self._idle_since + self._limits.idle_s - self._loop.time()
+        if left_s > 0:
+            self._idle_timer = self._loop.call_later(left_s, self._look_idle)
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._exchange = Exchange(self, cycle, self._limits.slow_client_bytes)
-        cast("dict[str, Any]", cycle.scope)["extensions"] = {EXTENSION: self._exchange}
-        super()._start_asgi_task(cycle, app)
+    def resume_reading(self) -> None:
+        """Read on, if much of a body that nobody took stopped that."""
+        if self._is_read_paused:
+            self._is_read_paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._is_read_paused:
+            self._is_read_paused = True
+            self.transport.pause_reading()
+
+    # What is refused
 
     def _refuse(self, error: BuswayError) -> None:
         """Answer outside of any request and close; inside a response that has begun only closing is left."""
         if self._refusal is not None:
             return
         self._refusal = error
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        if self._running is not None and self._running.has_begun:
             self.transport.abort()
             return
         answer = answer_for(error)
-        if self.url.startswith(_ANTHROPIC_PATH):
+        if self._url.startswith(_ANTHROPIC_PATH):
             answer = to_anthropic(answer)
             body = anthropic_envelope(answer.error, "")
         else:
             body = envelope(answer.error)
         head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n"
         retry = b"" if answer.retry_after_s is None else b"retry-after: %d\r\n" % answer.retry_after_s
-        self.transport.write(head % (STATUS_LINE[answer.status], len(body), retry) + body)
+        self.transport.write(head % (STATUS_LINES[answer.status], len(body), retry) + body)
         self.transport.close()
 
     def _header_size(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
 
     def _too_many_headers(self) -> BuswayError:
         limits = self._limits
@@ -248,7 +317,7 @@ class StreamingProtocol(HttpToolsProtocol):
 
     def _arm_arrival_timer(self, wait_s: float) -> None:
         self._num_arrived = 0
-        self._arrival_timer = self.loop.call_later(wait_s, self._give_up_waiting, wait_s)
+        self._arrival_timer = self._loop.call_later(wait_s, self._give_up_waiting, wait_s)
 
     def _disarm_arrival_timer(self) -> None:
         if self._arrival_timer is not None:
@@ -261,3 +330,14 @@ class StreamingProtocol(HttpToolsProtocol):
             self._arm_arrival_timer(waited_s)
             return
         self._refuse(ClientTooSlow(f"The request did not arrive within {waited_s:g} s."))
+
+
+def _split(url: bytes) -> tuple[str, bytes]:
+    """Return the decoded path and the query of a request line; raise what the parser takes for no HTTP."""
+    if url.startswith(b"/"):
+        raw, _, query = url.partition(b"?")
+    else:
+        parsed = httptools.parse_url(url)
+        raw, query = parsed.path or b"/", parsed.query or b""
+    path = raw.decode("ascii")
+    return urllib.parse.unquote(path) if "%" in path else path, query

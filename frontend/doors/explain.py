@@ -44,7 +44,7 @@ class Explain:
         else:
             body, ignored = await self._intake.decode(completion_body, data)
         model = self._intake.find_model(body.model)
-        hints = read_headers(call.scope["headers"])
+        hints = read_headers(call.exchange.headers)
         generation = (await self._intake.prepare(len(data), body, model, hints=hints)).generations[0]
         destination = await self._ask_router(generation)
         sizes = self._fleet.block_sizes(generation.model_slug)

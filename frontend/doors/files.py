@@ -4,7 +4,7 @@ import msgspec
 
 from bus.errors import BuswayError, InvalidRequest
 from frontend.auth.identity import caller
-from frontend.doors.call import Call, Reply
+from frontend.doors.call import Call, Reply, header_lines
 from frontend.doors.routes import Doc, Route
 from frontend.errors import BodyTooLarge
 from frontend.files import MAX_FILE_BYTES, Files
@@ -43,18 +43,14 @@ class FileDoor:
         writer = self._files.begin(caller.get().tenant)
         try:
             num_bytes = 0
-            while True:
-                message = await call.receive()
-                if message["type"] == "http.disconnect":
-                    await writer.abandon()
-                    return None
-                data = bytes(message["body"])
+            while data := await call.exchange.receive():
                 num_bytes += len(data)
                 if num_bytes > MAX_FILE_BYTES + _FORM_BYTES:
                     raise BodyTooLarge(f"The body has more than the {MAX_FILE_BYTES} bytes that are taken.")
                 await writer.write(form.feed(data))
-                if not message["more_body"]:
-                    break
+            if call.exchange.is_lost:
+                await writer.abandon()
+                return None
             filename = _check(form)
             stored = await writer.finish(filename, form.fields["purpose"])
         except BuswayError:
@@ -64,7 +60,7 @@ class FileDoor:
 
     async def list(self, call: Call) -> Reply:
         """List files, the newest first."""
-        query = read_query(call.scope["query_string"])
+        query = read_query(call.exchange.query)
         page, purpose = read_page(query, default=MAX_PAGE, most=MAX_PAGE), query.get("purpose", "")
         found = await self._files.listed(caller.get().tenant)
         shown = [(file, show_file(file, stored)) for file, stored in found if purpose in ("", stored.purpose)]
@@ -85,21 +81,22 @@ class FileDoor:
         """Send the content of a file, no faster than the client reads."""
         tenant, file = caller.get().tenant, call.params["file"]
         stored = await self._files.find(tenant, file)
-        headers = [
+        headers = (
             (b"content-type", b"application/octet-stream"),
-            (b"content-length", str(stored.num_bytes).encode()),
+            (b"content-length", b"%d" % stored.num_bytes),
             (b"content-disposition", b'attachment; filename="%b.jsonl"' % file.encode()),
             (b"x-request-id", call.shown_id),
-        ]
-        await call.send({"type": "http.response.start", "status": 200, "headers": headers})
+        )
+        exchange = call.exchange
+        await exchange.send(exchange.head(200, header_lines(headers)))
         try:
-            if call.scope["method"] != "HEAD":
+            if exchange.method != "HEAD":
                 async for piece in self._files.read(tenant, file, stored):
-                    await call.send({"type": "http.response.body", "body": piece, "more_body": True})
-            await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await exchange.send(piece)
+            exchange.finish()
         except BuswayError:
             # The head is out: a body that is cut short is all that says so.
-            call.exchange.abort()
+            exchange.abort()
         return None
 
 

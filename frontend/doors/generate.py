@@ -65,7 +65,7 @@ class Generate:
     ) -> Plan:
         """Say what a body of that size asks for; raise what the client is to be told."""
         model = self._intake.find_model(body.model)
-        hints = read_headers(call.scope["headers"])
+        hints = read_headers(call.exchange.headers)
         return await self._intake.prepare(num_bytes, body, model, hints=hints, lowers_bound=lowers_bound)
 
     async def respond(

@@ -1,4 +1,4 @@
-"""I/O. The HTTP door: an ASGI application over a table of routes."""
+"""I/O. The HTTP door: requests answered by a table of routes."""
 
 import math
 import time
@@ -14,7 +14,8 @@ from frontend.anthropic.errors import anthropic_envelope, to_anthropic
 from frontend.auth.cors import Cors
 from frontend.auth.identity import caller
 from frontend.auth.keys import Keys, key_of
-from frontend.doors.call import JSON, Call, Receive, Reply, Scope, Send, header_lines, make_call, processing_header
+from frontend.doors.call import JSON, Call, Reply, header_lines, processing_header
+from frontend.doors.exchange import Exchange
 from frontend.doors.ids import make_ids
 from frontend.doors.routes import Family, Route, Router
 from frontend.errors import BodyTooLarge, MethodNotAllowed, answer_for, envelope
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 
 
 class HttpDoor:
-    """The application."""
+    """Answers requests."""
 
     def __init__(
         self,
@@ -44,16 +45,16 @@ class HttpDoor:
         self._cors = Cors(origins)
         self._ids = make_ids()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, exchange: Exchange) -> None:
         """Answer one request. Raises nothing: what fails is an answer too."""
-        call = make_call(scope, receive, send, next(self._ids))
+        call = Call(exchange, next(self._ids), time.monotonic())
         endpoint, status = "other", CLIENT_GONE
         try:
             if self._cors.is_on:
                 self._allow_origin(call)
-            reply = self._preflight(call) if scope["method"] == "OPTIONS" else None
+            reply = self._preflight(call) if exchange.method == "OPTIONS" else None
             if reply is None:
-                route, params = self._router.find(scope["path"], scope["method"])
+                route, params = self._router.find(exchange.path, exchange.method)
                 endpoint = route.pattern
                 if params:
                     call = call._replace(params=params)
@@ -61,29 +62,28 @@ class HttpDoor:
                     self._identify(call, self._keys)
                 reply = await route.handler(call)
         except Exception as error:
-            family = "anthropic" if call.is_anthropic else self._router.family_of(scope["path"])
-            reply = _error_reply(call, error, family)
+            reply = _error_reply(call, error, self._router.family_of(exchange.path))
             if reply.status == 500:
                 log.error("request.crashed", request_id=call.request_id, endpoint=endpoint, exc_info=error)
-            if not call.exchange.is_lost:
+            if not exchange.is_lost:
                 status = reply.status
                 if isinstance(error, BodyTooLarge):
                     await _send_and_linger(call, reply)
                 else:
                     _send(call, reply)
         else:
-            if call.exchange.is_finished:
+            if exchange.is_finished:
                 status = 200
-            elif reply is not None and not call.exchange.is_lost:
+            elif reply is not None and not exchange.is_lost:
                 status = reply.status
                 _send(call, reply)
         _count(endpoint, status).inc()
 
     def _identify(self, call: Call, keys: Keys) -> None:
         """Make the caller known to this task; raise `InvalidKey`, `RateLimited`."""
-        if call.scope["path"] in self._open_paths:
+        if call.exchange.path in self._open_paths:
             return
-        identity = keys.identify(key_of(call.scope["headers"]))
+        identity = keys.identify(key_of(call.exchange.headers))
         caller.set(identity)
         if identity.account is not None:
             account, given = identity.account, call.exchange.late_headers
@@ -94,7 +94,7 @@ class HttpDoor:
 
     def _preflight(self, call: Call) -> Reply | None:
         """Answer OPTIONS: what methods a path has, and whether a web page may use them."""
-        allow = self._router.methods_of(call.scope["path"])
+        allow = self._router.methods_of(call.exchange.path)
         if not allow:
             return None
         origin = call.find_header(b"origin")
@@ -131,19 +131,19 @@ def _error_reply(call: Call, error: Exception, family: Family) -> Reply:
 
 
 def _send(call: Call, reply: Reply) -> None:
-    lines = header_lines((*reply.headers, (b"x-request-id", call.shown_id), processing_header(call.arrived_at)))
-    call.exchange.respond(reply.status, lines, reply.body)
+    call.exchange.respond(reply.status, _lines(call, reply), reply.body)
+
+
+def _lines(call: Call, reply: Reply) -> bytes:
+    return header_lines((*reply.headers, (b"x-request-id", call.shown_id), processing_header(call.arrived_at)))
 
 
 async def _send_and_linger(call: Call, reply: Reply) -> None:
     """Send the reply, and read for a while what the client still sends before the connection closes."""
-    length = (b"content-length", str(len(reply.body)).encode())
-    late = call.exchange.late_headers
-    headers = [*reply.headers, length, (b"connection", b"close"), (b"x-request-id", call.shown_id)]
-    headers += late() if late is not None else ()
-    await call.send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await call.send({"type": "http.response.body", "body": reply.body, "more_body": True})
+    exchange = call.exchange
+    exchange.keeps_alive = False
+    exchange.write_whole(reply.status, _lines(call, reply), reply.body)
     with anyio.move_on_after(LINGER_S):
-        while (message := await call.receive())["type"] == "http.request" and message["more_body"]:
+        while await exchange.receive():
             pass
-    await call.send({"type": "http.response.body", "body": b"", "more_body": False})
+    exchange.finish()

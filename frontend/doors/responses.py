@@ -17,7 +17,6 @@ from frontend.doors.generate import EVENT_LINES, Generate
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import EventSink
 from frontend.intake import Intake
-from frontend.openai.body import renamed
 from frontend.pages import read_page, read_query
 from frontend.plan import Plan
 from frontend.responses.answers import Deleted, InputTokens, ResponseShown, Terms, new_response, response_id
@@ -32,12 +31,7 @@ from frontend.responses.tools import Offered, read_tools
 from frontend.responses.works import Works
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_PARAMS = {
-    "messages": "input",
-    "response_format.json_schema": "text.format",
-    "response_format": "text.format",
-    "max_tokens": "max_output_tokens",
-}
+_PARAMS = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
 """Names of this API for those of chat completions, where errors name them."""
 
 
@@ -133,7 +127,8 @@ class Responses:
                     raise
                 items = shorter
             except InvalidRequest as error:
-                raise renamed(error, _PARAMS) from error
+                error.param = _PARAMS.get(error.param or "", error.param)
+                raise
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""
@@ -149,7 +144,7 @@ class Responses:
         `starting_after`; of any other one the last event alone.
         """
         found = await self._conversations.find(caller.get().tenant, call.params["response"])
-        query = read_query(call.scope["query_string"])
+        query = read_query(call.exchange.query)
         if query.get("stream") != "true":
             return Reply(found.stored.response)
         after = query.get("starting_after", "-1")
@@ -198,7 +193,7 @@ class Responses:
 
     async def list_input(self, call: Call) -> Reply:
         """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""
-        page = read_page(read_query(call.scope["query_string"]), default=DEFAULT_LIMIT, most=MAX_LIMIT)
+        page = read_page(read_query(call.exchange.query), default=DEFAULT_LIMIT, most=MAX_LIMIT)
         response = call.params["response"]
         found = await self._conversations.find(caller.get().tenant, response)
         items = msgspec.json.decode(found.stored.input, type=list[msgspec.Raw])

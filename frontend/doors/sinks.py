@@ -5,7 +5,7 @@ import asyncio
 from bus.errors import BusUnavailable, BuswayError
 from bus.protocol import Bus
 from frontend.doors.call import header_lines, processing_header
-from frontend.doors.connection import Exchange
+from frontend.doors.exchange import Exchange
 
 _COMMENT = b": keep-alive\n\n"
 

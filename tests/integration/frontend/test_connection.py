@@ -1,9 +1,9 @@
-"""The seam with uvicorn: what `frontend.doors.connection` relies on, and what it promises."""
+"""Connections and exchanges: what they rely on in uvicorn's server, and what they promise."""
 
 import asyncio
 import inspect
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from importlib.metadata import version
@@ -14,9 +14,9 @@ import anyio.lowlevel
 import msgspec
 import pytest
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from frontend.doors.connection import EXTENSION, Exchange, HttpLimits, StreamingProtocol
+from frontend.doors.connection import Connection, Handle, HttpLimits
+from frontend.doors.exchange import Exchange
 from frontend.doors.server import Server, listen
 
 pytestmark = pytest.mark.anyio
@@ -26,22 +26,19 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @asynccontextmanager
-async def serving(handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits = LIMITS) -> AsyncIterator[int]:
+async def serving(handle: Handle, limits: HttpLimits = LIMITS) -> AsyncIterator[int]:
     """Serve with our protocol; yield the port."""
-    async with running(handler, limits) as (_, listener):
+    async with running(handle, limits) as (_, listener):
         yield listener.getsockname()[1]
 
 
 @asynccontextmanager
-async def running(
-    handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits = LIMITS
-) -> AsyncIterator[tuple[Server, socket.socket]]:
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await handler(scope["extensions"][EXTENSION])
-
-    protocol = cast("Any", partial(StreamingProtocol, limits=limits))
-    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, log_level="critical")
+async def running(handle: Handle, limits: HttpLimits = LIMITS) -> AsyncIterator[tuple[Server, socket.socket]]:
+    """Serve as `serving` does; yield server and socket."""
+    protocol = cast("Any", partial(Connection, limits=limits, handle=handle))
+    config = uvicorn.Config(
+        cast("Any", handle), http=protocol, ws="none", lifespan="off", log_config=None, log_level="critical"
+    )
     started = anyio.Event()
     server = Server(config, started.set)
     listener = listen("127.0.0.1", 0)
@@ -64,11 +61,9 @@ async def read_all(stream: anyio.abc.SocketStream) -> bytes:
 
 def test_uvicorn_is_the_one_that_this_was_written_for() -> None:
     assert version("uvicorn").startswith("0.54.")
-    cycle = inspect.getsource(RequestResponseCycle)
-    for name in ("response_started", "response_complete", "chunked_encoding", "default_headers", "keep_alive"):
-        assert f"self.{name}" in cycle
-    assert "self._start_asgi_task(self.cycle, app)" in inspect.getsource(HttpToolsProtocol.on_headers_complete)
-    assert "self._start_asgi_task(cycle, app)" in inspect.getsource(HttpToolsProtocol.on_response_complete)
+    server = inspect.getsource(uvicorn.Server)
+    for reliance in ("connection.shutdown()", "self.server_state.connections", "self.server_state.tasks", "t.cancel("):
+        assert reliance in server
 
 
 async def test_who_has_connected_before_the_end_is_answered_and_nobody_after() -> None:
@@ -241,3 +236,136 @@ async def test_bytes_that_are_no_http_do_not_end_up_inside_a_response() -> None:
         answer = await read_all(stream)
     assert answer.count(b"HTTP/1.1") == 1
     assert b"400" not in answer.split(b"\r\n")[0]
+
+
+async def read_until(stream: anyio.abc.SocketStream, end: bytes) -> bytes:
+    data = b""
+    with anyio.fail_after(5):
+        while not data.endswith(end):
+            data += await stream.receive()
+    return data
+
+
+async def test_requests_that_come_at_once_are_answered_one_after_the_other() -> None:
+    running_now = 0
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal running_now
+        running_now += 1
+        assert running_now == 1
+        body = b""
+        while data := await exchange.receive():
+            body += data
+            await anyio.lowlevel.checkpoint()
+        running_now -= 1
+        exchange.respond(200, b"", b"%b?%b=%b" % (exchange.path.encode(), exchange.query, body))
+
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        requests = [
+            b"POST /%d%%20?q HTTP/1.1\r\nContent-Length: 2\r\n\r\n%d%d" % (number, number, number)
+            for number in range(4)
+        ]
+        last = b"POST http://h/5 HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\n5\r\n0\r\n\r\n"
+        await stream.send(b"".join(requests) + last + GET)
+        answer = await read_all(stream)
+    assert [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK\r\n")] == [
+        b"",
+        *[b"/%d ?q=%d%d" % (number, number, number) for number in range(4)],
+        b"/5?=5",
+    ]
+
+
+async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
+    goes_on = anyio.Event()
+    taken: list[int] = []
+
+    async def handle(exchange: Exchange) -> None:
+        await goes_on.wait()
+        while data := await exchange.receive():
+            taken.append(len(data))
+        exchange.respond(200, b"", b"ok")
+
+    size = 50_000_000
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+
+        async def upload() -> None:
+            await stream.send(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(size // 1_000_000):
+                await stream.send(bytes(1_000_000))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(upload)
+            with anyio.move_on_after(0.1):
+                await anyio.sleep_forever()
+            goes_on.set()
+            assert (await read_until(stream, b"ok")).startswith(b"HTTP/1.1 200")
+    assert sum(taken) == size
+    assert max(taken) < 1_000_000
+
+
+async def test_a_client_that_waits_to_be_told_is_told_when_its_body_is_wanted() -> None:
+    async def handle(exchange: Exchange) -> None:
+        body = await exchange.receive() if exchange.path == "/wanted" else b"unread"
+        exchange.respond(200, b"", body)
+
+    head = b"POST /%b HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(head % b"wanted")
+        assert await read_until(stream, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await stream.send(b"body")
+        assert (await read_until(stream, b"body")).startswith(b"HTTP/1.1 200 ")
+        await stream.send(head % b"refused")
+        assert (await read_until(stream, b"unread")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_what_is_sent_waits_for_its_reader(eventually: Any) -> None:
+    num_sent = 0
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal num_sent
+        await exchange.send(exchange.head(200, b"content-length: 50000000\r\n"))
+        for _ in range(50):
+            await exchange.send(bytes(1_000_000))
+            num_sent += 1
+        exchange.finish()
+
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(GET)
+        await eventually(lambda: num_sent > 0)
+        for _ in range(50):
+            await anyio.lowlevel.checkpoint()
+        assert num_sent < 40
+        left = 50_000_000 + len((await stream.receive(1_000_000)).partition(b"\r\n\r\n")[0]) + 4
+        while num_sent < 50:
+            left -= len(await stream.receive(1_000_000))
+        assert left < 50_000_000
+
+
+async def test_an_idle_connection_is_closed_and_one_that_is_used_is_not() -> None:
+    async def handle(exchange: Exchange) -> None:
+        if exchange.path == "/slow":
+            await anyio.sleep(0.3)
+        exchange.respond(200, b"", b"ok")
+
+    limits = msgspec.structs.replace(LIMITS, idle_s=0.1)
+    async with serving(handle, limits) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        for path in (b"/", b"/slow", b"/"):
+            await stream.send(b"GET %b HTTP/1.1\r\n\r\n" % path)
+            await read_until(stream, b"ok")
+        await stream.send(b"\r\n")  # is no request
+        assert await read_all(stream) == b""
+
+
+async def test_a_handler_that_fails_ends_its_connection_and_no_other() -> None:
+    async def handle(exchange: Exchange) -> None:
+        if exchange.path == "/bad":
+            return
+        exchange.respond(200, b"", b"ok")
+
+    async with serving(handle) as port:
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            await stream.send(b"GET /bad HTTP/1.1\r\n\r\n")
+            assert await read_all(stream) == b""
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            await stream.send(GET)
+            await read_until(stream, b"ok")

@@ -21,7 +21,7 @@ def decode(**fields: Any) -> ChatBody:
 
 
 def test_without_hints_nothing_is_built() -> None:
-    assert merge(decode(), read_headers([(b"host", b"x"), (b"x-busway", b"y")])) is NOTHING_GIVEN
+    assert merge(decode(), read_headers({b"host": b"x", b"x-busway": b"y"})) is NOTHING_GIVEN
 
 
 def test_all_of_it_reaches_the_generation() -> None:
@@ -43,13 +43,13 @@ def test_all_of_it_reaches_the_generation() -> None:
 
 def test_headers_say_the_same() -> None:
     given = read_headers(
-        [
-            (b"x-busway-latency-class", b"interactive"),
-            (b"x-busway-priority", b"-3"),
-            (b"x-busway-timeout-s", b"1.5"),
-            (b"x-dynamo-session-id", b"d"),
-            (b"x-dynamo-request-priority", b"9"),
-        ]
+        {
+            b"x-busway-latency-class": b"interactive",
+            b"x-busway-priority": b"-3",
+            b"x-busway-timeout-s": b"1.5",
+            b"x-dynamo-session-id": b"d",
+            b"x-dynamo-request-priority": b"9",
+        }
     )
     assert given == BuswayHints(latency_class="interactive", priority=-3, timeout_s=1.5, session="d")
 
@@ -116,5 +116,5 @@ def test_a_wrong_hint_in_the_body_is_named(busway: object, param: str) -> None:
 )
 def test_a_wrong_header_is_named(name: bytes, value: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        read_headers([(name, value)])
+        read_headers({name: value})
     assert caught.value.param == name.decode()

@@ -52,7 +52,7 @@ def test_an_expired_key_is_refused() -> None:
     ],
 )
 def test_keys_are_read_from_both_headers(headers: list[tuple[bytes, bytes]], key: bytes) -> None:
-    assert key_of(headers) == key
+    assert key_of(dict(headers)) == key
 
 
 def test_new_keys_differ_and_can_be_recognized() -> None:
