@@ -14,6 +14,10 @@ from offload.tier import ORDINARY, Presence, Retention, Tier
 
 BATCH = 64
 """Blocks of one store: pinned in host memory while it lasts."""
+NUM_STORES = 3
+"""Under way at a time: checksums are made and books are kept while the tier writes."""
+MAX_PINNED_PART = 0.25
+"""Of host memory: with less, one store at a time."""
 MAX_QUEUED = 65_536
 """Blocks that wait to be written on; when there are more, the oldest are left out (host memory still has them)."""
 
@@ -24,6 +28,7 @@ class WriteBehind:
     def __init__(self, tier: Tier, host: HostArena) -> None:
         self._tier = tier
         self._host = host
+        self._num_stores = max(1, min(NUM_STORES, int(MAX_PINNED_PART * host.slots.num_slots) // BATCH))
         self._queue: deque[tuple[Sequence[BlockKey], Retention]] = deque()
         self._num_queued = 0
         self._has_work = anyio.Event()
@@ -52,10 +57,18 @@ class WriteBehind:
             await self._has_work.wait()
             self._has_work = anyio.Event()
             while self._queue:
-                keys, retention = self._queue.popleft()
-                self._num_queued -= len(keys)
-                await self._store(keys, retention)
+                # What is to be kept for longer may be what is being stored, and is known to the tier after that.
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(self._num_stores):
+                        tasks.start_soon(self._store_queued, self._queue[0][1])
             self._became_idle.set()
+
+    async def _store_queued(self, retention: Retention) -> None:
+        """Store what comes next with this retention, piece by piece."""
+        while self._queue and self._queue[0][1] == retention:
+            keys, _ = self._queue.popleft()
+            self._num_queued -= len(keys)
+            await self._store(keys, retention)
 
     async def _store(self, keys: Sequence[BlockKey], retention: Retention) -> None:
         found = self._tier.lookup(keys)

@@ -6,7 +6,7 @@ Unbuffered I/O takes no memory from the engine and no second copy; several threa
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import count
@@ -28,9 +28,8 @@ from offload.slots import Slots
 from offload.tier import Frame, Medium, Presence, Retention
 
 NUM_THREADS = 4
-MIN_RUN_BYTES = 512 * 2**10
-MAX_RUN_BYTES = 4 * 2**20
-"""Of neighbouring frames that one call of the system moves: fewer where that keeps all threads busy."""
+MAX_RUN_BYTES = 8 * 2**20
+"""Of neighbouring frames that one call of the system moves: it is cut up there, and the device kept busy with all."""
 MAX_FRAMES = 512
 """Of a run: systems take no more than 1,024 pieces in a call."""
 MAX_HAUL = 4
@@ -39,6 +38,8 @@ MAX_FILES = 64
 """Workers that can share a directory."""
 
 T = TypeVar("T")
+Run = tuple[int, list[memoryview]]
+"""A slot, and what belongs into it and those behind it."""
 
 log = structlog.get_logger()
 _held = OFFLOAD_HELD_BLOCKS.labels("disk")
@@ -86,11 +87,8 @@ class DiskTier:
         written: set[int] = set()
         try:
             with anyio.CancelScope(shield=True):  # the threads read the frames
-                written = await self._move(places, self._files.write)
-                entries = [
-                    (slot, self._entry(slot, frame.key, frame.parent_hash)) for slot, frame in places if slot in written
-                ]
-                await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
+                entries = {slot: self._entry(slot, frame.key, frame.parent_hash) for slot, frame in places}
+                written = await self._move(places, partial(self._files.write, entries))
         finally:
             self._slots.complete_store([slot for slot, _ in places if slot in written])
             self._slots.abort_store([slot for slot, _ in places if slot not in written])
@@ -124,25 +122,22 @@ class DiskTier:
             self._slots.complete_load([slot for slot, _ in places])
         return [slot in read for slot in pinned]
 
-    async def _move(self, places: list[tuple[int, Frame]], move: Callable[[int, list[memoryview]], bool]) -> set[int]:
+    async def _move(self, places: Iterable[tuple[int, Frame]], move: Callable[[Sequence[Run]], list[int]]) -> set[int]:
         """Read or write runs of neighbouring slots, some at a time; return the slots for which that worked.
 
         The threads do little but wait for the disk: what else they did would keep each other from the interpreter.
         """
         moved: set[int] = set()
-        stride = self._files.stride
-        run_bytes = min(MAX_RUN_BYTES, max(MIN_RUN_BYTES, len(places) * stride // NUM_THREADS))
-        runs = _runs([(slot, frame.pages) for slot, frame in places], min(MAX_FRAMES, max(1, run_bytes // stride)))
+        most = min(MAX_FRAMES, max(1, MAX_RUN_BYTES // self._files.stride))
+        runs = _runs([(slot, frame.pages) for slot, frame in places], most)
 
-        def haul(some: list[tuple[int, list[memoryview]]]) -> None:
-            for start, pages in some:
-                if move(start, pages):
-                    moved.update(range(start, start + len(pages)))
+        async def haul(some: Sequence[Run]) -> None:
+            moved.update(await to_thread.run_sync(move, some, limiter=self._limiter))
 
-        size = min(MAX_HAUL, max(1, len(runs) // NUM_THREADS))
+        size = min(MAX_HAUL, -(-len(runs) // NUM_THREADS))
         async with anyio.create_task_group() as tasks:
-            for first in range(0, len(runs), size):
-                tasks.start_soon(partial(to_thread.run_sync, haul, runs[first : first + size], limiter=self._limiter))
+            for first in range(0, len(runs), size or 1):
+                tasks.start_soon(haul, runs[first : first + size])
         return moved
 
     def _entry(self, slot: int, key: BlockKey, parent_hash: int) -> Entry:
@@ -156,21 +151,25 @@ class _Files(NamedTuple):
     journal: int
     stride: int
 
-    def write(self, first: int, pages: list[memoryview]) -> bool:
-        """Write frames from a slot on; False if that failed: the disk is full or broken."""
-        try:
-            return os.pwritev(self.frames, pages, first * self.stride) == len(pages) * self.stride
-        except OSError as error:
-            log.warning("disk.write_failed", reason=error.strerror)
-            return False
+    def write(self, entries: Mapping[int, Entry], runs: Sequence[Run]) -> list[int]:
+        """Write runs of frames, then what is in their slots; return the slots but for runs that failed."""
+        written = self._move(os.pwritev, runs)
+        self.note([(slot, entries[slot]) for slot in written])
+        return written
 
-    def read(self, first: int, pages: list[memoryview]) -> bool:
-        """Read frames from a slot on; False if that failed."""
-        try:
-            return os.preadv(self.frames, pages, first * self.stride) == len(pages) * self.stride
-        except OSError as error:
-            log.warning("disk.read_failed", reason=error.strerror)
-            return False
+    def read(self, runs: Sequence[Run]) -> list[int]:
+        """Read runs of frames; return the slots but for runs that failed."""
+        return self._move(os.preadv, runs)
+
+    def _move(self, call: Callable[[int, list[memoryview], int], int], runs: Sequence[Run]) -> list[int]:
+        moved: list[int] = []
+        for first, pages in runs:
+            try:
+                if call(self.frames, pages, first * self.stride) == len(pages) * self.stride:
+                    moved += range(first, first + len(pages))
+            except OSError as error:
+                log.warning("disk.failed", call=call.__name__, reason=error.strerror)
+        return moved
 
     def note(self, entries: Sequence[tuple[int, Entry]]) -> None:
         """Write down what is in slots. A failure costs what a restarted worker would have found."""

@@ -118,7 +118,7 @@ class RemoteTier:
         done = [self._known.has(frame.key.block_hash) for frame in frames]
         now = self._wall()
         keep_s = max(self._keep_s, KEEP_MARGIN * (retention.pinned_until - now))
-        new = [frame for frame, is_there in zip(frames, done, strict=True) if not is_there]
+        new = [f for f, is_there in zip(frames, done, strict=True) if not is_there and f.key not in self._storing]
         if not new:
             return done
         space, cost = new[0].key.space, self._cost(keep_s)
@@ -274,9 +274,9 @@ class RemoteTier:
         return math.ceil(self._block_bytes * max(0.0, keep_s) / self._keep_s)
 
     def _room(self, space: Space, cost: int, now: float) -> int | None:
-        """Return for how many blocks there is room, None for any number."""
+        """Return for how many blocks there is room beside those that are being stored, None for any number."""
         room = self._quota.room(space, now)
-        return room // cost if room is not None and cost else None
+        return max(0, room // cost - len(self._storing)) if room is not None and cost else None
 
     def _note_kept(self, keys: Sequence[BlockKey], until: float) -> None:
         for key in keys:

@@ -1,6 +1,7 @@
 """Pure. Answers in the shapes of Anthropic's Messages API."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -76,6 +77,26 @@ class StopShown(msgspec.Struct, frozen=True):
     stop_sequence: str | None
 
 
+class ModelShown(msgspec.Struct, frozen=True, tag="model", kw_only=True):
+    """One model; nobody knows when it was released: `created_at` is since when it is served."""
+
+    id: str
+    display_name: str
+    created_at: datetime
+    lifecycle: str = "active"
+    max_input_tokens: int
+    max_tokens: int
+
+
+class ModelsShown(msgspec.Struct, frozen=True):
+    """All models, on one page."""
+
+    data: list[ModelShown]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False
+
+
 class TokenCountShown(msgspec.Struct, frozen=True):
     """The answer of `count_tokens`."""
 
@@ -102,6 +123,19 @@ def stop_shown(end: ChoiceEnd) -> StopShown:
     if end.stop_string is not None and end.reason == "stop":
         return StopShown("stop_sequence", end.stop_string)
     return StopShown(_STOP_REASONS[end.reason], None)
+
+
+def model_shown(name: str, created_at: float, max_model_len: int) -> ModelShown:
+    """Return one entry of `GET /v1/models`; `created_at` in unix seconds."""
+    since = datetime.fromtimestamp(int(created_at), UTC)
+    return ModelShown(
+        id=name, display_name=name, created_at=since, max_input_tokens=max_model_len, max_tokens=max_model_len
+    )
+
+
+def models_shown(models: list[ModelShown]) -> ModelsShown:
+    """Return `GET /v1/models`."""
+    return ModelsShown(models, models[0].id if models else None, models[-1].id if models else None)
 
 
 def token_count(num_tokens: int) -> bytes:

@@ -1,5 +1,6 @@
 """I/O. The handlers of Anthropic's Messages API."""
 
+from bus.errors import InvalidRequest
 from frontend.anthropic.answers import MessageShown, TokenCountShown, token_count
 from frontend.anthropic.body import CountBody, MessagesBody, count_body, messages_body
 from frontend.anthropic.convert import prompt_turn, to_chat
@@ -9,6 +10,14 @@ from frontend.doors.call import JSON, Call, Headers, Reply, ignored_header
 from frontend.doors.generate import Generate
 from frontend.doors.routes import Doc, Route
 from frontend.intake import Intake
+from frontend.openai.body import renamed
+
+_PARAMS = {
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
+"""Names of this API for those of chat completions, where errors name them."""
 
 
 class Anthropic:
@@ -28,7 +37,10 @@ class Anthropic:
     async def create(self, call: Call) -> Reply | None:
         """Answer `POST /v1/messages`."""
         body, read = await read_body(call, self._intake, messages_body)
-        plan = await self._generate.prepare(call, read.num_bytes, to_chat(body), lowers_bound=True)
+        try:
+            plan = await self._generate.prepare(call, read.num_bytes, to_chat(body), lowers_bound=True)
+        except InvalidRequest as error:
+            raise renamed(error, _PARAMS) from error
         return await self._generate.respond(
             call, plan, AnthropicDialect(), is_stream=bool(body.stream), headers=_headers(call, read.ignored)
         )

@@ -38,6 +38,11 @@ class Call(NamedTuple):
         given = self.find_header(b"x-request-id")
         return given if _REQUEST_ID.match(given) else self.request_id.encode()
 
+    @property
+    def is_anthropic(self) -> bool:
+        """Whether a client of Anthropic's API asks: all of them say which version of it they mean."""
+        return bool(self.find_header(b"anthropic-version"))
+
     def find_header(self, name: bytes) -> bytes:
         """Return the first value of a header, empty when it is not there."""
         return self.exchange.headers.get(name, b"")

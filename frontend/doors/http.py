@@ -62,7 +62,8 @@ class HttpDoor:
                     self._identify(call, self._keys)
                 reply = await route.handler(call)
         except Exception as error:
-            reply = _error_reply(call, error, self._router.family_of(exchange.path))
+            family = "anthropic" if call.is_anthropic else self._router.family_of(exchange.path)
+            reply = _error_reply(call, error, family)
             if reply.status == 500:
                 log.error("request.crashed", request_id=call.request_id, endpoint=endpoint, exc_info=error)
             if not exchange.is_lost:

@@ -17,6 +17,7 @@ from frontend.doors.generate import EVENT_LINES, Generate
 from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import EventSink
 from frontend.intake import Intake
+from frontend.openai.body import renamed
 from frontend.pages import read_page, read_query
 from frontend.plan import Plan
 from frontend.responses.answers import Deleted, InputTokens, ResponseShown, Terms, new_response, response_id
@@ -31,7 +32,12 @@ from frontend.responses.tools import Offered, read_tools
 from frontend.responses.works import Works
 
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_PARAMS = {"messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens"}
+_PARAMS = {
+    "messages": "input",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "max_tokens": "max_output_tokens",
+}
 """Names of this API for those of chat completions, where errors name them."""
 
 
@@ -127,8 +133,7 @@ class Responses:
                     raise
                 items = shorter
             except InvalidRequest as error:
-                error.param = _PARAMS.get(error.param or "", error.param)
-                raise
+                raise renamed(error, _PARAMS) from error
 
     async def count_tokens(self, call: Call) -> Reply:
         """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""

@@ -8,12 +8,16 @@ from bus.exposition import merge
 from bus.metrics import CONTENT_TYPE, render
 from bus.protocol import Bus
 from bus.scrape import scrape
+from frontend.anthropic.answers import ModelShown as AnthropicModelShown
+from frontend.anthropic.answers import model_shown, models_shown
 from frontend.auth.identity import caller
 from frontend.doors.call import JSON, Call, Headers, Reply
 from frontend.doors.routes import Doc, Route
 from frontend.model import ServedModel
 from frontend.models import Models
 from frontend.openai.answers import ModelShown, ModelsShown, model_body, model_list
+
+_json = msgspec.json.encode
 
 _METRICS: Headers = ((b"content-type", CONTENT_TYPE.encode()),)
 
@@ -39,15 +43,17 @@ class Status:
         ]
 
     async def list_models(self, call: Call) -> Reply:
-        """List the models that can be asked."""
+        """List the models that can be asked, for Anthropic's clients (header `anthropic-version`) in their shape."""
+        if call.is_anthropic:
+            return Reply(_json(models_shown([_show_anthropic(model) for model in self._listed()])))
         return Reply(model_list([_show(model) for model in self._listed()]))
 
     async def show_model(self, call: Call) -> Reply:
-        """Show one model."""
+        """Show one model, as `list_models` does."""
         name = call.params["model"]
         for model in self._listed():
             if model.name == name:
-                return Reply(_show(model))
+                return Reply(_json(_show_anthropic(model)) if call.is_anthropic else _show(model))
         raise UnknownModel(self._models.describe_unknown(name))
 
     def _listed(self) -> list[ServedModel]:
@@ -81,3 +87,7 @@ class Status:
 
 def _show(model: ServedModel) -> bytes:
     return model_body(model.name, int(model.created_at), model.max_model_len)
+
+
+def _show_anthropic(model: ServedModel) -> AnthropicModelShown:
+    return model_shown(model.name, model.created_at, model.max_model_len)

@@ -1,6 +1,7 @@
 """Pure. Request bodies of OpenAI's chat completions and completions, decoded with types and bounds."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -205,6 +206,19 @@ class CompletionBody(SamplingBody, frozen=True, kw_only=True):
 
 T_co = TypeVar("T_co", bound=msgspec.Struct, covariant=True)
 
+
+def renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """Return the error in the words of an API that has other `names` for parameters of chat completions, or parts.
+
+    The first of `names` that fits holds.
+    """
+    param = error.param or ""
+    for ours, theirs in names.items():
+        if re.match(rf"{ours}(\Z|[.\[])", param):
+            return InvalidRequest(str(error).replace(f"'{ours}", f"'{theirs}"), param=theirs + param[len(ours) :])
+    return error
+
+
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _token_ids: msgspec.json.Decoder[list[int]] = msgspec.json.Decoder(Annotated[list[TokenId], Meta(min_length=1)])
 _token_lists: msgspec.json.Decoder[list[list[int]]] = msgspec.json.Decoder(
@@ -276,6 +290,8 @@ def invalid(error: msgspec.ValidationError, within: str = "") -> InvalidRequest:
     missing = _MISSING.search(text)
     path = _PATH.search(text)
     param = ".".join(part for part in (within, path[1] if path else "", missing[1] if missing else "") if part) or None
+    if missing:
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
     reason = text[: path.start()].removesuffix(" - ") if path else text
     return InvalidRequest(f"Invalid value for '{param or 'body'}': {reason}.", param=param)
 

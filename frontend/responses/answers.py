@@ -323,7 +323,7 @@ def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCall
 
 
 def _items(response: str, choice: Choice, logprobs: bytes, names: Mapping[str, Name]) -> list[ItemShown]:
-    last: ItemStatus = "incomplete" if choice.end.reason == "length" else "completed"
+    last: ItemStatus = "incomplete" if choice.end.reason in ("length", "abort") else "completed"
     items: list[ItemShown] = []
     if choice.reasoning:
         status = "completed" if choice.text or choice.calls else last

@@ -149,7 +149,7 @@ class ResponseChunks:
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Close the last item and the response; one without any item gets an empty text."""
         out = b"" if self._items or self._open else self._begin("msg", "output_text")
-        out += self._close("incomplete" if end.reason == "length" else "completed")
+        out += self._close("incomplete" if end.reason in ("length", "abort") else "completed")
         return out + self._end(ended(self._shown, self._items, end, usage_shown(usage), int(self._terms.clock())))
 
     def broken(self, error: ErrorBody) -> bytes:
@@ -206,14 +206,15 @@ class ResponseChunks:
         text = item.text
         told = to_input(text) if item.family == _CUSTOM else text
         out = self._delta(item, told, b"") if item.family == _CUSTOM and told else b""
-        fields = b'%b"%b":"%b"' % (item.name, _FIELDS.get(item.family, b"text"), escape(told))
+        shown = item.shown(status)
+        fields = item.name + (b'"name":%b,' % _json(shown.name) if isinstance(shown, FunctionCallShown) else b"")
+        fields += b'"%b":"%b"' % (_FIELDS.get(item.family, b"text"), escape(told))
         if item.family == "output_text":
             fields += b',"logprobs":' + item.all_logprobs
         out += self._event(f"response.{item.family}.done", fields)
         part = item.part(text)
         if part is not None:
             out += self._part_event("done", item, part)
-        shown = item.shown(status)
         self._items.append(shown)
         fields = b'"output_index":%d,"item":%b' % (item.index, _json(shown))
         return out + self._event("response.output_item.done", fields)

@@ -79,6 +79,7 @@ _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reason
 class _Head(msgspec.Struct, frozen=True):
     type: str | None = None
     role: str | None = None
+    id: str | None = None
 
 
 _head = msgspec.json.Decoder(_Head)

@@ -45,8 +45,9 @@ def _complete(response: str, raw: msgspec.Raw, number: int) -> dict[str, msgspec
     fields = {"id": msgspec.Raw(_json(head.id or item_id("in", response, number))), "type": msgspec.Raw(_json(kind))}
     fields |= {name: value for name, value in _fields.decode(raw).items() if name not in fields}
     if kind == "message" and bytes(head.content).startswith(b'"'):
-        part_type = b"output_text" if bytes(fields.get("role", b"")) == b'"assistant"' else b"input_text"
-        fields["content"] = msgspec.Raw(b'[{"type":"%b","text":%b}]' % (part_type, bytes(head.content)))
+        is_said = bytes(fields.get("role", b"")) == b'"assistant"'
+        part = b'"output_text","annotations":[]' if is_said else b'"input_text"'
+        fields["content"] = msgspec.Raw(b'[{"type":%b,"text":%b}]' % (part, bytes(head.content)))
     if kind != "item_reference":
         fields.setdefault("status", msgspec.Raw(b'"completed"'))
     return fields

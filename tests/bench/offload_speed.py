@@ -1,8 +1,10 @@
 """How fast blocks move to host memory and disk and back, beside what memory and disk themselves give.
 
-`python -m tests.bench.offload_speed`. Host memory stands beside one memcpy of the same bytes, the disk tier beside
-threads, as many as it has, that read or write its file past the page cache as fast as they can. Each pair takes turns;
-prints the medians and the median ratio of neighbours. To hold: 0.8 of memcpy, 0.9 of the disk.
+`python -m tests.bench.offload_speed`. Host memory stands beside one memcpy of the same bytes. The disk tier stands
+beside threads, as many as it has, that read or write a file past the page cache as fast as they can, in calls of 4 MiB,
+and for comparison of 1 MiB and of a block; stores go through the queue that a worker has for them, with checksums made
+before and, as in a worker, meanwhile. All take turns; prints the medians, the median ratio of neighbours, and the
+milliseconds of CPU of a round, of which the event loop's. To hold: 0.8 of memcpy, 0.9 of the disk.
 """
 
 import argparse
@@ -15,39 +17,48 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from offload.behind import BATCH
+from offload.behind import WriteBehind
 from offload.disk import NUM_THREADS, open_disk
 from offload.host import HostArena, stride_bytes
 from offload.key import BlockKey, is_sound, space_of
-from offload.tier import ORDINARY, Frame
+from offload.tier import ORDINARY
 
 SPACE = space_of("bench")
-RUN_BYTES = 4 * 2**20
-"""Of one call of the plain reader: long enough that calls cost nothing."""
 SPAN_BYTES = 256 * 2**20
 """Moved in each round: more than any cache has."""
 
 Work = Callable[[], Awaitable[object]]
 
 
-async def compare(
-    title: str, ours: Work, plain: Work, num_bytes: int, rounds: int, *, prepare: Work | None = None
-) -> None:
-    rates: list[list[float]] = [[], []]
+class Round(NamedTuple):
+    wall_s: float
+    cpu_s: float
+    loop_s: float
+
+
+async def compare(works: dict[str, Work], num_bytes: int, rounds: int, *, prepare: Work | None = None) -> None:
+    """Let all take turns; the last one is what the others are measured by."""
+    taken: dict[str, list[Round]] = {title: [] for title in works}
     for number in range(rounds + 1):
-        for side, work in enumerate((ours, plain)) if number % 2 else reversed([*enumerate((ours, plain))]):
+        for title, work in works.items() if number % 2 else reversed(works.items()):
             if prepare is not None:
                 await prepare()
-            started_at = time.perf_counter()
+            started = Round(time.perf_counter(), time.process_time(), time.thread_time())
             await work()
-            rates[side].append(num_bytes / (time.perf_counter() - started_at) / 1e9)
-    ours_gbs, plain_gbs = (each[1:] for each in rates)  # the first ones warm up
-    ratio = median([a / b for a, b in zip(ours_gbs, plain_gbs, strict=True)])
-    print(f"{title}: {median(ours_gbs):.2f} GB/s, plain {median(plain_gbs):.2f} GB/s = {ratio:.2f}", flush=True)
+            ended = Round(time.perf_counter(), time.process_time(), time.thread_time())
+            if number:  # the first ones warm up
+                taken[title].append(Round(*[b - a for a, b in zip(started, ended, strict=True)]))
+    plain = [*taken.values()][-1]
+    for title, ours in taken.items():
+        wall_s, cpu_s, loop_s = (median(column) for column in zip(*ours, strict=True))
+        ratio = median([b.wall_s / a.wall_s for a, b in zip(ours, plain, strict=True)])
+        cpu = f"CPU {cpu_s * 1e3:.1f} ({loop_s * 1e3:.1f}) ms"
+        print(f"{title}: {num_bytes / wall_s / 1e9:.2f} GB/s = {ratio:.2f}, {cpu}", flush=True)
 
 
 async def measure_host(block_bytes: int, rounds: int) -> None:
@@ -66,16 +77,20 @@ async def measure_host(block_bytes: int, rounds: int) -> None:
     async def copy() -> None:
         await to_thread.run_sync(ctypes.memmove, target, address, len(device))
 
-    for title, move in (("in", host.read_in), ("out", host.write_out)):
-        work = partial(to_thread.run_sync, move, slots, addresses)
-        await compare(f"host memory {title}, {block_bytes >> 10} KiB", work, copy, len(device), rounds)
+    moves = {"in": host.read_in, "out": host.write_out}
+    works: dict[str, Work] = {
+        f"host memory {title}, {block_bytes >> 10} KiB": partial(to_thread.run_sync, move, slots, addresses)
+        for title, move in moves.items()
+    }
+    await compare({**works, "memcpy": copy}, len(device), rounds)
 
 
-def frames_of(host: HostArena, num_blocks: int) -> list[Frame]:
-    """Return sealed frames in a host memory."""
+def fill(host: HostArena, num_blocks: int) -> list[BlockKey]:
+    """Put blocks into a host memory."""
     keys = [BlockKey(SPACE, (number + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1) for number in range(num_blocks)]
     slots = [host.slots.prepare_store(key, 0, ORDINARY, 0.0) for key in keys]
-    return host.seal([slot for slot in slots if slot is not None])
+    host.slots.complete_store([slot for slot in slots if slot is not None])
+    return keys
 
 
 async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
@@ -83,36 +98,52 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
     num_blocks = SPAN_BYTES // stride
     size = num_blocks * stride
     host = HostArena(size, block_bytes)
-    frames = frames_of(host, num_blocks)
+    keys = fill(host, num_blocks)
     limiter = CapacityLimiter(NUM_THREADS)
-    parts = [(start, host.buffer[start : start + RUN_BYTES]) for start in range(0, size, RUN_BYTES)]
+    title = f"{block_bytes >> 10} KiB"
 
-    async def plain(call: Callable[[int, list[memoryview], int], int], file: int) -> None:
+    async def plain(call: Callable[[int, list[memoryview], int], int], file: int, part_bytes: int) -> None:
+        def move(first: int) -> None:
+            for start in range(first, size, NUM_THREADS * part_bytes):
+                call(file, [host.buffer[start : start + part_bytes]], start)
+
         async with anyio.create_task_group() as tasks:
-            for start, part in parts:
-                tasks.start_soon(partial(to_thread.run_sync, call, file, [part], start, limiter=limiter))
+            for number in range(NUM_THREADS):
+                tasks.start_soon(partial(to_thread.run_sync, move, number * part_bytes, limiter=limiter))
 
-    async with open_disk(directory, size, block_bytes, "bench") as disk:
+    async with open_disk(directory, size, block_bytes, "bench") as disk, anyio.create_task_group() as tasks:
         file = os.open(directory / "plain", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         os.posix_fallocate(file, 0, size)
-        kib = block_bytes >> 10
-        store = partial(disk.store, frames, ORDINARY)
-        forget = partial(disk.remove, [frame.key for frame in frames])
-        write = partial(plain, os.pwritev, file)
-        await compare(f"disk store, {kib} KiB", store, write, size, rounds, prepare=forget)
+        behind = WriteBehind(disk, host)
+        tasks.start_soon(behind.run)
 
-        async def store_in_batches() -> None:
-            for first in range(0, num_blocks, BATCH):
-                await disk.store(frames[first : first + BATCH], ORDINARY)
+        async def store(*, is_sealed: bool) -> None:
+            if not is_sealed:
+                host._is_sealed = bytearray(num_blocks)
+            behind.offer(keys, ORDINARY)
+            await behind.wait_idle()
 
-        title = f"disk store, {kib} KiB, {BATCH} at a time as a worker does"
-        await compare(title, store_in_batches, write, size, rounds, prepare=forget)
-        await disk.store(frames, ORDINARY)
-        load = partial(disk.load, frames)
-        await compare(f"disk load, {kib} KiB", load, partial(plain, os.preadv, file), size, rounds)
+        async def forget() -> None:
+            await disk.remove(keys)
+            disk.take_events()
+
+        def plainly(call: Callable[[int, list[memoryview], int], int], what: str) -> dict[str, Work]:
+            sizes = {f"{what} in calls of {title}": stride, "of 1 MiB": 2**20, "of 4 MiB": 2**22}
+            return {name: partial(plain, call, file, part_bytes) for name, part_bytes in sizes.items()}
+
+        stores: dict[str, Work] = {
+            f"disk store, {title}, checksums made before": partial(store, is_sealed=True),
+            f"disk store, {title}": partial(store, is_sealed=False),
+        }
+        await compare(stores | plainly(os.pwritev, "plain writes"), size, rounds, prepare=forget)
+        await store(is_sealed=True)
+        frames = [host.frame(slot) for slot in range(num_blocks)]
+        loads: dict[str, Work] = {f"disk load, {title}": partial(disk.load, frames)}
+        await compare(loads | plainly(os.preadv, "plain reads"), size, rounds)
         assert all(await disk.load(frames))
         assert all(is_sound(frame.view, frame.key) for frame in frames)
         os.close(file)
+        tasks.cancel_scope.cancel()
 
 
 async def measure(block_sizes: Sequence[int], rounds: int, directory: Path) -> None:

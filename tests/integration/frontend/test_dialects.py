@@ -50,8 +50,13 @@ TOOL = {"name": "weather", "description": "The weather", "input_schema": SCHEMA}
 QUESTION = "What is the weather?"
 CITIES = [{"city": "Köln", "days": 2}, {"city": "Ulm", "days": 1}]
 
-NOT_IN_THE_CLIENT = {"Response": {"store"}, "Logprob": {"bytes"}, "LogprobTopLogprob": {"bytes"}}
-"""What OpenAI sends though its client has no name for it."""
+NOT_IN_THE_CLIENT = {
+    "Response": {"store"},
+    "Logprob": {"bytes"},
+    "LogprobTopLogprob": {"bytes"},
+    "ResponseFunctionCallArgumentsDoneEvent": {"name"},
+}
+"""What OpenAI sends though its client in Python has no name for it."""
 
 
 def check(adapter: TypeAdapter[Any], data: Any) -> Any:
@@ -197,6 +202,23 @@ async def test_a_prompt_that_is_too_long_is_counted_and_refused(stage: OpenStage
     assert short.usage.input_tokens < 50
 
 
+async def test_anthropic_python_finds_the_models_and_openai_python_too(stage: OpenStage) -> None:
+    async with stage() as on, claude_of(on) as claude, openai_of(on) as client:
+        listed = [model async for model in claude.models.list(limit=1)]
+        shown = await claude.models.retrieve("tiny")
+        with pytest.raises(anthropic.NotFoundError) as unknown:
+            await claude.models.retrieve("other")
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("other")
+        also = [model.id async for model in client.models.list()]
+    assert listed == [shown]
+    find_unknown(shown)
+    assert (shown.id, shown.display_name, shown.type, shown.max_input_tokens) == ("tiny", "tiny", "model", 512)
+    assert shown.created_at.timestamp() == 1234
+    assert unknown.value.body["error"]["type"] == "not_found_error"
+    assert also == ["tiny"]
+
+
 async def test_errors_are_the_exceptions_of_anthropic_python(stage: OpenStage) -> None:
     async with stage() as on, claude_of(on) as client:
         ask: Any = {"model": "tiny", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
@@ -207,6 +229,9 @@ async def test_errors_are_the_exceptions_of_anthropic_python(stage: OpenStage) -
             await client.messages.create(**{**ask, "messages": [{"role": "user", "content": [block]}]})
         with pytest.raises(anthropic.BadRequestError, match="web_search"):
             await client.messages.create(**ask, tools=[{"type": "web_search_20250305", "name": "web_search"}])
+        wrong: Any = {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}
+        with pytest.raises(anthropic.BadRequestError, match=r"'output_config\.format': failed to compile"):
+            await client.messages.create(**ask, output_config=wrong)
         with pytest.raises(anthropic.BadRequestError, match="prefill"):
             await client.messages.create(**{**ask, "messages": [{"role": "assistant", "content": "I"}]})
 
@@ -252,6 +277,9 @@ async def test_every_event_of_a_response_is_as_openai_has_it(stage: OpenStage) -
     for response in (made, whole):
         assert [item["type"] for item in response["output"]] == ["reasoning", "message", *["function_call"] * 2]
         assert [json.loads(item["arguments"]) for item in response["output"][2:]] == CITIES
+    said = [data["name"] for name, data in events if name == "response.function_call_arguments.done"]
+    assert said == ["weather", "weather"]
+    for response in (made, whole):
         assert response["output"][1]["content"][0]["text"] == "Let me look. 😀"
         assert response["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
     assert checked.usage.input_tokens_details.cached_tokens == 3

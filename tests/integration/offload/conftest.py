@@ -63,6 +63,8 @@ class ToldTier:
         self.may_go_on.set()
         self.is_dead = False
         self.num_loads = 0
+        self.num_storing = 0
+        self.retained: list[BlockKey] = []
 
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         return [Presence.HIT if key in self.frames else Presence.MISS for key in keys]
@@ -71,14 +73,16 @@ class ToldTier:
         pass
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
+        self.num_storing += 1
         await self.may_go_on.wait()
+        self.num_storing -= 1
         if self.is_dead:
             return [False] * len(frames)
         self.frames |= {frame.key: bytes(frame.view) for frame in frames}
         return [True] * len(frames)
 
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:
-        pass
+        self.retained += keys
 
     async def load(self, frames: Sequence[Frame]) -> list[bool]:
         self.num_loads += 1

@@ -35,6 +35,20 @@ async def test_what_left_host_memory_comes_back_from_a_tier(stage: Any, told_tie
         assert tier.num_loads == 1
 
 
+async def test_stores_go_side_by_side_and_what_is_kept_for_longer_waits_for_them(
+    stage: Any, told_tier: Any, links: Any, eventually: Any
+) -> None:
+    tier, numbers = told_tier(), range(1, 181)
+    async with stage(tier, host_blocks=1024) as at:
+        tier.may_go_on = anyio.Event()
+        await at.store(*numbers)
+        at.mover.retain(links(*numbers), Retention(priority=5))
+        await eventually(lambda: tier.num_storing == 3)
+        assert not tier.retained
+        tier.may_go_on.set()
+        await eventually(lambda: len(tier.retained) == len(tier.frames) == len(numbers))
+
+
 async def test_two_tiers_are_read_at_the_same_time(stage: Any, told_tier: Any, eventually: Any) -> None:
     one, other = told_tier("redis"), told_tier("s3")
     async with stage(one, other) as at:

@@ -171,6 +171,21 @@ async def test_quotas_hold_for_the_fleet_and_for_each_salt(fleet, eventually):
     assert await first.store(make_frames(1, salt="late", first=900), ORDINARY) == [False]
 
 
+async def test_stores_side_by_side_keep_the_quota_and_store_a_block_once(fleet):
+    size = len(make_frames(1)[0].view)
+    tier = await fleet.add("w-1", quota=Quota(7 * size, 0, 60.0))
+    done = []
+
+    async def store(frames):
+        done.append(await tier.store(frames, ORDINARY))
+
+    async with anyio.create_task_group() as tasks:
+        for first in (1, 1, 50):
+            tasks.start_soon(store, make_frames(4, first=first))
+    assert sum(sum(each) for each in done) == 7
+    assert tier._quota.room(b"", time.time()) == 0
+
+
 async def test_a_worker_that_comes_later_counts_what_others_stored_and_when(fleet, eventually):
     size, now = len(make_frames(1)[0].view), time.time()
     first = await fleet.add("w-1", quota=Quota(10 * size, 0, 60.0), wall=lambda: now)

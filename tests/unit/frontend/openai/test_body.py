@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from bus.errors import BuswayError, InvalidRequest, Malformed
-from frontend.openai.body import chat_body, completion_body, decode_prompts
+from frontend.openai.body import chat_body, completion_body, decode_prompts, renamed
 
 USER = '"messages":[{"role":"user","content":"hi"}]'
 
@@ -80,7 +80,29 @@ def test_wrong_types_and_values_name_their_field(extra: str, param: str) -> None
 def test_missing_messages_are_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat_body.decode(b'{"model":"m"}')
-    assert caught.value.param == "messages"
+    assert (caught.value.param, str(caught.value)) == ("messages", "Missing required parameter: 'messages'.")
+    with pytest.raises(InvalidRequest, match=r"parameter: 'messages\[0\].role'"):
+        chat_body.decode(b'{"messages":[{"content":"Hi"}]}')
+
+
+@pytest.mark.parametrize(
+    ("param", "theirs"),
+    [
+        ("stop", "stop_sequences"),
+        ("stop[0]", "stop_sequences[0]"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("stop_token_ids", "stop_token_ids"),
+        ("messages", "messages"),
+    ],
+)
+def test_errors_are_told_in_the_words_of_the_api_at_hand(param: str, theirs: str) -> None:
+    names = {
+        "stop": "stop_sequences",
+        "response_format.json_schema": "text.format",
+        "response_format": "text.format",
+    }
+    error = renamed(InvalidRequest(f"Invalid value for '{param}': no.", param=param), names)
+    assert (error.param, str(error)) == (theirs, f"Invalid value for '{theirs}': no.")
 
 
 HOSTILE = [

@@ -183,6 +183,20 @@ def test_pages_of_items() -> None:
     assert (newest["data"][0]["content"][0]["text"], newest["has_more"]) == ("t4", True)
 
 
+def test_what_was_said_before_is_listed_as_output() -> None:
+    given = [msgspec.Raw(b'{"role":"assistant","content":"Hi"}')]
+    page = json.loads(render_page(response_id("0" * 32, "f-1"), given, Page(1)))
+    assert page["data"][0]["content"] == [{"type": "output_text", "annotations": [], "text": "Hi"}]
+
+
+@pytest.mark.parametrize("field", ["id", "type", "role"])
+def test_an_item_whose_head_is_no_text_is_refused(field: str) -> None:
+    item = {"type": "message", "role": "user", "content": "Hi"} | {field: 5}
+    with pytest.raises(InvalidRequest) as refused:
+        decode_item(msgspec.Raw(json.dumps(item).encode()), 3)
+    assert refused.value.param == f"input[3].{field}"
+
+
 @pytest.mark.parametrize("query", [b"limit=0", b"limit=101", b"limit=x", b"limit=%C2%B2", b"order=up", b"a=1&" * 40])
 def test_pages_that_cannot_be(query: bytes) -> None:
     with pytest.raises(InvalidRequest):
