@@ -97,13 +97,11 @@ class Blobs:
         data = bytearray()
         seq = 1
         while len(data) < meta.size:
-            body = msgspec.json.encode({"seq": seq, "next_by_subj": self._chunks(meta.nuid)})
-            incoming = await self._direct("", body)
-            headers = incoming.headers or {}
-            if wire.STATUS in headers or not incoming.payload:
+            found = await self._jetstream.read_next(self._stream, self._chunks(meta.nuid), seq)
+            if found is None or not found.payload:
                 raise BusUnavailable(f"blob {digest} is incomplete: {len(data)} of {meta.size} bytes are there")
-            data += incoming.payload
-            seq = int(headers.get("Nats-Sequence", "0")) + 1
+            data += found.payload
+            seq = found.seq + 1
         if hashlib.sha256(data).hexdigest() != digest:
             raise BusUnavailable(f"blob {digest} is damaged: its bytes have another digest")
         return bytes(data)

@@ -151,6 +151,15 @@ class NatsBus:
             finally:
                 replay.close()
 
+    async def stored(self, stream: str, filter_subject: str) -> list[bytes]:
+        name = self._find_declared("stream", stream).name
+        await self._link.wait_ready(API_TIMEOUT_S)
+        payloads, seq = [], 1
+        while (found := await self._jetstream.read_next(name, filter_subject, seq)) is not None:
+            payloads.append(found.payload)
+            seq = found.seq + 1
+        return payloads
+
     def bucket(self, name: str) -> NatsBucket:
         stream = self._find_declared("bucket", name)
         prefix = streams.key_prefix(self._subjects, name)

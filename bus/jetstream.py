@@ -57,6 +57,13 @@ class ConsumerReply(_Reply, frozen=True):
     num_pending: int = 0
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """One message of a stream."""
+
+    seq: int
+    payload: bytes
+
+
 class _PubReply(_Reply, frozen=True):
     seq: int = 0
     duplicate: bool = False
@@ -91,6 +98,18 @@ class JetStream:
                 if loop.time() >= deadline:
                     raise
                 await asyncio.sleep(NOBODY_S)
+
+    async def read_next(self, stream: str, filter_subject: str, seq: int) -> Stored | None:
+        """Return the first message under a filter from number `seq` on, None when there is none."""
+        body = msgspec.json.encode({"seq": seq, "next_by_subj": filter_subject})
+        incoming = await self.read(stream, body)
+        headers = incoming.headers or {}
+        number = headers.get("Nats-Sequence", "")
+        if number.isdigit():
+            return Stored(int(number), incoming.payload)
+        if headers.get(wire.STATUS) == "404":
+            return None
+        raise BusUnavailable(f"stream {stream}: {headers.get(wire.STATUS, '')} {headers.get(wire.DESCRIPTION, '')}")
 
     async def create_stream(self, settings: Mapping[str, Any]) -> ApiError | None:
         """Create; return what the server says against it."""

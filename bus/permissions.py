@@ -177,8 +177,9 @@ def _extra_sent(role: BusRole, subjects: Subjects, names: dict[tuple[str, str], 
     elif role == "router":
         yield subjects.out("*", NAME)
     elif role == "frontend":
-        # A batch is acknowledged when it has ended, which may take a day.
+        # A batch is acknowledged when it has ended, which may take a day; whose job was lost is found by looking.
         yield f"$JS.ACK.{names['stream', 'JOBS']}.>"
+        yield f"$JS.API.DIRECT.GET.{names['stream', 'JOBS']}"
     elif role == "component":
         state, prefix = names["bucket", "STATE"], key_prefix(subjects, "STATE")
         yield from _reading_bucket(state, prefix)

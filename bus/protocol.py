@@ -209,6 +209,12 @@ class Bus(Protocol):
         and after a reconnect messages come again. Raises `BusUnavailable`, also when there is no such stream.
         """
 
+    async def stored(self, stream: str, filter_subject: str) -> list[bytes]:
+        """Return what a stream holds under a filter, the oldest first, by one question for each message.
+
+        For streams of few messages, work queues among them, which have no second consumer. Raises `BusUnavailable`.
+        """
+
     def bucket(self, name: str) -> Bucket:
         """Open a bucket declared in `nats/buckets/*.json`."""
 

@@ -252,6 +252,11 @@ class MemoryBus:
                 )
         await self.flush()
 
+    async def stored(self, stream: str, filter_subject: str) -> list[bytes]:
+        await self._need_broker(f"stream {stream}", 1.0)
+        messages = self.broker.open_stream(stream).messages.values()
+        return [stored.payload for stored in messages if matches(filter_subject, stored.subject)]
+
     def bucket(self, name: str) -> MemoryBucket:
         return MemoryBucket(
             self.broker.open_bucket(name),

@@ -152,3 +152,16 @@ def answered(line_id: str, custom_id: str, status: int, body: bytes) -> bytes:
 def unanswered(line_id: str, custom_id: str, code: str, message: str) -> bytes:
     """Render the line of a request that was not run."""
     return msgspec.json.encode(OutputLine(line_id, custom_id, None, Reason(code, message)))
+
+
+def name_line(batch: str, number: int) -> str:
+    """Return the id of a line, which numbers count from 1."""
+    return f"batch_req_{batch.removeprefix('batch_')}_{number}"
+
+
+def missing(line_id: str, custom_id: str, *, is_cancelled: bool) -> bytes:
+    """Render the line of a request that was not run in time, or not before its batch was cancelled."""
+    if is_cancelled:
+        return unanswered(line_id, custom_id, "batch_cancelled", "The batch was cancelled before this request was run.")
+    message = "This request could not be executed before the completion window expired."
+    return unanswered(line_id, custom_id, "batch_expired", message)

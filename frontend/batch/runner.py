@@ -1,4 +1,4 @@
-"""I/O. Carries batches on: takes them from the stream JOBS, runs their lines, writes their files.
+"""I/O. Carries batches on: takes them from the stream JOBS, and runs their lines.
 
 A job is in the stream until its batch has ended. Whoever has it says so every second and a half; when it dies, another
 frontend gets the job and goes on: what a line came to is written once, under its number, and is not run again.
@@ -6,7 +6,6 @@ frontend gets the job and goes on: what a line came to is written once, under it
 
 import secrets
 import time
-from collections.abc import AsyncIterator
 
 import anyio
 import structlog
@@ -18,7 +17,9 @@ from bus.messages.keys import ApiKey
 from bus.protocol import Bus, ConsumerSpec, Delivery, Pull
 from frontend.auth.identity import Identity, caller
 from frontend.auth.limits import Account
-from frontend.batch.lines import LineSplitter, Validator, answered, read_line, unanswered
+from frontend.batch.content import read_lines, write_files
+from frontend.batch.lines import Validator, answered, name_line, read_line, unanswered
+from frontend.batch.rescue import Rescue
 from frontend.batch.slots import Slots
 from frontend.batch.store import Batches, Found, NoSuchBatch
 from frontend.batch.work import Work
@@ -68,7 +69,9 @@ class BatchRunner:
         self._files = files
         self._work = work
         self._slots = slots
+        self._rescue = Rescue(bus, batches)
         self._num_carried = 0
+        self._batches_carried: set[str] = set()
 
     async def run(self, stopping: anyio.Event) -> None:
         """Carry batches until `stopping`; then hand them back for others."""
@@ -88,6 +91,7 @@ class BatchRunner:
             async with self._bus.pull(spec, receive) as pull:
                 pull.grant(MAX_BATCHES)
                 tasks.start_soon(self._slots.run)
+                tasks.start_soon(self._rescue.run)
                 await stopping.wait()
             tasks.cancel_scope.cancel()
 
@@ -95,23 +99,15 @@ class BatchRunner:
         """Decide the fate of one job."""
         try:
             job: BatchJob = _decode_job(delivery.payload)
-            async with anyio.create_task_group() as beating:
-                beating.start_soon(_beat, delivery)
-                try:
-                    await self._advance(job, is_resumed=delivery.num_delivered > 1)
-                    delivery.ack()
-                except NoSuchBatch:
-                    delivery.ack()
-                except Retryable as error:
-                    log.warning("batch.interrupted", batch=job.batch, reason=str(error)[:200])
-                    delivery.nak(min(float(delivery.num_delivered), MAX_NAK_S))
-                except anyio.get_cancelled_exc_class():
-                    delivery.nak()
-                    raise
-                except Exception as error:
-                    log.error("batch.crashed", batch=job.batch, exc_info=error)
-                    delivery.nak(min(5.0 * delivery.num_delivered, MAX_NAK_S))
-                beating.cancel_scope.cancel()
+            if job.batch in self._batches_carried:
+                # This process stood still, or the job was lost and found: it stays in the stream until the batch ends.
+                delivery.nak(_pause_s(delivery))
+                return
+            self._batches_carried.add(job.batch)
+            try:
+                await self._carry_batch(delivery, job)
+            finally:
+                self._batches_carried.discard(job.batch)
         except Malformed as error:
             log.warning("batch.malformed", reason=str(error)[:200])
             delivery.term("malformed")
@@ -119,8 +115,28 @@ class BatchRunner:
             self._num_carried -= 1
             pull.grant(MAX_BATCHES - self._num_carried)
 
-    async def _advance(self, job: BatchJob, *, is_resumed: bool) -> None:
+    async def _carry_batch(self, delivery: Delivery, job: BatchJob) -> None:
+        async with anyio.create_task_group() as beating:
+            beating.start_soon(_beat, delivery)
+            try:
+                await self._advance(job)
+                delivery.ack()
+            except NoSuchBatch:
+                delivery.ack()
+            except Retryable as error:
+                log.warning("batch.interrupted", batch=job.batch, reason=str(error)[:200])
+                delivery.nak(_pause_s(delivery))
+            except anyio.get_cancelled_exc_class():
+                delivery.nak()
+                raise
+            except Exception as error:
+                log.error("batch.crashed", batch=job.batch, exc_info=error)
+                delivery.nak(min(5.0 * delivery.num_delivered, MAX_NAK_S))
+            beating.cancel_scope.cancel()
+
+    async def _advance(self, job: BatchJob) -> None:
         """Take a batch from where it is to its end; raise `Retryable` for what another try may do."""
+        is_fresh = False
         while True:
             found = await self._batches.find(job.tenant, job.batch)
             status = found.stored.status
@@ -132,10 +148,12 @@ class BatchRunner:
                     return
                 if status == "validating":
                     await self._validate(job.batch, found)
+                    is_fresh = True
                 elif status == "in_progress":
-                    await self._run_lines(_Run(job.batch, found, is_resumed=is_resumed))
+                    await self._run_lines(_Run(job.batch, found, is_resumed=not is_fresh))
+                    is_fresh = False
                 else:
-                    await self._write_files(job.batch, found)
+                    await write_files(self._batches, self._files, job.batch, found)
             except Conflict:
                 continue
             except (NoSuchFile, Malformed) as error:
@@ -145,7 +163,7 @@ class BatchRunner:
     async def _validate(self, batch: str, found: Found) -> None:
         """Look at all lines; the batch is in progress then, or has failed."""
         validator = Validator(found.stored.endpoint)
-        async for number, line in self._lines(found.stored):
+        async for number, line in read_lines(self._files, found.stored):
             validator.check(number, line)
             if validator.is_full:
                 break
@@ -167,7 +185,7 @@ class BatchRunner:
                 watching.start_soon(self._watch, run, watching.cancel_scope)
                 async with anyio.create_task_group() as lines:
                     number = 0
-                    async for _, line in self._lines(stored):
+                    async for _, line in read_lines(self._files, stored):
                         number += 1
                         await self._slots.take()
                         lines.start_soon(self._run_line, run, number, line or b"")
@@ -217,7 +235,7 @@ class BatchRunner:
     async def _answer(self, run: _Run, number: int, line: bytes) -> LineResult:
         stored = run.found.stored
         given = read_line(line)
-        line_id = _line_id(run.batch, number)
+        line_id = name_line(run.batch, number)
         num_failures, pause_s = 0, 0.5
         while True:
             try:
@@ -256,59 +274,11 @@ class BatchRunner:
             except Malformed:
                 message = "The answer is too large to be kept in a batch."
                 rendered = unanswered(
-                    _line_id(run.batch, number), read_line(line).custom_id, "answer_too_large", message
+                    name_line(run.batch, number), read_line(line).custom_id, "answer_too_large", message
                 )
                 result = LineResult(is_completed=False, line=rendered)
             except Retryable:
                 await anyio.sleep(LOOK_EVERY_S)
-
-    async def _write_files(self, batch: str, found: Found) -> None:
-        """Write output and errors in the order of the input, and end the batch.
-
-        The files' ids follow from the batch's: writing them again after a death writes the same.
-        """
-        stored = found.stored
-        is_cancelled = stored.cancelling_at is not None
-        name = batch.removeprefix("batch_")
-        output = self._files.begin(stored.tenant, f"file-{name}00", is_made=True)
-        errors = self._files.begin(stored.tenant, f"file-{name}01", is_made=True)
-        number = num_completed = num_missing = 0
-        async for _, line in self._lines(stored):
-            number += 1
-            result = await self._batches.result(batch, number)
-            if result is not None and result.is_completed:
-                num_completed += 1
-                await output.write(result.line + b"\n")
-                continue
-            if result is None:
-                num_missing += 1
-                shown = _missing(_line_id(batch, number), read_line(line or b"").custom_id, is_cancelled=is_cancelled)
-            else:
-                shown = result.line
-            await errors.write(shown + b"\n")
-        for file, kind in ((output, "output"), (errors, "error")):
-            if file.num_bytes:
-                await file.finish(f"{batch}_{kind}.jsonl", "batch_output")
-        await self._batches.change(
-            batch,
-            found,
-            status="cancelled" if is_cancelled else "expired" if num_missing else "completed",
-            ended_at=time.time(),
-            output_file=output.file if output.num_bytes else "",
-            error_file=errors.file if errors.num_bytes else "",
-            num_completed=num_completed,
-            num_failed=number - num_completed,
-        )
-
-    async def _lines(self, stored: StoredBatch) -> AsyncIterator[tuple[int, bytes | None]]:
-        """Yield the lines of the input; raise `NoSuchFile` when it was deleted."""
-        splitter = LineSplitter()
-        file = await self._files.find(stored.tenant, stored.input_file)
-        async for piece in self._files.read(stored.tenant, stored.input_file, file):
-            for each in splitter.feed(piece):
-                yield each
-        for each in splitter.finish():
-            yield each
 
 
 def _owner(stored: StoredBatch) -> Identity:
@@ -317,15 +287,9 @@ def _owner(stored: StoredBatch) -> Identity:
     return Identity(stored.tenant, Account(key, time.monotonic()))
 
 
-def _line_id(batch: str, number: int) -> str:
-    return f"batch_req_{batch.removeprefix('batch_')}_{number}"
-
-
-def _missing(line_id: str, custom_id: str, *, is_cancelled: bool) -> bytes:
-    if is_cancelled:
-        return unanswered(line_id, custom_id, "batch_cancelled", "The batch was cancelled before this request was run.")
-    message = "This request could not be executed before the completion window expired."
-    return unanswered(line_id, custom_id, "batch_expired", message)
+def _pause_s(delivery: Delivery) -> float:
+    """Return when a job is worth another delivery: the more often, the later."""
+    return min(float(delivery.num_delivered), MAX_NAK_S)
 
 
 async def _beat(delivery: Delivery) -> None:

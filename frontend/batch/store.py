@@ -8,7 +8,7 @@ import msgspec
 
 from bus.codec import codec, encode
 from bus.errors import Conflict, Permanent
-from bus.messages.batches import BatchJob, LineResult, StoredBatch
+from bus.messages.batches import ENDED, BatchJob, LineResult, StoredBatch
 from bus.protocol import Bus
 from bus.subjects import slug
 
@@ -18,6 +18,7 @@ _BATCH_ID = re.compile(r"batch_[0-9a-f]{24}\Z")
 
 _decode = codec(StoredBatch).decode
 _decode_result = codec(LineResult).decode
+_decode_job = codec(BatchJob).decode
 
 
 class NoSuchBatch(Permanent):
@@ -45,14 +46,31 @@ class Batches:
         """Store a batch and the job to carry it on; raise `QueueFull`, `BusUnavailable`."""
         key = _key(stored.tenant, batch)
         await self._entries.put(key, encode(stored))
-        job = encode(BatchJob(tenant=stored.tenant, batch=batch))
         try:
-            await self._bus.append(
-                self._bus.subjects.job(slug(stored.tenant)), job, msg_id=batch, timeout_s=JOB_TIMEOUT_S
-            )
+            await self._put_job(stored.tenant, batch, msg_id=batch)
         except BaseException:
             await self._entries.delete(key)
             raise
+
+    async def put_job_again(self, batch: str, found: Found) -> None:
+        """Have a batch carried on whose job was lost; several who see to that at a time do it once."""
+        await self._put_job(found.stored.tenant, batch, msg_id=f"{batch}:{found.revision}")
+
+    async def find_without_job(self) -> dict[str, Found]:
+        """Return the batches that have not ended and that nobody is to carry on, as far as can be seen."""
+        entries = await self._entries.entries()
+        found = {each.key.rpartition(".")[2]: Found(_decode(each.value or b""), each.revision) for each in entries}
+        unended = {batch: each for batch, each in found.items() if each.stored.status not in ENDED}
+        if unended:
+            # After the entries: a job goes when the batch has ended.
+            for payload in await self._bus.stored("JOBS", self._bus.subjects.job("*")):
+                job: BatchJob = _decode_job(payload)
+                unended.pop(job.batch, None)
+        return unended
+
+    async def _put_job(self, tenant: str, batch: str, *, msg_id: str) -> None:
+        job = encode(BatchJob(tenant=tenant, batch=batch))
+        await self._bus.append(self._bus.subjects.job(slug(tenant)), job, msg_id=msg_id, timeout_s=JOB_TIMEOUT_S)
 
     async def find(self, tenant: str, batch: str) -> Found:
         """Return a batch; raise `NoSuchBatch`."""

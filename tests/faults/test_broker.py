@@ -7,9 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from components.chaos.history import gap_across
 from components.chaos.load import running_load
 from tests.faults.cluster import ClusterSystem
 from tests.faults.loads import read_loads
-from tests.faults.system import STEP_S, System, make_questions, until
+from tests.faults.system import STEP_S, make_questions, until
 
 pytestmark = pytest.mark.anyio
 
@@ -189,70 +186,6 @@ async def test_a_frozen_observer_is_cut_off(open_system: Any, under_load: Any, m
     gap_s = max(a.longest_gap_s for a in load.answers if a.ended_at > at)
     measured("24", f"gap {1e3 * gap_s:.0f} ms")
     assert gap_s < 0.25 + STEP_S + stalls.slack_s
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, systems: list[System]) -> Iterator[Path]:
-    """A file system of 16 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting a small file system needs root: {done.stderr.strip()}")
-    yield folder
-    for system in systems:
-        system.close()
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-async def test_a_full_store_stops_only_what_needs_it(
-    small_disk: Path, open_system: Any, under_load: Any, measured: Any, stalls: Any
-) -> None:
-    (small_disk / "store").mkdir()
-    (small_disk.parent / "nats").mkdir(mode=0o700)
-    (small_disk.parent / "nats" / "store").symlink_to(small_disk / "store")
-    system = await open_system()
-    async with under_load(system) as load:
-        await anyio.sleep(1.0)
-        at = time.monotonic()
-        refusal = 200
-        for _ in range(32):
-            if refusal == 200:
-                refusal = await anyio.to_thread.run_sync(upload, system, b'{"a": 1}\n' * 2**17)
-        await anyio.sleep(3.0)
-    gap_s = max(a.longest_gap_s for a in load.answers if a.ended_at > at)
-    system.kill("nats")
-    for file in (small_disk / "store").rglob("*_PIECES/**/*.blk"):
-        file.unlink()
-    await system.start_nats()
-    again = 0
-    with anyio.move_on_after(10):
-        while again != 200:
-            again = await anyio.to_thread.run_sync(upload, system, b'{"a": 1}\n')
-    measured("25", f"gap {1e3 * gap_s:.0f} ms; an upload gets {refusal}, with room again {again}")
-    assert refusal in (500, 503)
-    assert gap_s < 0.25 + STEP_S + stalls.slack_s
-    assert again == 200
-
-
-def upload(system: System, data: bytes) -> int:
-    """Upload a file; return the status."""
-    boundary = "busway"
-    parts = [
-        f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'.encode(),
-        f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'.encode(),
-        data,
-        f"\r\n--{boundary}--\r\n".encode(),
-    ]
-    url = f"http://127.0.0.1:{system.target().port}/v1/files"
-    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, b"".join(parts), headers), timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
 
 
 async def test_a_frontend_that_is_killed_costs_its_own_streams_only(

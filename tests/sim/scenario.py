@@ -37,16 +37,17 @@ def play(
     script: Callable[[Stage, Scripted], Awaitable[None]],
     *,
     num_routers: int = 0,
+    num_frontends: int = 1,
     layout: Layout = PLAIN,
 ) -> Trace:
-    """Play a scenario with one frontend; processes must end when told to."""
+    """Play a scenario; processes must end when told to."""
     trace, wall = Trace(loop_time), WallClock()
 
     async def main() -> None:
         weather = Scripted(trace)
         stage = Stage(Random(0), MemoryBroker("sim", weather), weather, wall, trace, layout=layout)
         with anyio.fail_after(120):
-            async with stage.run(num_routers, 1):
+            async with stage.run(num_routers, num_frontends):
                 await anyio.sleep(3)
                 await script(stage, weather)
         assert not stage.crashes

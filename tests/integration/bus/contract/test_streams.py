@@ -1,5 +1,6 @@
 """Appending, standing pulls and the fate of deliveries: the same on a server and in memory."""
 
+import anyio
 import pytest
 
 from bus.errors import BadConfig, BusUnavailable, Malformed, NoResponder, QueueFull, StreamMismatch
@@ -344,6 +345,23 @@ async def test_a_rollup_replaces_what_its_subject_holds(bus, namespace, collect)
         await bus.append(f"{namespace}.kv.v1.m.other", payload)
     await bus.replay("KV", f"{namespace}.kv.v1.m.w", got)
     assert numbers(got.items) == [3, 4]
+
+
+async def test_what_a_work_queue_holds_can_be_looked_at_beside_its_consumer(bus, namespace, collect):
+    got = collect()
+    spec = ConsumerSpec(stream="JOBS", name="batches", filter_subject=f"{namespace}.job.v1.*")
+    for number in range(3):
+        await bus.append(f"{namespace}.job.v1.t{number % 2}", b"%d" % number)
+    async with bus.pull(spec, got) as pull:
+        pull.grant(2)
+        first, _ = await got.wait(2)
+        assert await bus.stored("JOBS", f"{namespace}.job.v1.*") == [b"0", b"1", b"2"]
+        assert await bus.stored("JOBS", f"{namespace}.job.v1.t0") == [b"0", b"2"]
+        first.ack()
+        with anyio.fail_after(5):
+            while b"0" in await bus.stored("JOBS", f"{namespace}.job.v1.*"):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert await bus.stored("JOBS", f"{namespace}.job.v1.t3") == []
 
 
 async def test_replay_of_an_undeclared_stream_is_refused(bus, namespace, collect):

@@ -1,0 +1,80 @@
+"""I/O. What is in a batch's files: lines that are read, and those that its output and its errors are made of."""
+
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from bus.errors import Conflict
+from bus.messages.batches import StoredBatch
+from frontend.batch.lines import LineSplitter, missing, name_line, read_line
+from frontend.batch.store import Batches, Found
+from frontend.files import Files
+
+log = structlog.get_logger()
+
+
+async def read_lines(files: Files, stored: StoredBatch) -> AsyncIterator[tuple[int, bytes | None]]:
+    """Yield the lines of the input; raise `NoSuchFile` when it was deleted."""
+    splitter = LineSplitter()
+    file = await files.find(stored.tenant, stored.input_file)
+    async for piece in files.read(stored.tenant, stored.input_file, file):
+        for each in splitter.feed(piece):
+            yield each
+    for each in splitter.finish():
+        yield each
+
+
+async def write_files(batches: Batches, files: Files, batch: str, found: Found) -> None:
+    """Write output and errors in the order of the input, and end the batch.
+
+    The files' ids follow from the batch's: writing them again after a death writes the same.
+    """
+    stored = found.stored
+    is_cancelled = stored.cancelling_at is not None
+    name = batch.removeprefix("batch_")
+    output = files.begin(stored.tenant, f"file-{name}00", is_made=True)
+    errors = files.begin(stored.tenant, f"file-{name}01", is_made=True)
+    number = num_completed = num_missing = 0
+    async for _, line in read_lines(files, stored):
+        number += 1
+        result = await batches.result(batch, number)
+        if result is not None and result.is_completed:
+            num_completed += 1
+            await output.write(result.line + b"\n")
+            continue
+        if result is None:
+            if await _must_run_again(batches, batch, found, is_cancelled=is_cancelled):
+                return
+            num_missing += 1
+            shown = missing(name_line(batch, number), read_line(line or b"").custom_id, is_cancelled=is_cancelled)
+        else:
+            shown = result.line
+        await errors.write(shown + b"\n")
+    for file, kind in ((output, "output"), (errors, "error")):
+        if file.num_bytes:
+            await file.finish(f"{batch}_{kind}.jsonl", "batch_output")
+    await batches.change(
+        batch,
+        found,
+        status="cancelled" if is_cancelled else "expired" if num_missing else "completed",
+        ended_at=time.time(),
+        output_file=output.file if output.num_bytes else "",
+        error_file=errors.file if errors.num_bytes else "",
+        num_completed=num_completed,
+        num_failed=number - num_completed,
+    )
+
+
+async def _must_run_again(batches: Batches, batch: str, found: Found, *, is_cancelled: bool) -> bool:
+    """Decide about a line without a result: never run, for lack of time, or lost by the broker; then it is run.
+
+    Raises `Conflict` when the batch has ended meanwhile by another's hand: then results go.
+    """
+    if (await batches.find(found.stored.tenant, batch)).revision != found.revision:
+        raise Conflict(f"{batch} was changed meanwhile")
+    if is_cancelled or time.time() >= found.stored.expires_at:
+        return False
+    log.warning("batch.result_lost", batch=batch)
+    await batches.change(batch, found, status="in_progress", finalizing_at=None)
+    return True
