@@ -2,7 +2,6 @@
 
 import sys
 from array import array
-from collections.abc import Sequence
 
 
 def xor_of(blocks: "array[int]") -> int:
@@ -25,21 +24,6 @@ def common_length(ours: "array[int]", first: int, theirs: "array[int]", at: int)
         middle = (low + high) >> 1
         if ours[first + low : first + middle] == theirs[at + low : at + middle]:
             low = middle
-        else:
-            high = middle
-    return low
-
-
-def followed_length(blocks: "array[int]", hashes: Sequence[int], start: int) -> int:
-    """Return how many of a run's blocks come in a chain from `start` on; as hashes are chained, a bisection tells."""
-    high = min(len(blocks), len(hashes) - start)
-    if blocks[high - 1] == hashes[start + high - 1]:
-        return high
-    low = 0
-    while low < high:
-        middle = (low + high) >> 1
-        if blocks[middle] == hashes[start + middle]:
-            low = middle + 1
         else:
             high = middle
     return low

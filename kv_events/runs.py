@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import count, repeat
 
-from kv_events.columns import common_length, followed_length, xor_of
+from kv_events.columns import common_length, xor_of
 
 Hashes = Sequence[int]
 MAX_TOGGLED = 4096
@@ -16,11 +16,32 @@ MAX_TOGGLED = 4096
 class Run:
     """Blocks that follow each other, and how many of them, from the first, each worker holds (at least one)."""
 
-    __slots__ = ("blocks", "held")
+    __slots__ = ("_left_at", "blocks", "held")
 
     def __init__(self, blocks: "array[int]", held: dict[str, int]) -> None:
         self.blocks = blocks
         self.held = held
+        self._left_at = 0
+        """Where the last chain that left the run did so: most leave it where others did."""
+
+    def follow(self, hashes: Hashes, start: int) -> int:
+        """Return how many of the blocks come in a chain from `start` on; as hashes are chained, a bisection tells."""
+        blocks, left_at = self.blocks, self._left_at
+        low, high = 0, min(len(blocks), len(hashes) - start)
+        if blocks[high - 1] == hashes[start + high - 1]:
+            return high
+        if 0 < left_at < high and blocks[left_at - 1] == hashes[start + left_at - 1]:
+            if blocks[left_at] != hashes[start + left_at]:
+                return left_at
+            low = left_at + 1
+        while low < high:
+            middle = (low + high) >> 1
+            if blocks[middle] == hashes[start + middle]:
+                low = middle + 1
+            else:
+                high = middle
+        self._left_at = low
+        return low
 
 
 class Holding:
@@ -138,7 +159,7 @@ class RunIndex:
         start, stop = 0, len(hashes)
         while start < stop:
             run = self._find(hashes[start])
-            length = followed_length(run.blocks, hashes, start) if run is not None else 0
+            length = run.follow(hashes, start) if run is not None else 0
             if run is not None and length:
                 yield start, length, run.held
             start += length or 1
@@ -252,7 +273,7 @@ def match_runs(find: Callable[[int], Run | None], hashes: Hashes) -> dict[str, i
     following: AbstractSet[str] = frozenset()
     while start < stop:
         run = find(hashes[start])
-        length = followed_length(run.blocks, hashes, start) if run is not None else 0
+        length = run.follow(hashes, start) if run is not None else 0
         if run is None or not length:
             break
         held = run.held

@@ -8,6 +8,7 @@ comprehension, and arrays lie in few lines of the CPU's cache, which has forgott
 import math
 from array import array
 from collections import Counter
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 import msgspec
@@ -96,6 +97,7 @@ class WorkerState(Generic[T]):
         self.waiting_blocks = 0
         self.full_step_s = SHORTEST_STEP_S
         self.flights: dict[str, Flight[T]] = {}
+        """The one placed last comes last."""
         self.num_unsettled = 0
         self.unsettled_blocks = 0
         self.turnover = 0.0
@@ -215,7 +217,7 @@ class Fleet(Generic[T]):
         if state.num_requests >= state.max_running:
             state.gap_s += 0.2 * (min(now - state.placed_at, LONGEST_GAP_S) - state.gap_s)
         state.placed_at = now
-        if key not in state.flights:
+        if state.flights.pop(key, None) is None:
             state.num_unsettled += 1
             state.unsettled_blocks += flight.blocks
         state.flights[key] = flight
@@ -306,20 +308,20 @@ class Fleet(Generic[T]):
     def _settle(self, state: WorkerState[T], now: float, *, has_room: bool) -> int:
         """Sort the requests on their way into those that the report counted and the rest, whose tokens are returned."""
         tokens = blocks = count = 0
-        arrived = []
-        for key, flight in state.flights.items():
-            age = now - flight.placed_at
-            if has_room and age >= KEPT_S:
-                arrived.append(key)
-            if age >= SETTLED_S:
-                flight.is_settled = True
-            else:
+        for flight in reversed(state.flights.values()):
+            if now - flight.placed_at < SETTLED_S:
                 count += 1
                 tokens += flight.tokens
                 blocks += flight.blocks
-        for key in arrived:
-            del state.flights[key]
+            elif flight.is_settled:
+                break  # all before it are, too
+            else:
+                flight.is_settled = True
         state.num_unsettled, state.unsettled_blocks = count, blocks
+        if has_room:
+            arrived = list(takewhile(lambda key: now - state.flights[key].placed_at >= KEPT_S, state.flights))
+            for key in arrived:
+                del state.flights[key]
         return tokens
 
     def _price(self, number: int, state: WorkerState[T], now: float) -> None:

@@ -7,7 +7,6 @@ same, it makes no difference.
 
 from array import array
 
-from kv_events.columns import common_length
 from kv_events.runs import Run, match_runs
 
 MAX_HASHES = 1 << 20
@@ -42,7 +41,7 @@ class Chains:
                     whole.held[worker] = len(whole.blocks)
                 self.num_blocks += len(rest)
                 return
-            length = common_length(run.blocks, 0, chain, at)
+            length = run.follow(chain, at)
             run.held[worker] = max(length, run.held.get(worker, 0))
             whole = run if length == len(run.blocks) else None
             at += length

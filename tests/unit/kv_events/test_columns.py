@@ -8,8 +8,7 @@ from operator import eq, xor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_events.columns import common_length, followed_length, xor_of
-from kv_events.hashing import block_hashes
+from kv_events.columns import common_length, xor_of
 
 BLOCKS = st.lists(st.integers(0, 2**64 - 1), max_size=40)
 FEW = st.lists(st.integers(0, 1), min_size=1, max_size=8)
@@ -25,12 +24,3 @@ def test_common_length(ours: list[int], theirs: list[int], first: int, at: int) 
     first, at = min(first, len(ours)), min(at, len(theirs))
     plain = sum(takewhile(bool, map(eq, ours[first:], theirs[at:])))
     assert common_length(array("Q", ours), first, array("Q", theirs), at) == plain
-
-
-@given(st.integers(0, 12), st.integers(1, 12), st.integers(0, 30))
-def test_followed_length(start: int, length: int, fork: int) -> None:
-    """A run of `length` blocks from `start` on, and a chain that leaves it at `fork`."""
-    tokens = list(range(30))
-    run = array("Q", block_hashes(tokens, 1, 7)[start : start + length])
-    chain = block_hashes([*tokens[:fork], *([99] * (30 - fork))], 1, 7)
-    assert followed_length(run, chain, start) == max(0, min(fork - start, length))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_events.hashing import block_hashes
-from kv_events.runs import RunIndex
+from kv_events.runs import Run, RunIndex
 
 WORKERS = ("w-a", "w-b")
 
@@ -101,3 +101,15 @@ def test_forks_split_no_run() -> None:
     index.store("w-b", 0, column(trunk))
     check_books(index)
     assert len(index.runs) == 6, "one for each chain, from where it left the others"
+
+
+@given(st.integers(0, 12), st.integers(1, 12), st.lists(st.integers(0, 30), max_size=6))
+def test_a_run_is_followed_as_far_as_it_goes_wherever_chains_left_it_before(
+    start: int, length: int, forks: list[int]
+) -> None:
+    """A run of `length` blocks from `start` on, and chains that leave it at `forks`."""
+    tokens = list(range(30))
+    run = Run(array("Q", block_hashes(tokens, 1, 7)[start : start + length]), {})
+    for fork in forks:
+        chain = block_hashes([*tokens[:fork], *([99] * (30 - fork))], 1, 7)
+        assert run.follow(chain, start) == max(0, min(fork - start, length))
