@@ -61,7 +61,9 @@ class Models:
             while True:
                 while self._waiting:
                     slug, card = self._waiting.popitem()
-                    await self._build(slug, card)
+                    # Another worker's card of the same model comes while the first one's is built.
+                    if self._sources.get(slug) != _source_of(card):
+                        await self._build(slug, card)
                 self._is_settled = True
                 with anyio.move_on_after(LOOK_EVERY_S):
                     await self._changed.wait()

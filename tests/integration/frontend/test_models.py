@@ -4,12 +4,16 @@ import json
 from collections.abc import Callable
 
 import anyio
+import anyio.lowlevel
+import msgspec
 import pytest
+from structlog.testing import capture_logs
 from tokenizers import Tokenizer
 
 from bus.codec import encode
 from bus.errors import BuswayError, NoWorker, UnknownModel
 from bus.messages.fleet import ModelCard
+from bus.protocol import Bus
 from bus.registry import REGISTRY
 from bus.testing import MemoryBroker
 from frontend.fleet import Fleet
@@ -28,23 +32,28 @@ def refusal_of(models: Models, name: str) -> type[BuswayError]:
     return type(caught.value)
 
 
+async def put_files(bus: Bus, tokenizer: Tokenizer) -> ModelCard:
+    """Store a model's files; return its card."""
+    config = json.dumps({"eos_token": "<|end|>"}).encode()
+    return ModelCard(
+        model="tiny",
+        max_model_len=512,
+        vocab_size=tokenizer.get_vocab_size(),
+        eos_token_ids=[0],
+        files={
+            "tokenizer.json": await bus.put_blob(tokenizer.to_str().encode()),
+            "tokenizer_config.json": await bus.put_blob(config),
+        },
+        created_at=0.0,
+    )
+
+
 @pytest.mark.anyio
 async def test_a_model_that_nobody_serves_any_more_is_forgotten_in_the_end(tokenizer: Tokenizer) -> None:
     now = 0.0
     async with MemoryBroker().connect("f-1") as bus:
         await bus.ensure()
-        config = json.dumps({"eos_token": "<|end|>"}).encode()
-        card = ModelCard(
-            model="tiny",
-            max_model_len=512,
-            vocab_size=tokenizer.get_vocab_size(),
-            eos_token_ids=[0],
-            files={
-                "tokenizer.json": await bus.put_blob(tokenizer.to_str().encode()),
-                "tokenizer_config.json": await bus.put_blob(config),
-            },
-            created_at=0.0,
-        )
+        card = await put_files(bus, tokenizer)
         registry = bus.bucket(REGISTRY)
         await registry.put("model.tiny", encode(card))
         models = Models(bus, Fleet(3.0), lambda: now)
@@ -75,3 +84,25 @@ async def test_a_refused_model_that_comes_back_as_it_was_is_refused_again() -> N
                 await registry.delete("model.m")
                 await wait_until(lambda: "no model is registered" in models.describe_unready())
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_card_that_comes_while_the_same_model_is_built_builds_nothing(tokenizer: Tokenizer) -> None:
+    with capture_logs() as logs:
+        async with MemoryBroker().connect("f-1") as bus:
+            await bus.ensure()
+            card = await put_files(bus, tokenizer)
+            registry = bus.bucket(REGISTRY)
+            models = Models(bus, Fleet(3.0))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(models.run)
+                await registry.put("model.tiny", encode(card))
+                with anyio.fail_after(5):
+                    while not models._waiting:
+                        await anyio.lowlevel.checkpoint()
+                    while models._waiting:
+                        await anyio.lowlevel.checkpoint()
+                await registry.put("model.tiny", encode(msgspec.structs.replace(card, created_at=1.0)))
+                await wait_until(lambda: len(models.listed()) == 1 and models._is_settled)
+                tasks.cancel_scope.cancel()
+    assert [each["event"] for each in logs] == ["model.ready"]
