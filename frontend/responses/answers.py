@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from bus.messages.responses import ResponseStatus
-from frontend.deltas import Choice, ChoiceEnd
+from frontend.deltas import ChoiceEnd
 from frontend.errors import ErrorBody
-from frontend.openai.logprobs import token_logprobs
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
 from frontend.responses.tools import Name, to_input
@@ -286,25 +285,6 @@ class Terms(NamedTuple):
     """As `Offered.names`."""
 
 
-class WholeResponse:
-    """The answer to a request that does not stream."""
-
-    def __init__(self, shown: ResponseShown, terms: Terms, on_made: Callable[[Made], None]) -> None:
-        self._shown = shown
-        self._terms = terms
-        self._on_made = on_made
-
-    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
-        """Render the one choice."""
-        choice, terms = choices[0], self._terms
-        logprobs = b"[]" if terms.logprobs_of is None else token_logprobs(terms.logprobs_of, choice.pieces)
-        items = _items(self._shown.id, choice, logprobs, terms.names)
-        shown = ended(self._shown, items, choice.end, usage_shown(usage), int(terms.clock()))
-        body = _json(shown)
-        self._on_made(Made(shown.status, body))
-        return body
-
-
 def is_custom(name: str, names: Mapping[str, Name]) -> bool:
     """Say whether the model was shown a custom tool under that name."""
     return name in names and names[name].is_custom
@@ -320,26 +300,3 @@ def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCall
         text = to_input(call.arguments)
         return CustomCallShown(id=call.id, call_id=call.call_id, name=known.name, input=text, namespace=namespace)
     return msgspec.structs.replace(call, name=known.name, namespace=namespace)
-
-
-def _items(response: str, choice: Choice, logprobs: bytes, names: Mapping[str, Name]) -> list[ItemShown]:
-    last: ItemStatus = "incomplete" if choice.end.reason in ("length", "abort") else "completed"
-    items: list[ItemShown] = []
-    if choice.reasoning:
-        status = "completed" if choice.text or choice.calls else last
-        content = (ReasoningText(choice.reasoning),)
-        items.append(ReasoningShown(id=item_id("rs", response, 0), status=status, content=content))
-    if choice.text or not (choice.reasoning or choice.calls):
-        text = OutputText(choice.text, logprobs=msgspec.Raw(logprobs))
-        status = "completed" if choice.calls else last
-        items.append(MessageShown(id=item_id("msg", response, len(items)), status=status, content=(text,)))
-    for call in choice.calls:
-        shown = FunctionCallShown(
-            id=item_id("ctc" if is_custom(call.name, names) else "fc", response, len(items)),
-            status=last if call is choice.calls[-1] else "completed",
-            call_id=call.call_id,
-            name=call.name,
-            arguments=call.arguments,
-        )
-        items.append(as_asked(shown, names))
-    return items

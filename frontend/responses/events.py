@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, ReasoningDelta
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, Choice, ChoiceEnd, Delta, ReasoningDelta, TextDelta
 from frontend.errors import ErrorBody
 from frontend.openai.logprobs import token_logprobs
 from frontend.pieces import TokenPiece
@@ -24,7 +24,6 @@ from frontend.responses.answers import (
     ReasoningText,
     ResponseShown,
     Terms,
-    WholeResponse,
     as_asked,
     ended,
     failed,
@@ -223,6 +222,34 @@ class ResponseChunks:
         return self._event(f"response.content_part.{what}", b'%b"part":%b' % (item.name, _json(part)))
 
 
+class WholeResponse:
+    """Writes a response in one piece: what its events would come to."""
+
+    def __init__(self, dialect: "ResponsesDialect", chunks: ResponseChunks) -> None:
+        self._dialect = dialect
+        self._chunks = chunks
+
+    def render(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """Render the one choice."""
+        choice = choices[0]
+        self._chunks.deltas(_deltas(choice), choice.pieces)
+        self._chunks.closing(choice.end, usage)
+        assert self._dialect.made is not None
+        return self._dialect.made.body
+
+
+def _deltas(choice: Choice) -> list[Delta]:
+    """Return what a choice says, in the order of the response's items."""
+    deltas: list[Delta] = []
+    if choice.reasoning:
+        deltas.append(ReasoningDelta(choice.reasoning))
+    if choice.text:
+        deltas.append(TextDelta(choice.text))
+    for number, call in enumerate(choice.calls):
+        deltas += (CallStart(number, call.call_id, call.name), CallArguments(number, call.arguments))
+    return deltas
+
+
 class ResponsesDialect:
     """How the Responses API answers a turn; it keeps what the response came to in `made`."""
 
@@ -245,7 +272,7 @@ class ResponsesDialect:
 
     def whole(self, facts: AnswerFacts) -> WholeResponse:
         """Return the writer of a response in one piece."""
-        return WholeResponse(self._shown, self._terms, self._keep)
+        return WholeResponse(self, self.chunks(facts, 0))
 
     def _keep(self, made: Made) -> None:
         self.made = made
