@@ -14,7 +14,7 @@ from offload.tier import ORDINARY, Presence, Retention, Tier
 
 BATCH = 64
 """Blocks of one store: pinned in host memory while it lasts."""
-NUM_STORES = 3
+NUM_STORES = 4
 """Under way at a time: checksums are made and books are kept while the tier writes."""
 MAX_PINNED_PART = 0.25
 """Of host memory: with less, one store at a time."""

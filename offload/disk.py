@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from itertools import count
 from operator import itemgetter
 from pathlib import Path
@@ -27,7 +26,9 @@ from offload.key import BlockKey, Space, space_of
 from offload.slots import Slots
 from offload.tier import Frame, Medium, Presence, Retention
 
-NUM_THREADS = 4
+NUM_READERS = 4
+NUM_WRITERS = 3
+"""Threads. Readers never wait for writers, and other stores are ready when one is written: the disk has no pauses."""
 MAX_RUN_BYTES = 8 * 2**20
 """Of neighbouring frames that one call of the system moves: it is cut up there, and the device kept busy with all."""
 MAX_FRAMES = 512
@@ -57,7 +58,8 @@ class DiskTier:
         self._slots = slots
         self._files = files
         self._order = count(next_order)
-        self._limiter = CapacityLimiter(NUM_THREADS)
+        self._readers = CapacityLimiter(NUM_READERS)
+        self._writers = CapacityLimiter(NUM_WRITERS)
 
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         """See `Tier.lookup`."""
@@ -80,7 +82,7 @@ class DiskTier:
         self._slots.remove(keys)
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
-        """See `Tier.store`; a disk that hangs is waited for."""
+        """See `Tier.store`; a disk that hangs is waited for. Takes one thread: several stores keep the disk busy."""
         now = time.time()
         taken = [self._slots.prepare_store(frame.key, frame.parent_hash, retention, now) for frame in frames]
         places = [(slot, frame) for slot, frame in zip(taken, frames, strict=True) if slot is not None]
@@ -88,7 +90,9 @@ class DiskTier:
         try:
             with anyio.CancelScope(shield=True):  # the threads read the frames
                 entries = {slot: self._entry(slot, frame.key, frame.parent_hash) for slot, frame in places}
-                written = await self._move(places, partial(self._files.write, entries))
+                written.update(
+                    await to_thread.run_sync(self._files.write, self._runs(places), entries, limiter=self._writers)
+                )
         finally:
             self._slots.complete_store([slot for slot, _ in places if slot in written])
             self._slots.abort_store([slot for slot, _ in places if slot not in written])
@@ -107,7 +111,7 @@ class DiskTier:
             changed = [slot for slot, was in zip(pinned, before, strict=True) if slots.retention_at(slot) != was]
             entries = [(slot, self._entry(slot, slots.key_at(slot), slots.parent_at(slot))) for slot in changed]
             with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(self._files.note, entries, limiter=self._limiter)
+                await to_thread.run_sync(self._files.note, entries, limiter=self._writers)
         finally:
             slots.complete_load(pinned)
 
@@ -117,28 +121,27 @@ class DiskTier:
         places = [(slot, frame) for slot, frame in zip(pinned, frames, strict=True) if slot is not None]
         try:
             with anyio.CancelScope(shield=True):  # the threads write into the frames
-                read = await self._move(places, self._files.read)
+                read = await self._read(self._runs(places))
         finally:
             self._slots.complete_load([slot for slot, _ in places])
         return [slot in read for slot in pinned]
 
-    async def _move(self, places: Iterable[tuple[int, Frame]], move: Callable[[Sequence[Run]], list[int]]) -> set[int]:
-        """Read or write runs of neighbouring slots, some at a time; return the slots for which that worked.
-
-        The threads do little but wait for the disk: what else they did would keep each other from the interpreter.
-        """
-        moved: set[int] = set()
-        most = min(MAX_FRAMES, max(1, MAX_RUN_BYTES // self._files.stride))
-        runs = _runs([(slot, frame.pages) for slot, frame in places], most)
+    async def _read(self, runs: Sequence[Run]) -> set[int]:
+        """Read runs of frames, some at a time; return the slots for which that worked."""
+        read: set[int] = set()
 
         async def haul(some: Sequence[Run]) -> None:
-            moved.update(await to_thread.run_sync(move, some, limiter=self._limiter))
+            read.update(await to_thread.run_sync(self._files.read, some, limiter=self._readers))
 
-        size = min(MAX_HAUL, -(-len(runs) // NUM_THREADS))
+        size = max(1, min(MAX_HAUL, -(-len(runs) // NUM_READERS)))
         async with anyio.create_task_group() as tasks:
-            for first in range(0, len(runs), size or 1):
+            for first in range(0, len(runs), size):
                 tasks.start_soon(haul, runs[first : first + size])
-        return moved
+        return read
+
+    def _runs(self, places: Iterable[tuple[int, Frame]]) -> list[Run]:
+        most = min(MAX_FRAMES, max(1, MAX_RUN_BYTES // self._files.stride))
+        return _runs([(slot, frame.pages) for slot, frame in places], most)
 
     def _entry(self, slot: int, key: BlockKey, parent_hash: int) -> Entry:
         return Entry(key, parent_hash, self._slots.retention_at(slot), next(self._order))
@@ -151,7 +154,7 @@ class _Files(NamedTuple):
     journal: int
     stride: int
 
-    def write(self, entries: Mapping[int, Entry], runs: Sequence[Run]) -> list[int]:
+    def write(self, runs: Sequence[Run], entries: Mapping[int, Entry]) -> list[int]:
         """Write runs of frames, then what is in their slots; return the slots but for runs that failed."""
         written = self._move(os.pwritev, runs)
         self.note([(slot, entries[slot]) for slot in written])

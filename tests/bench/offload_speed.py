@@ -1,7 +1,7 @@
 """How fast blocks move to host memory and disk and back, beside what memory and disk themselves give.
 
 `python -m tests.bench.offload_speed`. Host memory stands beside one memcpy of the same bytes. The disk tier stands
-beside threads, as many as it has, that read or write a file past the page cache as fast as they can, in calls of 4 MiB,
+beside as many threads that read or write a file past the page cache as fast as they can, in calls of 4 MiB,
 and for comparison of 1 MiB and of a block; stores go through the queue that a worker has for them, with checksums made
 before and, as in a worker, meanwhile. All take turns; prints the medians, the median ratio of neighbours, and the
 milliseconds of CPU of a round, of which the event loop's. To hold: 0.8 of memcpy, 0.9 of the disk.
@@ -23,7 +23,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 from offload.behind import WriteBehind
-from offload.disk import NUM_THREADS, open_disk
+from offload.disk import NUM_READERS, open_disk
 from offload.host import HostArena, stride_bytes
 from offload.key import BlockKey, is_sound, space_of
 from offload.tier import ORDINARY
@@ -99,16 +99,16 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
     size = num_blocks * stride
     host = HostArena(size, block_bytes)
     keys = fill(host, num_blocks)
-    limiter = CapacityLimiter(NUM_THREADS)
+    limiter = CapacityLimiter(NUM_READERS)
     title = f"{block_bytes >> 10} KiB"
 
     async def plain(call: Callable[[int, list[memoryview], int], int], file: int, part_bytes: int) -> None:
         def move(first: int) -> None:
-            for start in range(first, size, NUM_THREADS * part_bytes):
+            for start in range(first, size, NUM_READERS * part_bytes):
                 call(file, [host.buffer[start : start + part_bytes]], start)
 
         async with anyio.create_task_group() as tasks:
-            for number in range(NUM_THREADS):
+            for number in range(NUM_READERS):
                 tasks.start_soon(partial(to_thread.run_sync, move, number * part_bytes, limiter=limiter))
 
     async with open_disk(directory, size, block_bytes, "bench") as disk, anyio.create_task_group() as tasks:

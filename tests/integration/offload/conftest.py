@@ -148,7 +148,7 @@ async def open_stage(*tiers: Tier, host_blocks: int = 64, token_s: float = 0.01)
     for tokens in (16, 64, 256):
         gate.note_step(tokens, 0, tokens * token_s)
     async with open_mover(host, tiers, gate, block_size=BLOCK_SIZE) as mover:
-        yield Stage(mover, host, gate, Device(200))
+        yield Stage(mover, host, gate, Device(256))
 
 
 @pytest.fixture

@@ -38,12 +38,12 @@ async def test_what_left_host_memory_comes_back_from_a_tier(stage: Any, told_tie
 async def test_stores_go_side_by_side_and_what_is_kept_for_longer_waits_for_them(
     stage: Any, told_tier: Any, links: Any, eventually: Any
 ) -> None:
-    tier, numbers = told_tier(), range(1, 181)
-    async with stage(tier, host_blocks=1024) as at:
+    tier, numbers = told_tier(), range(1, 241)
+    async with stage(tier, host_blocks=2048) as at:
         tier.may_go_on = anyio.Event()
         await at.store(*numbers)
         at.mover.retain(links(*numbers), Retention(priority=5))
-        await eventually(lambda: tier.num_storing == 3)
+        await eventually(lambda: tier.num_storing == 4)
         assert not tier.retained
         tier.may_go_on.set()
         await eventually(lambda: len(tier.retained) == len(tier.frames) == len(numbers))
