@@ -55,6 +55,44 @@ def up(shared_shell: Any, wait_for: Callable[..., float]) -> Up:
     return Up(shared_shell)
 
 
+def test_several_calls_at_once_go_around_with_openai_python(up: Up) -> None:
+    zone = {"type": "object", "properties": {"zone": {"enum": ["CET", "UTC"]}}, "required": ["zone"]}
+    turns: list[Any] = [{"role": "user", "content": "What is the weather, and what is the time?"}]
+    ask: dict[str, Any] = {
+        "model": "busway-tiny",
+        "messages": turns,
+        "tools": [
+            {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+            {"type": "function", "function": {"name": "time", "parameters": zone}},
+        ],
+        "tool_choice": "required",
+        "temperature": 0,
+        "max_tokens": 120,
+        "logit_bias": {"0": -100, "2": -100},  # what it ends with: left to itself, the toy calls once
+    }
+    with openai.OpenAI(base_url=f"{up.url()}/v1", api_key="none", max_retries=0) as client:
+        whole = client.chat.completions.create(**ask).choices[0]
+        streamed: dict[int, list[str]] = {}
+        for chunk in client.chat.completions.create(**ask, stream=True):
+            for piece in chunk.choices[0].delta.tool_calls or ():
+                told = streamed.setdefault(piece.index, [piece.id, piece.function.name, ""])
+                told[2] += piece.function.arguments
+        once = client.chat.completions.create(**ask, parallel_tool_calls=False).choices[0]
+        calls = whole.message.tool_calls or []
+        turns.append({"role": "assistant", "tool_calls": [call.model_dump() for call in calls]})
+        turns += [{"role": "tool", "tool_call_id": call.id, "content": "Sunny."} for call in calls]
+        last = client.chat.completions.create(model="busway-tiny", messages=turns, max_tokens=8)
+    assert (whole.finish_reason, once.finish_reason) == ("length", "tool_calls")
+    assert len(calls) > 2 > len(once.message.tool_calls or []) == 1
+    assert len({call.id for call in calls}) == len(calls) == len({told[0] for told in streamed.values()})
+    assert [(told[1], told[2]) for told in streamed.values()] == [
+        (call.function.name, call.function.arguments) for call in calls
+    ]
+    keys = {"weather": {"city", "days"}, "time": {"zone"}}
+    assert all(set(json.loads(call.function.arguments)) == keys[call.function.name] for call in calls)
+    assert last.choices[0].message.content
+
+
 def test_a_forced_call_goes_around_with_anthropic_python(up: Up) -> None:
     tools: Any = [{"name": "weather", "description": "The weather", "input_schema": SCHEMA}]
     turns: list[Any] = [{"role": "user", "content": "What is the weather?"}]
