@@ -208,9 +208,9 @@ class Desk:
         refusal = pool.admit(request, deadline, now)
         if refusal is not None and request.origin is not None:
             self._refuse(request.origin, refusal, "refused")
-        self._work_soon()
+        self.work_soon()
 
-    def _work_soon(self) -> None:
+    def work_soon(self) -> None:
         """Plan what came at once together: first come is a matter of chance in a burst."""
         if not self._is_deferred:
             self._is_deferred = True
@@ -297,7 +297,7 @@ class Desk:
     def _count_answer(self) -> None:
         self.num_sending -= 1
         if self.num_sending == MAX_SENDING - 1:
-            self._work_soon()
+            self.work_soon()
         if not self.num_sending:
             self._all_sent.set()
 

@@ -10,6 +10,7 @@ Several routers that tell each other what they place (`charge`) share as one doe
 
 from bisect import insort
 from collections.abc import Iterator, Mapping
+from heapq import heapify, heappop, heapreplace
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -98,7 +99,7 @@ class _Lane(Generic[T]):
         self.tenants[name] = tenant
         if not tenant.waiting:
             tenant.served = max(tenant.served, self.clock)
-        self.clock = max(self.clock, min((other.served for other in self.busy.values()), default=tenant.served))
+        self.clock = max(self.clock, min([other.served for other in self.busy.values()], default=tenant.served))
         tenant.served = min(tenant.served, self.clock + MAX_LEAD_TOKENS) + tokens / self.weight(name)
 
     def ordered(self) -> Iterator[Entry[T]]:
@@ -108,17 +109,18 @@ class _Lane(Generic[T]):
                 for *_, entry in tenant.waiting:
                     yield entry
             return
-        heads = {name: (tenant.served, 0) for name, tenant in self.busy.items()}
+        tenants = list(self.busy.values())
+        heads = [(tenant.served, place, 0) for place, tenant in enumerate(tenants)]
+        heapify(heads)
         while heads:
-            name = min(heads, key=lambda key: heads[key][0])
-            served, position = heads[name]
-            waiting = self.busy[name].waiting
+            served, place, position = heads[0]
+            waiting = tenants[place].waiting
             entry = waiting[position][3]
-            if position + 1 < len(waiting):
-                heads[name] = (served + entry.tokens / self.weight(name), position + 1)
-            else:
-                del heads[name]
             yield entry
+            if position + 1 < len(waiting):
+                heapreplace(heads, (served + entry.tokens / self.weight(entry.tenant), place, position + 1))
+            else:
+                heappop(heads)
 
     def _remember(self, name: str) -> _Tenant[T]:
         if len(self.tenants) >= MAX_TENANTS:
@@ -220,10 +222,11 @@ class FairQueue(Generic[T]):
                 ahead += lane.tokens
                 continue
             mine = lane.busy.get(tenant)
-            own = mine.tokens if mine is not None else 0
-            rounds = own / lane.weight(tenant)
+            if mine is None:
+                return ahead
+            rounds = mine.tokens / lane.weight(tenant)
             for other, state in lane.busy.items():
                 if other != tenant:
                     ahead += min(state.tokens, rounds * lane.weight(other))
-            return ahead + own
+            return ahead + mine.tokens
         return ahead

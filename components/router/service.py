@@ -211,7 +211,7 @@ class Router:
             pool.join(card, now)
         pool.report(load, now)
         if len(pool.queue):
-            desk.work()
+            desk.work_soon()
 
     def _on_route(self, incoming: Incoming) -> None:
         if incoming.subject.endswith(f".{self._router}"):
