@@ -21,7 +21,7 @@ from bus.errors import BuswayError
 from bus.server import check_version, find_binary
 from bus.subjects import Subjects
 from bus.version import VERSION
-from components.cli.completions import is_ready, served_models
+from components.cli.completions import KeyNeeded, is_ready, served_models
 from components.supervisor.ports import is_free
 from components.supervisor.running import RunningSystem, option_for, read_running
 
@@ -190,6 +190,8 @@ def _check_running(running: RunningSystem, state_dir: Path) -> Finding:
     try:
         models = served_models(running.url, running.tls_ca)
         ready = is_ready(running.url, running.tls_ca)
+    except KeyNeeded as error:
+        return Finding(Verdict.WARN, f"system: {counts}; {error}", error.hint)
     except BuswayError as error:
         option = option_for(state_dir)
         mend = f"look into {state_dir}/logs, or: busway down{option}; busway up{option}"

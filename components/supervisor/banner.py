@@ -10,6 +10,7 @@ from bus.version import VERSION
 from components.supervisor.running import RunningSystem, option_for
 
 QUESTION = "What is Busway?"
+AUTHORIZATION = '-H "authorization: Bearer $BUSWAY_API_KEY" '
 
 
 def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Path) -> str:
@@ -19,20 +20,23 @@ def ready_banner(system: RunningSystem, model: str, took_s: float, state_dir: Pa
     # Clients trust what the machine trusts: our own authority must be named to them.
     trust = shlex.quote(system.tls_ca) if system.tls_ca else ""
     curl = f"curl -N {f'--cacert {trust} ' if trust else ''}{system.url}/v1/chat/completions "
-    curl += "-H 'content-type: application/json' -d "
-    environment = f"{f'SSL_CERT_FILE={trust} ' if trust else ''}OPENAI_BASE_URL={system.url}/v1 OPENAI_API_KEY=none"
+    curl += f"{'' if model else AUTHORIZATION}-H 'content-type: application/json' -d "
+    environment = f"{f'SSL_CERT_FILE={trust} ' if trust else ''}OPENAI_BASE_URL={system.url}/v1 "
+    environment += f"OPENAI_API_KEY={'none' if model else '$BUSWAY_API_KEY'}"
+    key = f"  key         busway keys add NAME{option_for(state_dir)}   then: export BUSWAY_API_KEY=sk-busway-..."
     more = [p.pid for p in system.processes if p.role == "frontend"][1:]
     urls = f"{system.url}/v1" + (f"   (shared by {len(more) + 1} frontends)" if more else "")
     option = option_for(state_dir)
     return "\n".join(
         [
-            f"ready in {took_s:.1f} s: {model or 'clients need an API key: busway keys add NAME'}",
+            f"ready in {took_s:.1f} s: {model or 'clients need an API key'}",
             "",
+            *([] if model else [key]),
             f"  URL         {urls}",
             f"  talk        busway chat{option}          or once: busway chat{option} {shlex.quote(QUESTION)}",
             f"  curl        {curl}{shlex.quote(msgspec.json.encode(body).decode())}",
             f"  any client  export {environment}",
-            f"  look        busway tap '{system.namespace}.>'{option}   busway doctor{option}   {system.url}/metrics",
+            f"  look        busway tap '{system.namespace}.>'{option}   busway doctor{option}   {system.url}/docs",
             *([f"  bus         {system.nats_url}"] if any(p.role == "nats" for p in system.processes) else []),
             *(["  secure      each process has its own credentials; others: busway keys --help"] if trust else []),
             f"  stop        Ctrl-C, or: busway down{option}",

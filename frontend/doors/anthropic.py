@@ -35,7 +35,7 @@ class Anthropic:
         ]
 
     async def create(self, call: Call) -> Reply | None:
-        """Answer `POST /v1/messages`."""
+        """Answer a conversation, as Anthropic's Messages API does."""
         body, read = await read_body(call, self._intake, messages_body)
         try:
             plan = await self._generate.prepare(call, read.num_bytes, to_chat(body), lowers_bound=True)
@@ -46,7 +46,7 @@ class Anthropic:
         )
 
     async def count_tokens(self, call: Call) -> Reply:
-        """Answer `POST /v1/messages/count_tokens`: the prompt is rendered and tokenized as for an answer."""
+        """Count the tokens of a conversation: it is rendered and tokenized as for an answer."""
         body, read = await read_body(call, self._intake, count_body)
         num_tokens = await self._intake.count_prompt(read.num_bytes, prompt_turn(body))
         return Reply(token_count(num_tokens), headers=(*JSON, *_headers(call, read.ignored)))

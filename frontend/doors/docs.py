@@ -20,6 +20,7 @@ class Docs:
         """Return the routes."""
         return [
             Route("GET", "/openapi.json", self.openapi, "plain"),
+            Route("GET", "/", self.page, "plain", Doc(media="text/html")),
             Route("GET", "/docs", self.page, "plain", Doc(media="text/html")),
         ]
 

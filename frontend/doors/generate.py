@@ -43,7 +43,7 @@ class Generate:
         ]
 
     async def chat(self, call: Call) -> Reply | None:
-        """Answer `POST /v1/chat/completions`."""
+        """Answer a conversation, as OpenAI's chat completions do."""
         body, read = await read_body(call, self._intake, chat_body)
         plan = await self.prepare(call, read.num_bytes, body)
         dialect = chat_dialect(body, plan)
@@ -52,7 +52,7 @@ class Generate:
         )
 
     async def complete(self, call: Call) -> Reply | None:
-        """Answer `POST /v1/completions`."""
+        """Go on with texts or token ids."""
         body, read = await read_body(call, self._intake, completion_body)
         plan = await self.prepare(call, read.num_bytes, body)
         dialect = completion_dialect(body, plan)

@@ -78,7 +78,7 @@ class Responses:
         await self._works.run(stopping)
 
     async def create(self, call: Call) -> Reply | None:
-        """Answer `POST /v1/responses`."""
+        """Make a response: at once, as a stream, or in the background."""
         body, read = await read_body(call, self._intake, responses_body)
         if body.background and body.store is False:
             raise InvalidRequest("A response in the background is stored: leave out 'store'.", param="store")
@@ -136,14 +136,14 @@ class Responses:
                 raise renamed(error, _PARAMS) from error
 
     async def count_tokens(self, call: Call) -> Reply:
-        """Answer `POST /v1/responses/input_tokens`: the prompt is rendered and tokenized as for an answer."""
+        """Count the tokens of a prompt: it is rendered and tokenized as for an answer."""
         body, read = await read_body(call, self._intake, prompt_body)
         asked = await self._conversations.read(caller.get().tenant, body, read.num_bytes)
         answer = InputTokens(await self._intake.count_prompt(asked.num_bytes, prompt_turn(body, asked.items)))
         return json_reply(msgspec.json.encode(answer), read.ignored)
 
     async def show(self, call: Call) -> Reply | None:
-        """Answer `GET /v1/responses/{id}`.
+        """Show a stored response, or stream its events.
 
         With `stream=true`, the events of one that is still made and was begun as a stream, after number
         `starting_after`; of any other one the last event alone.
@@ -197,7 +197,7 @@ class Responses:
             events.close(b"", ending(found.stored, number + 1))
 
     async def list_input(self, call: Call) -> Reply:
-        """Answer `GET /v1/responses/{id}/input_items`: the items that came with its request."""
+        """List the items that a stored response was asked with."""
         page = read_page(read_query(call.exchange.query), default=DEFAULT_LIMIT, most=MAX_LIMIT)
         response = call.params["response"]
         found = await self._conversations.find(caller.get().tenant, response)
@@ -205,7 +205,7 @@ class Responses:
         return Reply(render_page(response, items, page))
 
     async def delete(self, call: Call) -> Reply:
-        """Answer `DELETE /v1/responses/{id}`; what is still made is stopped first."""
+        """Forget a stored response; what is still made is stopped first."""
         response = call.params["response"]
         found = await self._conversations.find(caller.get().tenant, response)
         if found.stored.status in UNFINISHED:
@@ -214,7 +214,7 @@ class Responses:
         return Reply(msgspec.json.encode(Deleted(response)))
 
     async def cancel(self, call: Call) -> Reply:
-        """Answer `POST /v1/responses/{id}/cancel`; one that has ended stays as it is."""
+        """Stop a response in the background; one that has ended stays as it is."""
         tenant, response = caller.get().tenant, call.params["response"]
         found = await self._conversations.find(tenant, response)
         if found.stored.status in UNFINISHED:

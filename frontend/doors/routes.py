@@ -102,8 +102,9 @@ class Router:
 
     def _suggest(self, path: str) -> str:
         known = [*self._fixed, *self._varying]
-        close = difflib.get_close_matches(path[:200], known, n=1, cutoff=0.6)
-        return (f"Did you mean {close[0]}? " if close else "") + "GET /openapi.json lists what there is."
+        close = difflib.get_close_matches(path[:200], known, n=1, cutoff=0.8)
+        listed = "GET /openapi.json lists what there is, /docs shows it."
+        return f"Did you mean {close[0]}? {listed}" if close else listed
 
 
 def _rank(pattern: str) -> tuple[int, int]:

@@ -72,6 +72,15 @@ def test_the_banner_tells_how_to_talk_and_how_to_stop() -> None:
     assert "2 workers (torch, builtin) and 2 frontends" in start_line(CONFIG)
 
 
+def test_where_keys_are_needed_the_banner_tells_how_to_come_by_one() -> None:
+    system = RunningSystem(namespace="busway", url="http://127.0.0.1:9000", nats_url="nats://h:2", pid=3)
+    banner = ready_banner(system, "", 1.0, Path(".busway"))
+    assert "busway keys add NAME" in banner
+    assert '-H "authorization: Bearer $BUSWAY_API_KEY"' in banner
+    assert "OPENAI_API_KEY=$BUSWAY_API_KEY" in banner
+    assert "KEY" not in ready_banner(system, "m", 1.0, Path(".busway")).replace("OPENAI_API_KEY=none", "")
+
+
 def test_commands_of_the_banner_find_a_system_in_another_state_directory() -> None:
     system = RunningSystem(namespace="busway", url="http://127.0.0.1:9000", nats_url="nats://h:2", pid=3)
     banner = ready_banner(system, "m", 1.0, Path("/tmp/my state"))
