@@ -153,6 +153,12 @@ class Desk:
             self._timer.cancel()
             self._timer = None
 
+    def work_soon(self) -> None:
+        """Plan what came at once together: first come is a matter of chance in a burst."""
+        if not self._is_deferred:
+            self._is_deferred = True
+            self._bus.defer(self._end_burst)
+
     def lose(self, worker: str) -> None:
         """Forget a worker; what it had not accepted goes to others."""
         num_rescued = self.pool.leave(worker)
@@ -209,12 +215,6 @@ class Desk:
         if refusal is not None and request.origin is not None:
             self._refuse(request.origin, refusal, "refused")
         self.work_soon()
-
-    def work_soon(self) -> None:
-        """Plan what came at once together: first come is a matter of chance in a burst."""
-        if not self._is_deferred:
-            self._is_deferred = True
-            self._bus.defer(self._end_burst)
 
     def _end_burst(self) -> None:
         self._is_deferred = False
