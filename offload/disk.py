@@ -35,6 +35,7 @@ MAX_FRAMES = 512
 """Of a run: systems take no more than 1,024 pieces in a call."""
 MAX_HAUL = 4
 """Runs that a thread moves before others may have it: a long load shares the disk, and leaves no gap between runs."""
+NUM_NEWEST = 32
 MAX_FILES = 64
 """Workers that can share a directory."""
 
@@ -54,10 +55,13 @@ class DiskTier:
     medium: Medium = "disk"
     owner = ""
 
-    def __init__(self, slots: Slots, files: "_Files", *, next_order: int) -> None:
+    def __init__(self, slots: Slots, files: "_Files", found: Sequence[Entry]) -> None:
+        """`found` is what an earlier worker left in the slots, oldest first."""
+        self.newest = [(entry.key, entry.parent_hash) for entry in found[-NUM_NEWEST:]]
+        """Blocks that were here at the start, and the hashes of those before them: something to measure with."""
         self._slots = slots
         self._files = files
-        self._order = count(next_order)
+        self._order = count(found[-1].order + 1 if found else 0)
         self._readers = CapacityLimiter(NUM_READERS)
         self._writers = CapacityLimiter(NUM_WRITERS)
 
@@ -201,18 +205,18 @@ async def open_disk(
     with _open_files(directory, space, num_slots, stride) as files:
         journal = await to_thread.run_sync(_read_journal, files, write_superblock(space, num_slots, stride), num_slots)
         slots = Slots(num_slots, policy=policy, medium="disk", is_selective=True)
-        next_order = await to_thread.run_sync(_restore, slots, journal)
+        found = await to_thread.run_sync(_restore, slots, journal)
         log.info("disk.opened", directory=str(directory), num_slots=num_slots, num_found=len(slots))
-        yield DiskTier(slots, files, next_order=next_order)
+        yield DiskTier(slots, files, found)
 
 
-def _restore(slots: Slots, journal: bytes) -> int:
-    """Put what a journal tells into the books; return the order of the next entry."""
+def _restore(slots: Slots, journal: bytes) -> list[Entry]:
+    """Put what a journal tells into the books; return it in the order of storing."""
     entries = sorted(read_entries(journal), key=lambda found: found[1].order)
     for slot, entry in entries:
         slots.restore(slot, entry.key, entry.parent_hash, entry.retention)
     slots.end_restore()
-    return entries[-1][1].order + 1 if entries else 0
+    return [entry for _, entry in entries]
 
 
 def _read_journal(files: _Files, superblock: bytes, num_slots: int) -> bytes:

@@ -73,6 +73,10 @@ class Mover:
                 self._promoter.probe(name, absent)
         return self._gate.plan(holders, start=start, is_busy=is_busy)
 
+    def measure(self, tier: str, links: Sequence[Link]) -> None:
+        """Have these blocks loaded from a tier to know what it takes, before anybody asks for any."""
+        self._promoter.probe(tier, links)
+
     def prefetch(self, links: Sequence[Link], plan: LoadPlan) -> None:
         """Begin to bring what is planned into host memory."""
         for part in plan.parts:

@@ -22,6 +22,7 @@ from offload.gate import Gate
 from offload.host import HostArena
 from offload.key import frame_bytes
 from offload.mover import open_mover
+from offload.promote import Link
 from offload.quota import Quota
 from offload.remote import RemoteTier
 from offload.store import Store
@@ -66,11 +67,14 @@ async def open_tiers(
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
         tiers: list[Tier] = []
+        on_disk: list[Link] = []
         if config.disk_bytes:
-            disk = open_disk(
+            opened = open_disk(
                 Path(config.disk_path), config.disk_bytes, memory.block_bytes, memory.fingerprint, policy=config.policy
             )
-            tiers.append(await stack.enter_async_context(disk))
+            disk = await stack.enter_async_context(opened)
+            tiers.append(disk)
+            on_disk += [Link(*found) for found in disk.newest]
         tasks = await stack.enter_async_context(anyio.create_task_group())
         stack.callback(tasks.cancel_scope.cancel)
         if config.peers:
@@ -86,6 +90,7 @@ async def open_tiers(
         names = [tier.name for tier in tiers]
         gate = Gate(names, block_size=engine.spec.block_size)
         mover = await stack.enter_async_context(open_mover(host, tiers, gate, block_size=engine.spec.block_size))
+        mover.measure("disk", on_disk)
         log.info("offload.opened", host_blocks=host.slots.num_slots, tiers=names)
         try:
             yield TieredEngine(engine, memory, mover, gate, tasks, model=model)

@@ -4,23 +4,28 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
 import msgspec
 import pytest
 
-from bus.config import MockConfig, WorkerConfig
+from bus.config import MockConfig, OffloadConfig, WorkerConfig
 from bus.messages.inference import Hints, Sampling, Stopping
+from bus.testing import MemoryBroker
 from components.builtin import MODEL_DIR
 from components.engines import Ended, Engine, EngineRequest, Step
 from components.engines.mock.engine import MockEngine
 from components.engines.torch.driver import TorchDriver
 from components.engines.torch.load import load_core
+from components.transfer import open_transfer
 from components.worker.offload import TieredEngine
+from components.worker.tiers import open_tiers
 from offload.disk import open_disk
 from offload.gate import Gate
 from offload.host import HostArena, stride_bytes
 from offload.mover import open_mover
+from offload.store import Store
 from offload.tier import Tier
 
 pytestmark = pytest.mark.anyio
@@ -195,6 +200,40 @@ async def test_a_restarted_worker_goes_on_with_what_is_on_its_disk(
                 assert got == tokens
                 cached += num_cached
         assert cached > 2 * PROMPT_TOKENS
+
+
+async def test_a_restarted_worker_knows_what_its_disk_takes_before_anybody_asks(
+    asked: Asked, tmp_path: Path, eventually: Any
+) -> None:
+    config = OffloadConfig(host_bytes=2**24, disk_bytes=2**24, disk_path=str(tmp_path))
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[Driven]:
+        no_stores: list[Store] = []
+        async with (
+            MemoryBroker().connect("w-1") as bus,
+            open_tiers(
+                config,
+                mock_engine(NUM_BLOCKS),
+                bus,
+                model=MODEL,
+                worker="w-1",
+                open_transfer=open_transfer,
+                find_stores=lambda _: no_stores,
+            ) as engine,
+            driven(engine) as one,
+        ):
+            yield one
+
+    def media(one: Driven) -> list[str]:
+        return [rate.tier for rate in one.engine.load().tiers]
+
+    async with worker() as one:
+        for each in asked:
+            await one.run(*each)
+        assert media(one) == ["host"]
+    async with worker() as one:
+        await eventually(lambda: media(one) == ["host", "disk"])
 
 
 async def test_a_pinned_prompt_outlives_others_in_host_memory(asked: Asked) -> None:
