@@ -133,12 +133,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(BadHttp("Invalid HTTP request received."))
             return
-        if self._is_arriving and self._is_in_headers and not self._is_head_timed:
-            self._is_head_timed = True
-            self._disarm_arrival_timer()
-            self._arm_arrival_timer(self._limits.header_s)
-        elif self._is_arriving and self._arrival_timer is None:
-            self._arm_arrival_timer(self._limits.request_s)
+        self._time_arrival()
         # A header that never ends is told to nobody before it does: only the bytes count.
         if self._is_in_headers and self._num_header_bytes > self._limits.header_bytes:
             self._refuse(self._too_many_headers())
@@ -242,9 +237,11 @@ class Connection(asyncio.Protocol):
         self._running = None
         if self.transport.is_closing():
             return
-        self.resume_reading()
-        if self._pipeline:
-            self._start(self._pipeline.popleft())
+        following = self._pipeline.popleft() if self._pipeline else None
+        if not self._pipeline:
+            self.resume_reading()  # no sooner: what one read brings of small requests may be thousands
+        if following is not None:
+            self._start(following)
         else:
             self._rest()
 
@@ -279,10 +276,12 @@ class Connection(asyncio.Protocol):
         if self._is_read_paused:
             self._is_read_paused = False
             self.transport.resume_reading()
+            self._time_arrival()
 
     def _pause_reading(self) -> None:
         if not self._is_read_paused:
             self._is_read_paused = True
+            self._disarm_arrival_timer()
             self.transport.pause_reading()
 
     # What is refused
@@ -314,6 +313,17 @@ class Connection(asyncio.Protocol):
         return HeadersTooLarge(
             f"The request line and headers may take {limits.header_bytes} bytes, and be {limits.num_headers}."
         )
+
+    def _time_arrival(self) -> None:
+        """Give the rest of a request its time; none passes while nothing is read."""
+        if not self._is_arriving or self._is_read_paused:
+            return
+        if self._is_in_headers and not self._is_head_timed:
+            self._is_head_timed = True
+            self._disarm_arrival_timer()
+        if self._arrival_timer is None:
+            limits = self._limits
+            self._arm_arrival_timer(limits.header_s if self._is_in_headers else limits.request_s)
 
     def _arm_arrival_timer(self, wait_s: float) -> None:
         self._num_arrived = 0

@@ -275,6 +275,53 @@ async def test_requests_that_come_at_once_are_answered_one_after_the_other() -> 
     ]
 
 
+async def test_no_more_requests_are_read_while_some_wait() -> None:
+    num_requests = 40_000
+    most = 0
+
+    async def handle(exchange: Exchange) -> None:
+        nonlocal most
+        (connection,) = server.server_state.connections
+        most = max(most, len(cast("Connection", connection)._pipeline))
+        await anyio.lowlevel.checkpoint()
+        exchange.respond(200, b"", b"")
+
+    async with running(handle) as (server, listener), await anyio.connect_tcp(*listener.getsockname()) as stream:
+        await stream.send(GET)
+        num_bytes = len(await stream.receive())
+
+        async def read() -> None:
+            left = num_requests * num_bytes
+            while left:
+                left -= len(await stream.receive())
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                await stream.send(GET * num_requests)
+    assert most <= 256 * 2**10 // len(GET)
+
+
+async def test_no_time_passes_for_a_request_that_is_not_read() -> None:
+    goes_on = anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        if exchange.path == "/slow":
+            await goes_on.wait()
+        exchange.respond(200, b"", exchange.path.encode())
+
+    request = b"POST /%b HTTP/1.1\r\nContent-Length: 200000\r\n\r\n"
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(b"GET /slow HTTP/1.1\r\n\r\n" + request % b"next" + bytes(1000))
+        await stream.send(bytes(1000))
+        with anyio.move_on_after(2 * max(LIMITS.header_s, LIMITS.request_s)):
+            await stream.receive()
+        goes_on.set()
+        await read_until(stream, b"/slow")
+        await stream.send(bytes(198_000))
+        assert (await read_until(stream, b"/next")).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_body_is_read_no_faster_than_it_is_taken() -> None:
     goes_on = anyio.Event()
     taken: list[int] = []
