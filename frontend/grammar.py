@@ -78,10 +78,7 @@ def has_grammar(body: ChatBody | CompletionBody) -> bool:
         or body.guided_choice is not None
         or body.guided_grammar is not None
         or bool(bytes(body.guided_json))
-        or (
-            isinstance(body, ChatBody)
-            and (body.response_format is not None or body.tool_choice not in (None, "none", "auto"))
-        )
+        or (isinstance(body, ChatBody) and (body.response_format is not None or body.choice not in ("none", "auto")))
     )
 
 
@@ -134,14 +131,15 @@ def _of_structured(wanted: StructuredOutputs, path: str, prefix: str) -> dict[st
 
 def _forced_tools(body: ChatBody | CompletionBody) -> list[Tool]:
     """Return the tools of which one must be called; raise `InvalidRequest` for a choice that names none of them."""
-    if not isinstance(body, ChatBody) or body.tool_choice in (None, "none", "auto"):
+    if not isinstance(body, ChatBody) or body.choice in ("none", "auto"):
         return []
-    tools = list(body.tools or ())
+    tools = list(body.offered)
     if not tools:
-        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice")
-    if isinstance(body.tool_choice, str):
+        reason = "allows none of the 'tools'" if body.tools else "is only allowed when 'tools' are specified"
+        raise InvalidRequest(f"'tool_choice' {reason}.", param="tool_choice")
+    if isinstance(body.choice, str):
         return tools
-    name = body.tool_choice.function.name if body.tool_choice is not None else ""
+    name = body.choice.function.name
     named = [tool for tool in tools if tool.function.name == name]
     if not named:
         raise InvalidRequest(f"Tool choice {name[:100]!r} is none of the 'tools'.", param="tool_choice")
@@ -150,7 +148,7 @@ def _forced_tools(body: ChatBody | CompletionBody) -> list[Tool]:
 
 def _is_parallel(body: ChatBody | CompletionBody) -> bool:
     """Say whether several calls may come; a named function is called once, as OpenAI does it."""
-    return isinstance(body, ChatBody) and body.tool_choice == "required" and body.parallel_tool_calls is not False
+    return isinstance(body, ChatBody) and body.choice == "required" and body.parallel_tool_calls is not False
 
 
 def _calls_rule(calls: ToolGrammar, special: Mapping[str, int]) -> str:

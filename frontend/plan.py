@@ -105,7 +105,7 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
     if isinstance(body, ChatBody):
         turn = prepare_chat(body, model, defaults)
         grammar = grammar_for(body, model.format, model.vocabulary, turn.prompt_tail)
-        tools = body.tools if body.tools and body.tool_choice != "none" else []
+        tools = body.offered
         new_parser = parser_for(model.format, turn.prompt_tail, tools, random_characters)
         if new_parser is not None and tools and body.parallel_tool_calls is False:
             new_parser = _only_first_call(new_parser)

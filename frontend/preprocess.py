@@ -73,7 +73,7 @@ def render_chat(body: ChatBody, model: ServedModel) -> str:
         raise InvalidRequest(
             f"Model {model.name!r} has no chat template; use /v1/completions with a prompt.", param="messages"
         )
-    tools = None if not body.tools or body.tool_choice == "none" else _template_tools(body.tools)
+    tools = _template_tools(body.offered) if body.offered else None
     messages = [_template_message(message, model.template.knows_developer) for message in body.messages]
     options = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:

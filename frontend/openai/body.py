@@ -1,7 +1,7 @@
 """Pure. Request bodies of OpenAI's chat completions and completions, decoded with types and bounds."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -146,14 +146,26 @@ class NamedFunction(msgspec.Struct, frozen=True):
     name: str
 
 
-class NamedTool(msgspec.Struct, frozen=True):
+class NamedTool(msgspec.Struct, frozen=True, tag="function"):
     """`tool_choice` that names the one function to call."""
 
     function: NamedFunction
-    type: Literal["function"] = "function"
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class ToolsAllowed(msgspec.Struct, frozen=True):
+    """Functions of which some may be called, or must be."""
+
+    tools: Annotated[list[NamedTool], Meta(max_length=512)]
+    mode: Literal["auto", "required"] = "auto"
+
+
+class AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
+    """`tool_choice` that names some of the tools."""
+
+    allowed_tools: ToolsAllowed
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 
 class JsonSchema(msgspec.Struct, frozen=True):
@@ -192,6 +204,22 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     prediction: msgspec.Raw = NOTHING
     web_search_options: msgspec.Raw = NOTHING
     chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=64)] | None = None
+
+    @property
+    def choice(self) -> Literal["none", "auto", "required"] | NamedTool:
+        """How the model is to choose among `offered`."""
+        chosen = self.tool_choice or "auto"
+        return chosen.allowed_tools.mode if isinstance(chosen, AllowedTools) else chosen
+
+    @property
+    def offered(self) -> Sequence[Tool]:
+        """The tools that may be called."""
+        if not self.tools or self.tool_choice == "none":
+            return ()
+        if not isinstance(self.tool_choice, AllowedTools):
+            return self.tools
+        names = {each.function.name for each in self.tool_choice.allowed_tools.tools}
+        return [tool for tool in self.tools if tool.function.name in names]
 
 
 class CompletionBody(SamplingBody, frozen=True, kw_only=True):

@@ -92,6 +92,11 @@ F, G = (
 )
 
 
+def allow(name: str, mode: str = "required") -> dict[str, Any]:
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": name}}]}
+    return {"type": "allowed_tools", "allowed_tools": allowed}
+
+
 def test_tools_that_must_be_called_are(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
     required = grammar(vocabulary, tools=TOOLS, tool_choice="required")
     assert all(fits(tokenizer, required, text) for text in (F, G, f"{F}\n{G}"))
@@ -104,6 +109,10 @@ def test_tools_that_must_be_called_are(tokenizer: llguidance.LLTokenizer, vocabu
     named = grammar(vocabulary, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}})
     assert fits(tokenizer, named, G)
     assert not fits(tokenizer, named, F)
+    allowed = grammar(vocabulary, tools=TOOLS, tool_choice=allow("g"))
+    assert fits(tokenizer, allowed, f"{G}\n{G}")
+    assert not fits(tokenizer, allowed, F)
+    assert not grammar(vocabulary, tools=TOOLS, tool_choice=allow("g", "auto"))
 
 
 def test_a_thought_comes_before_what_is_asked(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
@@ -134,6 +143,7 @@ def test_every_family_has_a_sound_grammar(format: Format) -> None:
         ({"guided_json": json.loads('{"allOf":' * 60 + "[" + "{}" + "]" + "}" * 60)}, "guided_json"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": allow("h")}, "tool_choice"),
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "frob"}}}], "tool_choice": "required"}, "tools"),
     ],
 )

@@ -54,6 +54,9 @@ def test_roles_parts_tools_and_earlier_calls_reach_the_template(model: ServedMod
     assert text.startswith("<|im_start|>system\na\nb<|im_end|>")
     assert '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]' in text
     assert "tools" not in text_of(model, chat(model, tools=[], tool_choice="none"))
+    both = [{"function": {"name": "f"}}, {"function": {"name": "other"}}]
+    one = {"type": "allowed_tools", "allowed_tools": {"tools": [{"type": "function", "function": {"name": "f"}}]}}
+    assert text_of(model, chat(model, tools=both, tool_choice=one)) == text_of(model, chat(model, tools=both[:1]))
     without = chat(model, tools=[{"function": {"name": "f"}}], tool_choice="none")
     assert '"name"' not in text_of(model, without)
 
