@@ -91,6 +91,11 @@ class Exchange:
         if job.handover is not None and self._can_fetch(job) and self._tasks is not None:
             self.fetches.start(request.key, job.request_id, job.handover, self._tasks)
 
+    def decline(self, job: GenerateJob) -> None:
+        """The job is not done here: who keeps blocks for it need not wait for the end of their lease."""
+        if job.handover is not None and self._can_fetch(job) and self._tasks is not None:
+            self.fetches.decline(job.handover, self._tasks)
+
     def fetch_early(self, job: GenerateJob, request: EngineRequest) -> None:
         """Fetch what there is of a prompt that is still being computed elsewhere, if that can be done at once."""
         if job.handover is None or not self._can_fetch(job) or self._tasks is None:

@@ -72,6 +72,11 @@ class Fetches:
             fetch.scope.deadline = anyio.current_time() + EARLY_S
         tasks.start_soon(self._run, key, fetch)
 
+    def decline(self, handover: Handover, tasks: TaskGroup) -> None:
+        """Release an offer that is not needed, if that can be done at once; else its lease ends by itself."""
+        if self._transfer is not None:
+            tasks.start_soon(_release, self._transfer, handover)
+
     def connect(self, transfer: Transfer) -> None:
         """Read by this transfer; who was to wait for it goes on."""
         self._transfer = transfer
@@ -135,3 +140,11 @@ class Fetches:
             await source.read(fill.start, fill.blocks)
         self._on_read(len(fill.blocks), anyio.current_time() - started_at)
         return len(fill.blocks)
+
+
+async def _release(transfer: Transfer, handover: Handover) -> None:
+    try:
+        async with transfer.open(handover.offer):
+            return
+    except BuswayError as error:
+        log.debug("handover.not_released", source=handover.worker, code=error.code)

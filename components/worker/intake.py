@@ -141,31 +141,32 @@ class Intake:
             delivery.ack()
             return "repeated"
         if self.is_stuck:
-            sequences.refuse(job, "draining", STUCK_MESSAGE, is_retryable=True)
-            delivery.ack()
-            return "refused"
+            return self._refuse(delivery, job, "draining", STUCK_MESSAGE, is_retryable=True)
         try:
             if len(sequences.ledger) >= self._slots:
                 raise EngineBusy(f"all {self._slots} slots are taken", delay_s=_backoff_s(delivery))
             request = make_request(job, sequences.next_key(), self._served, time.time())
             if reason := reason_to_end(request, self._served.max_model_len):
                 sequences.finish_at_once(job, Finished(job.ticket, len(request.output), reason))
+                self._exchange.decline(job)
             else:
                 sequences.accept(job, self._exchange.prepare(job, request, lane))
         except EngineBusy as error:
             if delivery.num_delivered < MAX_DELIVER:
                 delivery.nak(error.delay_s)
                 return "returned"
-            sequences.refuse(job, error.code, str(error), is_retryable=True)
-            delivery.ack()
-            return "refused"
+            return self._refuse(delivery, job, error.code, str(error), is_retryable=True)
         except Permanent as error:
-            sequences.refuse(job, error.code, str(error), is_retryable=False)
-            delivery.ack()
             log.info("job.refused", request_id=job.request_id, code=error.code)
-            return "refused"
+            return self._refuse(delivery, job, error.code, str(error), is_retryable=False)
         delivery.ack()
         return "accepted"
+
+    def _refuse(self, delivery: Delivery, job: GenerateJob, code: str, message: str, *, is_retryable: bool) -> str:
+        self._sequences.refuse(job, code, message, is_retryable=is_retryable)
+        self._exchange.decline(job)
+        delivery.ack()
+        return "refused"
 
     def _take_early(self, job: GenerateJob) -> str:
         """Nobody waits for it: when it cannot be done, the job that comes behind it says why."""

@@ -23,6 +23,7 @@ from components.engines import Ended, Engine, EngineRequest, Step
 from components.worker.events import EventPublisher
 from components.worker.exchange import Exchange, is_cut_short
 from components.worker.ledger import Attempt, Ledger
+from components.worker.outbox import Outbox
 from components.worker.publish import Publisher
 from components.worker.steps import StepSamples
 
@@ -216,14 +217,21 @@ class Sequences:
 
     def finish_at_once(self, job: GenerateJob, finished: Finished) -> None:
         """Tell the owner of a job that earlier attempts completed already."""
-        self.publisher.outbox(job.frontend).finished.append(finished)
+        self._claim(job).finished.append(finished)
         self.flush_soon()
 
     def refuse(self, job: GenerateJob, code: str, message: str, *, is_retryable: bool) -> None:
         """Tell the owner that its job does not start here."""
         failed = Failed(job.ticket, code, message[:500], is_retryable)
-        self.publisher.outbox(job.frontend).failed.append(failed)
+        self._claim(job).failed.append(failed)
         self.flush_soon()
+
+    def _claim(self, job: GenerateJob) -> Outbox:
+        """Return where to speak of a job; its owner listens to who prefilled it until another worker has it."""
+        outbox = self.publisher.outbox(job.frontend)
+        if job.handover is not None:
+            outbox.accepted.append(Accepted(job.ticket, source=job.handover.worker))
+        return outbox
 
     def cancel(self, owner: str, tickets: Iterable[int]) -> None:
         """Stop working on these tickets of `owner`, untold; those that are not here never start."""

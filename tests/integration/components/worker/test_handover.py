@@ -152,6 +152,22 @@ async def test_an_early_offer_is_over_with_its_sequence_and_no_owner_hears_of_it
     assert not stage.owner.finished
 
 
+async def test_an_owner_hears_at_once_of_a_handover_that_is_refused_and_the_blocks_return(
+    stage: Any, eventually: Any
+) -> None:
+    """It heard nothing until the lease of the blocks ended, after ten seconds."""
+    prefill = await stage.add_worker(roles=("prefill",), mock=MOCK)
+    decode = await stage.add_worker(roles=("decode",), mock={**MOCK, "num_blocks": 8, "max_model_len": 128})
+    released = counted("worker_handovers", outcome="released")
+    await stage.owner.send(1, prompt(300), max_tokens=20)
+    await stage.owner.wait_ended(1)
+    failed = stage.owner.failed[1]
+    assert (failed.code, failed.is_retryable) == ("context_length_exceeded", False)
+    assert (stage.owner.accepted[1], stage.owner.sources[1]) == (decode.name, prefill.name)
+    await eventually(lambda: all_free(prefill, decode))
+    assert counted("worker_handovers", outcome="released") == released + 1
+
+
 async def test_an_owner_hears_of_a_handover_that_nobody_takes_and_the_blocks_return(
     nats_stage: Any, eventually: Any
 ) -> None:
