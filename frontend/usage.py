@@ -6,7 +6,7 @@ import anyio
 import structlog
 
 from bus.codec import encode
-from bus.errors import BuswayError
+from bus.errors import BuswayError, Retryable
 from bus.messages.inference import RequestUsage, UsageBatch
 from bus.metrics import FRONTEND_USAGE_LOST
 from bus.protocol import Bus
@@ -17,8 +17,9 @@ MAX_WAITING = 10_000
 MAX_BATCH = 500
 GATHER_S = 0.05
 """Records wait so long for others of their tenant and model."""
-MAX_TRIES = 20
-"""Over ten seconds at least: a cluster of brokers may be without a leader for so long."""
+KEPT_S = 100.0
+"""How long a record is tried to be stored: a cluster may be parted for a while. After two minutes the stream has
+forgotten what it has, and would take it twice."""
 RETRY_S = 0.5
 
 log = structlog.get_logger()
@@ -61,16 +62,17 @@ class UsagePublisher:
     async def _store(self, model: str, batch: UsageBatch) -> None:
         subject = self._bus.subjects.usage(slug(model), batch.tenant)
         msg_id = secrets.token_hex(16)
-        for number in range(MAX_TRIES):
+        give_up_at = anyio.current_time() + KEPT_S
+        while True:
             try:
                 await self._bus.append(subject, encode(batch), msg_id=msg_id)
                 return
             except BuswayError as error:
-                if number + 1 == MAX_TRIES:
+                if not isinstance(error, Retryable) or anyio.current_time() + RETRY_S > give_up_at:
                     FRONTEND_USAGE_LOST.inc(len(batch.requests))
                     log.warning("usage.lost", num_requests=len(batch.requests), reason=str(error))
                     return
-                await anyio.sleep(RETRY_S)
+            await anyio.sleep(RETRY_S)
 
 
 def _group(usages: list[RequestUsage]) -> dict[tuple[str, str], list[RequestUsage]]:

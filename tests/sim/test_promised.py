@@ -5,8 +5,12 @@ from functools import partial
 from random import Random
 
 import anyio
+import pytest
 
+from bus.codec import codec
 from bus.config import OffloadConfig, RouterConfig
+from bus.messages.inference import UsageBatch
+from bus.testing.faults import Fate
 from components.router.service import Router
 from tests.history import Event, check_history
 from tests.sim.clients import ask, draw_question
@@ -99,3 +103,19 @@ def test_nobody_remembers_processes_that_are_gone() -> None:
 
     play(script, num_routers=2, layout=layout)
     assert len(gone) >= 15
+
+
+@pytest.mark.parametrize("fate", ["lost", "unanswered"])
+def test_what_a_request_used_is_stored_once_by_a_broker_that_could_not_for_a_minute(fate: Fate) -> None:
+    async def script(stage: Stage, weather: Scripted) -> None:
+        back_at = stage.loop.time() + 60
+        weather.fate = lambda subject: fate if ".usage.v1." in subject and stage.loop.time() < back_at else "kept"
+        await put_load(stage, [], num_requests=3)
+        await anyio.sleep(70)
+        records = [codec(UsageBatch).decode(each.payload) for each in stage.broker.streams["USAGE"].messages.values()]
+        assert sum(len(each.requests) for each in records) >= 3
+        ids = [each.request_id for record in records for each in record.requests]
+        assert len(ids) == len(set(ids))
+
+    trace = play(script)
+    assert "usage.lost" not in trace.counts
