@@ -35,6 +35,24 @@ class LineError(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
+class TokensUsed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the lines of a batch took, those that were answered."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: "TokensUsed") -> "TokensUsed":
+        """Return both together."""
+        return TokensUsed(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
 class StoredBatch(Fact, frozen=True, kw_only=True, tag="stored_batch"):
     """A batch as any frontend can show it and go on with it."""
 
@@ -59,6 +77,8 @@ class StoredBatch(Fact, frozen=True, kw_only=True, tag="stored_batch"):
     """What the key of its owner is for; empty: all."""
     cache_salt: str = ""
     """That of its owner's key."""
+    used: TokensUsed = TokensUsed()
+    """Known when it has ended."""
 
 
 class BatchJob(Fact, frozen=True, kw_only=True, tag="batch_job"):

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import structlog
 
 from bus.errors import Conflict
-from bus.messages.batches import StoredBatch
-from frontend.batch.lines import LineSplitter, missing, name_line, read_line
+from bus.messages.batches import StoredBatch, TokensUsed
+from frontend.batch.lines import LineSplitter, missing, name_line, read_line, used_by
 from frontend.batch.store import Batches, Found
 from frontend.files import Files
 
@@ -36,11 +36,13 @@ async def write_files(batches: Batches, files: Files, batch: str, found: Found) 
     output = files.begin(stored.tenant, f"file-{name}00", is_made=True)
     errors = files.begin(stored.tenant, f"file-{name}01", is_made=True)
     number = num_completed = num_missing = 0
+    used = TokensUsed()
     async for _, line in read_lines(files, stored):
         number += 1
         result = await batches.result(batch, number)
         if result is not None and result.is_completed:
             num_completed += 1
+            used += used_by(result.line)
             await output.write(result.line + b"\n")
             continue
         if result is None:
@@ -63,6 +65,7 @@ async def write_files(batches: Batches, files: Files, batch: str, found: Found) 
         error_file=errors.file if errors.num_bytes else "",
         num_completed=num_completed,
         num_failed=number - num_completed,
+        used=used,
     )
 
 

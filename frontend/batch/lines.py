@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from bus.messages.batches import LineError
+from bus.messages.batches import LineError, TokensUsed
 
 MAX_LINES = 50_000
 MAX_LINE_BYTES = 2**20
@@ -46,7 +46,43 @@ class OutputLine(msgspec.Struct, frozen=True):
     error: Reason | None
 
 
+class _Details(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details = _Details()
+    completion_tokens_details: _Details = _Details()
+
+
+class _Body(msgspec.Struct, frozen=True):
+    usage: _Usage = _Usage()
+
+
+class _Answered(msgspec.Struct, frozen=True):
+    body: _Body
+
+
+class _Output(msgspec.Struct, frozen=True):
+    response: _Answered
+
+
 _line = msgspec.json.Decoder(BatchLine)
+_output = msgspec.json.Decoder(_Output)
+
+
+def used_by(line: bytes) -> TokensUsed:
+    """Return what the answer in a line of output took."""
+    usage = _output.decode(line).response.body.usage
+    return TokensUsed(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens_details.cached_tokens,
+        usage.completion_tokens_details.reasoning_tokens,
+    )
 
 
 class LineSplitter:

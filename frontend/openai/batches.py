@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bus.messages.batches import BatchStatus, LineError, StoredBatch
+from bus.messages.batches import ENDED, BatchStatus, LineError, StoredBatch
 from frontend.openai.body import BodyDecoder
+from frontend.request import Usage
+from frontend.responses.answers import UsageShown, usage_shown
 
 _Text = Annotated[str, Meta(max_length=512)]
 
@@ -58,6 +60,8 @@ class BatchShown(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_at: int | None
     request_counts: RequestCounts
     metadata: dict[str, str] | None
+    usage: UsageShown | msgspec.UnsetType = msgspec.UNSET
+    """From its end on."""
 
 
 batch_body: BodyDecoder[BatchBody] = BodyDecoder(BatchBody)
@@ -69,6 +73,8 @@ def show_batch(batch: str, stored: StoredBatch) -> BatchShown:
     def ended(status: BatchStatus) -> int | None:
         return _seconds(stored.ended_at) if stored.status == status else None
 
+    taken = stored.used
+    used = Usage(taken.input_tokens, taken.output_tokens, taken.cached_tokens, taken.reasoning_tokens)
     return BatchShown(
         id=batch,
         endpoint=stored.endpoint,
@@ -88,6 +94,7 @@ def show_batch(batch: str, stored: StoredBatch) -> BatchShown:
         cancelled_at=ended("cancelled"),
         request_counts=RequestCounts(stored.num_lines, stored.num_completed, stored.num_failed),
         metadata=stored.metadata or None,
+        usage=usage_shown(used) if stored.status in ENDED else msgspec.UNSET,
     )
 
 

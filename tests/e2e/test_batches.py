@@ -99,6 +99,9 @@ def test_every_line_ends_once_whoever_is_killed(system: System, wait_for: Callab
     texts = {each["custom_id"]: each["response"]["body"]["choices"][0]["text"] for each in output}
     assert texts == {f"line-{n}": expected(n) for n in range(NUM_LINES) if n != 7}
     assert [(each["custom_id"], each["response"]["status_code"]) for each in errors] == [("line-7", 404)]
+    told = [each["response"]["body"]["usage"] for each in output]
+    assert shown.usage.input_tokens == sum(each["prompt_tokens"] for each in told)
+    assert shown.usage.output_tokens == sum(each["completion_tokens"] for each in told)
 
 
 def test_a_cancelled_batch_stops_within_a_second_and_accounts_for_every_line(

@@ -42,4 +42,9 @@ async def test_a_line_that_was_refused_is_tried_again_as_a_request_of_its_own(st
     # The broker drops what it has seen, and a frontend that goes on with a dead one's batch asks for the same line.
     assert first.request_id != second.request_id
     assert output["custom_id"] == "a"
-    assert output["response"]["body"]["choices"][0]["message"]["content"] == "Yes."
+    answer = output["response"]["body"]
+    assert answer["choices"][0]["message"]["content"] == "Yes."
+    used = batch.usage
+    assert used is not None
+    assert used.total_tokens == used.input_tokens + used.output_tokens == answer["usage"]["total_tokens"]
+    assert used.input_tokens_details.cached_tokens == answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 3

@@ -5,7 +5,7 @@ import pytest
 
 from bus.codec import codec, encode
 from bus.messages.base import pack_u32, pack_u64
-from bus.messages.batches import BatchJob, LineError, LineResult, StoredBatch, StoredFile
+from bus.messages.batches import BatchJob, LineError, LineResult, StoredBatch, StoredFile, TokensUsed
 from bus.messages.fleet import (
     DeadLetter,
     FrontendCard,
@@ -298,11 +298,14 @@ GOLDEN: list[tuple[msgspec.Struct, str]] = [
             expires_at=2.5,
             num_lines=3,
             errors=[LineError("invalid_url", "no", 2, "url")],
+            used=TokensUsed(1, 2, 3, 4),
         ),
-        "de0009a474797065ac73746f7265645f6261746368a674656e616e74a174aa696e7075745f66696c65a666696c652d31a865"
+        "de000aa474797065ac73746f7265645f6261746368a674656e616e74a174aa696e7075745f66696c65a666696c652d31a865"
         "6e64706f696e74af2f76312f636f6d706c6574696f6e73a86d6574616461746181a161a162aa637265617465645f6174cb3f"
         "f8000000000000aa657870697265735f6174cb4004000000000000a96e756d5f6c696e657303a66572726f72739184a4636f"
-        "6465ab696e76616c69645f75726ca76d657373616765a26e6fa46c696e6502a5706172616da375726c",
+        "6465ab696e76616c69645f75726ca76d657373616765a26e6fa46c696e6502a5706172616da375726ca47573656484ac696e"
+        "7075745f746f6b656e7301ad6f75747075745f746f6b656e7302ad6361636865645f746f6b656e7303b0726561736f6e696e"
+        "675f746f6b656e7304",
     ),
     (
         BatchJob(tenant="t", batch="batch_1"),

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.batch.lines import MAX_ERRORS, MAX_LINE_BYTES, MAX_LINES, LineSplitter, Validator
+from bus.messages.batches import TokensUsed
+from frontend.batch.lines import (
+    MAX_ERRORS,
+    MAX_LINE_BYTES,
+    MAX_LINES,
+    LineSplitter,
+    Validator,
+    answered,
+    used_by,
+)
 from frontend.batch.pace import MAX_IN_FLIGHT, Pace
 
 
@@ -21,6 +30,15 @@ def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
     whole = b"".join(pieces)
     numbered = [(number, line.strip()) for number, line in enumerate(whole.split(b"\n"), 1) if line.strip()]
     assert split(pieces) == split([whole]) == numbered
+
+
+def test_what_a_line_took_is_read_from_its_answer() -> None:
+    embedded = b'{"object":"list","data":[],"usage":{"prompt_tokens":5,"total_tokens":5}}'
+    details = '"prompt_tokens_details":{"cached_tokens":1},"completion_tokens_details":{"reasoning_tokens":2}'
+    said = f'{{"choices":[],"usage":{{"prompt_tokens":3,"completion_tokens":4,{details}}}}}'.encode()
+    lines = [answered("id", "a", 200, body) for body in (embedded, said)]
+    assert [used_by(line) for line in lines] == [TokensUsed(5), TokensUsed(3, 4, 1, 2)]
+    assert used_by(lines[0]) + used_by(lines[1]) == TokensUsed(8, 4, 1, 2)
 
 
 def test_a_huge_line_is_passed_over_without_being_held() -> None:
