@@ -260,7 +260,7 @@ class Dispatcher:
 
     def _on_load(self, load: WorkerLoad, incoming: Incoming) -> None:
         if incoming.subject.endswith(f".{load.worker}"):
-            self._fleet.hear(load.worker, time.monotonic())
+            self._fleet.report(load.worker, load.waiting, time.monotonic())
 
     def _on_worker(self, worker: str, card: WorkerCard | None) -> None:
         if card is None:

@@ -13,7 +13,7 @@ _NEVER = float("-inf")
 
 
 class _Worker:
-    __slots__ = ("block_size", "has_card", "heard_at", "is_common", "model_slug")
+    __slots__ = ("block_size", "has_card", "heard_at", "is_common", "model_slug", "num_waiting")
 
     def __init__(self, heard_at: float) -> None:
         self.has_card = False
@@ -22,6 +22,7 @@ class _Worker:
         self.block_size = 0
         self.is_common = False
         """It takes whole requests, prefill and decode."""
+        self.num_waiting = 0
 
     @property
     def is_doubted(self) -> bool:
@@ -64,6 +65,15 @@ class Fleet:
         state.heard_at = now
         if self._stalled:
             self._stalled.pop(worker, None)
+
+    def report(self, worker: str, num_waiting: int, now: float) -> None:
+        """The worker said how many sequences wait in it."""
+        self.hear(worker, now)
+        self._workers[worker].num_waiting = num_waiting
+
+    def has_waiting(self, now: float) -> bool:
+        """Whether anybody waits in a worker that can be heard."""
+        return any(state.num_waiting and now - state.heard_at < STALLED_S for state in self._workers.values())
 
     def doubt(self, worker: str) -> bool:
         """The worker lost its connection: it counts as silent until it is heard again, and no job can reach it.

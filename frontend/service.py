@@ -116,7 +116,7 @@ class Frontend:
                 embeddings = Embeddings(intake)
                 files, batches = Files(self._bus), Batches(self._bus)
                 work = Work(intake, generate, embeddings)
-                runner = BatchRunner(self._bus, batches, files, work, Slots(self._bus, dispatcher))
+                runner = BatchRunner(self._bus, batches, files, work, Slots(dispatcher, fleet))
                 routes = [
                     *generate.routes(),
                     *responses.routes(),

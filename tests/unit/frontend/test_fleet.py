@@ -4,7 +4,7 @@ from msgspec import structs
 
 from bus.messages.fleet import WorkerCard
 from bus.subjects import slug
-from frontend.fleet import Fleet
+from frontend.fleet import STALLED_S, Fleet
 
 CARD = WorkerCard(
     worker="w-1",
@@ -115,3 +115,17 @@ def test_only_a_worker_that_took_jobs_can_have_left_some_untaken() -> None:
     assert not fleet.doubt("r-1")
     fleet.leave("w-1")
     assert not fleet.doubt("w-1")
+
+
+def test_who_waits_in_a_worker_counts_while_it_is_heard() -> None:
+    fleet = make_fleet()
+    fleet.report("w-1", 0, 1.0)
+    fleet.report("w-2", 3, 1.0)
+    assert fleet.has_waiting(1.5)
+    assert not fleet.has_waiting(1.1 + STALLED_S)
+    fleet.hear("w-2", 2.0)
+    assert fleet.has_waiting(2.5)
+    fleet.doubt("w-2")
+    assert not fleet.has_waiting(2.5)
+    fleet.report("w-2", 0, 3.0)
+    assert not fleet.has_waiting(3.0)
