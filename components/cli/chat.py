@@ -37,12 +37,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask(target: Target, messages: list[Message]) -> str:
-    """Print the answer as it comes, then its figures; return it."""
+    """Print the answer as it comes, then its figures; return it. What the model thinks goes to stderr."""
+    from bus.logs import has_colours
+
     figures = Figures()
     pieces = []
-    for piece in stream_chat(target, messages, figures):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
+    is_thinking = False
+    thought = "\x1b[2m{}\x1b[0m" if has_colours(sys.stderr) else "{}"
+    for text, is_thought in stream_chat(target, messages, figures):
+        if is_thinking and not is_thought:
+            print("\n", file=sys.stderr, flush=True)
+        is_thinking = is_thought
+        if is_thought:
+            print(thought.format(text), end="", file=sys.stderr, flush=True)
+        else:
+            print(text, end="", flush=True)
+            pieces.append(text)
     print(flush=True)
     print(f"[{target.model}: {figures.summary() or 'no answer'}]", file=sys.stderr)
     return "".join(pieces)

@@ -6,6 +6,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -70,6 +71,14 @@ class Message(msgspec.Struct, frozen=True):
     content: str
 
 
+class Piece(NamedTuple):
+    """Some characters of an answer."""
+
+    text: str
+    is_thought: bool = False
+    """What the model thinks before it answers; no part of the conversation."""
+
+
 class Figures(msgspec.Struct):
     """How the answer came: filled while it streams."""
 
@@ -101,6 +110,7 @@ class _Usage(msgspec.Struct):
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -151,7 +161,7 @@ def choose_model(url: str, name: str | None, tls_ca: str = "") -> str:
     return name or models[0]
 
 
-def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -> Iterator[str]:
+def stream_chat(target: Target, messages: Sequence[Message], figures: Figures) -> Iterator[Piece]:
     """Yield the pieces of the answer; raise `ChatFailed` when it is refused or breaks off."""
     body = {
         "model": target.model,
@@ -191,7 +201,7 @@ def explain(url: str, body: bytes, tls_ca: str = "") -> bytes:
     return answer
 
 
-def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[str]:
+def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[Piece]:
     """Read server-sent events up to `[DONE]`."""
     while line := response.readline(MAX_LINE_BYTES):
         if not line.startswith(b"data:"):
@@ -211,11 +221,12 @@ def _pieces(response: http.client.HTTPResponse, figures: Figures) -> Iterator[st
             if chunk.usage.prompt_tokens_details is not None:
                 figures.cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
         for choice in chunk.choices:
-            if choice.delta.content:
+            thought, said = choice.delta.reasoning_content, choice.delta.content
+            if thought or said:
                 figures.ended = time.perf_counter()
                 figures.first = figures.first or figures.ended
                 figures.num_chunks += 1
-                yield choice.delta.content
+                yield Piece(said or thought or "", is_thought=not said)
     raise ChatFailed("the answer broke off without an end")
 
 

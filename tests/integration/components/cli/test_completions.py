@@ -41,7 +41,8 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 def ask(status: int, body: bytes) -> tuple[str, Figures]:
     figures = Figures()
     with answering(status, body) as url:
-        return "".join(stream_chat(Target(url, "m", 0.0), [Message("user", "hello")], figures)), figures
+        pieces = list(stream_chat(Target(url, "m", 0.0), [Message("user", "hello")], figures))
+    return "".join(f"<{text}>" if is_thought else text for text, is_thought in pieces), figures
 
 
 STREAM = b"""data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
@@ -68,6 +69,12 @@ def test_the_answer_comes_in_pieces_with_its_figures() -> None:
     assert figures.started < figures.first <= figures.ended
     assert "5 tokens" in figures.summary()
     assert "3 prompt tokens from the cache" in figures.summary()
+
+
+def test_thoughts_are_told_apart_and_count() -> None:
+    thought = b'data: {"choices": [{"delta": {"reasoning_content": "Hm", "reasoning": "Hm"}}]}'
+    text, figures = ask(200, STREAM.replace(b": keep-alive", thought))
+    assert (text, figures.num_chunks) == ("<Hm>Hello", 3)
 
 
 @pytest.mark.parametrize(
