@@ -121,7 +121,7 @@ class Link:
             raise Malformed(f"{subject}: {len(payload)} bytes, but the broker takes at most {self._max_payload}")
         head = wire.hpub(subject, reply, headers, payload) if headers else wire.pub(subject, reply, payload)
         if len(payload) < wire.LARGE_BYTES:
-            self._outbox.put(head + payload + b"\r\n")
+            self._outbox.put(b"%b%b\r\n" % (head, payload))
         else:
             self._outbox.put(head, payload, b"\r\n")
 

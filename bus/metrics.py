@@ -223,17 +223,6 @@ FRONTEND_REQUESTS = Counter(
 
 FRONTEND_IN_FLIGHT = Gauge("busway_frontend_requests_in_flight", "Generations in flight.", registry=REGISTRY)
 
-FRONTEND_GENERATIONS = Counter(
-    "busway_frontend_generations",
-    "Generations that ended, by how.",
-    ["outcome"],
-    registry=REGISTRY,
-)
-"""`outcome`: a finish reason, `cancelled` or `failed`."""
-
-FRONTEND_TOKENS = Counter("busway_frontend_tokens", "Tokens of ended generations.", ["kind"], registry=REGISTRY)
-"""`kind`: `prompt`, `cached` (part of `prompt`), `output`."""
-
 FRONTEND_RETRIES = Counter(
     "busway_frontend_retries",
     "Attempts after the first one of a request, by what ended the attempt before.",
@@ -311,6 +300,19 @@ TRANSFER_WAIT = DoublingHistogram("busway_transfer_wait_seconds", "Time that a r
 TRANSFER_SECONDS = DoublingHistogram(
     "busway_transfer_seconds", "Time from its turn to the end of a read that was used."
 )
+
+FRONTEND_GENERATIONS = Tally(
+    "busway_frontend_generations",
+    "Generations that ended, by how.",
+    "outcome",
+    ("stop", "length", "abort", "cancelled", "failed"),
+)
+"""`outcome`: a finish reason, `cancelled` or `failed`."""
+
+FRONTEND_TOKENS = Tally(
+    "busway_frontend_tokens", "Tokens of ended generations.", "kind", ("prompt", "cached", "output")
+)
+"""`kind`: `prompt`, `cached` (part of `prompt`), `output`."""
 
 FRONTEND_TTFT = DoublingHistogram(
     "busway_frontend_time_to_first_token_seconds", "Time from a request to its first token."

@@ -27,7 +27,7 @@ LARGE_BYTES = 64 * 1024
 
 _SUBJECT = re.compile(r"[^\s\x00-\x1f\x7f.*>]+(?:\.[^\s\x00-\x1f\x7f.*>]+)*\Z")
 _FILTER = re.compile(r"(?:[^\s\x00-\x1f\x7f.*>]+|\*)(?:\.(?:[^\s\x00-\x1f\x7f.*>]+|\*))*(?:\.>)?\Z")
-_HEADER_KEY = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _VERSION_LINE = b"NATS/1.0"
 
 
@@ -84,14 +84,19 @@ def ack(reply: str, verb: bytes) -> Ack:
 
 def header_block(headers: Mapping[str, str]) -> bytes:
     """Encode headers, version line and closing line included."""
-    lines = []
+    block = "NATS/1.0\r\n"
     for key, value in headers.items():
-        if not _HEADER_KEY.match(key):
+        if not _is_header_name(key):
             raise Malformed(f"{key[:80]!r} is no header name")
         if "\r" in value or "\n" in value:
             raise Malformed(f"header {key}: a value is one line")
-        lines.append(f"{key}: {value}\r\n")
-    return b"NATS/1.0\r\n" + "".join(lines).encode("utf-8", "replace") + b"\r\n"
+        block += f"{key}: {value}\r\n"
+    return f"{block}\r\n".encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=256)
+def _is_header_name(key: str) -> bool:
+    return _HEADER_NAME.match(key) is not None
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
@@ -115,7 +120,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
             continue
         name, colon, value = line.partition(b":")
         key = name.decode("ascii", "replace")
-        if not colon or not _HEADER_KEY.match(key):
+        if not colon or not _is_header_name(key):
             raise Malformed(f"no header line: {line[:40]!r}")
         headers[key] = value.strip().decode("utf-8", "replace")
     return headers

@@ -11,14 +11,6 @@ from frontend.errors import answer_for
 from frontend.request import Request
 from frontend.usage import UsagePublisher
 
-_outcomes = {
-    outcome: metrics.FRONTEND_GENERATIONS.labels(outcome=outcome)
-    for outcome in ("stop", "length", "abort", "cancelled", "failed")
-}
-_prompt_tokens = metrics.FRONTEND_TOKENS.labels(kind="prompt")
-_cached_tokens = metrics.FRONTEND_TOKENS.labels(kind="cached")
-_output_tokens = metrics.FRONTEND_TOKENS.labels(kind="output")
-
 log = structlog.get_logger()
 
 
@@ -44,10 +36,11 @@ class Books:
         usage = request.usage()
         duration_s = now - request.opened_at
         ttft_s = None
-        _outcomes[outcome].inc()
-        _prompt_tokens.inc(usage.prompt_tokens)
-        _cached_tokens.inc(usage.cached_tokens)
-        _output_tokens.inc(usage.output_tokens)
+        metrics.FRONTEND_GENERATIONS.counts[outcome] += 1
+        tokens = metrics.FRONTEND_TOKENS.counts
+        tokens["prompt"] += usage.prompt_tokens
+        tokens["cached"] += usage.cached_tokens
+        tokens["output"] += usage.output_tokens
         metrics.FRONTEND_DURATION.observe(duration_s)
         if request.num_tokens:
             ttft_s = round(request.first_token_at - request.opened_at, 4)

@@ -104,9 +104,12 @@ class Requests:
         return True
 
     def _issue(self, request: Request, now: float) -> None:
-        request.ticket = next(ticket for ticket in self._tickets if ticket not in self._by_ticket)
+        ticket = next(self._tickets)
+        while ticket in self._by_ticket:
+            ticket = next(self._tickets)
+        request.ticket = ticket
         request.dispatched_at = now
-        self._by_ticket[request.ticket] = request
+        self._by_ticket[ticket] = request
 
     def take(self, batch: StepBatch, now: float) -> StepOutcome:
         """Push the tokens of a batch that are next in their sequences; raise `Malformed` if its columns do not fit."""
@@ -258,12 +261,16 @@ class Requests:
             if not r.worker and not r.is_held and (r.dispatched_at >= since or r.addressee == worker)
         ]
 
+    def forget(self, sender: str) -> None:
+        """Forget which batches came from a worker or a router that is gone."""
+        self._next_seq.pop(sender, None)
+        self._behind.pop(sender, None)
+
     def running_on(self, workers: Iterable[str]) -> list[Request]:
         """Return the requests that these workers accepted, and forget the workers' batch numbers."""
         gone = set(workers)
         for worker in gone:
-            self._next_seq.pop(worker, None)
-            self._behind.pop(worker, None)
+            self.forget(worker)
         return [request for request in self._by_ticket.values() if request.worker in gone]
 
 

@@ -84,9 +84,9 @@ class Reply(NamedTuple):
     headers: Headers = JSON
 
 
-def processing_header(arrived_at: float) -> tuple[bytes, bytes]:
-    """Return the header that says how long it took until now."""
-    return b"openai-processing-ms", b"%d" % ((time.monotonic() - arrived_at) * 1000)
+def processing_line(arrived_at: float) -> bytes:
+    """Return the header that says how long it took until now, as it goes over the wire."""
+    return b"openai-processing-ms: %d\r\n" % ((time.monotonic() - arrived_at) * 1000)
 
 
 def ignored_header(names: Iterable[str]) -> Headers:
@@ -102,7 +102,7 @@ def json_reply(body: bytes, ignored: Iterable[str] = ()) -> Reply:
 
 def header_lines(headers: Headers) -> bytes:
     """Render headers as they go over the wire."""
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 async def while_connected(call: Call, work: Callable[[], Awaitable[T]]) -> T | None:

@@ -14,7 +14,7 @@ from frontend.anthropic.errors import anthropic_envelope, to_anthropic
 from frontend.auth.cors import Cors
 from frontend.auth.identity import caller
 from frontend.auth.keys import Keys, key_of
-from frontend.doors.call import JSON, Call, Reply, header_lines, processing_header
+from frontend.doors.call import JSON, Call, Reply, header_lines, processing_line
 from frontend.doors.exchange import Exchange
 from frontend.doors.ids import make_ids
 from frontend.doors.routes import Family, Route, Router
@@ -136,7 +136,7 @@ def _send(call: Call, reply: Reply) -> None:
 
 
 def _lines(call: Call, reply: Reply) -> bytes:
-    return header_lines((*reply.headers, (b"x-request-id", call.shown_id), processing_header(call.arrived_at)))
+    return header_lines((*reply.headers, (b"x-request-id", call.shown_id))) + processing_line(call.arrived_at)
 
 
 async def _send_and_linger(call: Call, reply: Reply) -> None:

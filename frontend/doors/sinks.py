@@ -4,7 +4,7 @@ import asyncio
 
 from bus.errors import BusUnavailable, BuswayError
 from bus.protocol import Bus
-from frontend.doors.call import header_lines, processing_header
+from frontend.doors.call import processing_line
 from frontend.doors.exchange import Exchange
 
 _COMMENT = b": keep-alive\n\n"
@@ -55,7 +55,7 @@ class EventSink:
 
     def _begin(self) -> bytes:
         self._has_begun = True
-        return self._exchange.begin(200, self._headers + header_lines((processing_header(self._arrived_at),)))
+        return self._exchange.begin(200, self._headers + processing_line(self._arrived_at))
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End with the error: as an event where the response has begun, else as the handler's answer."""
