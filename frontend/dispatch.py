@@ -317,6 +317,7 @@ class Dispatcher:
 
     def _lose_router(self, router: str, now: float) -> None:
         """Unless another router is left, what this one held goes to the shared lane."""
+        self.requests.forget(router)
         if not self._routers.leave(router):
             return
         for request in self.requests.unaccepted():

@@ -394,3 +394,23 @@ def test_attempts_without_a_fault_are_bounded_apart() -> None:
         True,
         False,
     ]
+
+
+def test_who_refuses_what_was_handed_over_to_it_is_heard() -> None:
+    table, (request, _) = make_table(), make_request()
+    table.open(request, 0.0)
+    table.take(batch([(request.ticket, 0, 7)]), 1.0)
+    refusal = Failed(request.ticket, "invalid_request", "no", False)
+    assert table.take(batch([], "w-2", failed=[refusal]), 2.0).failed == []
+    accepted = [Accepted(request.ticket, source="w-1")]
+    assert table.take(batch([], "w-2", seq=1, accepted=accepted, failed=[refusal]), 3.0).failed == [(request, refusal)]
+
+
+def test_a_router_that_is_gone_is_forgotten() -> None:
+    table = make_table()
+    table.take(batch([], "r-1"), 1.0)
+    table.take(batch([], "r-1", seq=2), 1.0)
+    assert table.next_seqs(["r-1"]) == {"r-1": 1}
+    table.forget("r-1")
+    assert table.next_seqs(["r-1"]) == {"r-1": 0}
+    assert not table._behind
