@@ -1,16 +1,12 @@
 """Pure. Request bodies of Anthropic's Messages API, decoded with types and bounds."""
 
-import re
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from bus.errors import InvalidRequest
 from frontend.hints import BuswayHints, NvExt
 from frontend.openai.body import NOTHING, CheckedBodyDecoder, StopString, TokenCount
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 class TextBlock(msgspec.Struct, frozen=True, tag="text"):
@@ -46,8 +42,6 @@ class RedactedThinkingBlock(msgspec.Struct, frozen=True, tag="redacted_thinking"
 
 
 Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
-_BLOCK_TYPES = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
-_BLOCK_TYPE = re.compile(r"(content|system)\[\d+\]\.type\Z")
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -124,19 +118,5 @@ class MessagesBody(CountBody, frozen=True, kw_only=True):
     nvext: NvExt | None = None
 
 
-class _Decoder(CheckedBodyDecoder[T]):
-    """Says what is served where a block of content is of another type: images and documents are not."""
-
-    def decode(self, data: bytes) -> tuple[T, tuple[str, ...]]:
-        """As `BodyDecoder.decode`."""
-        try:
-            return super().decode(data)
-        except InvalidRequest as error:
-            if not _BLOCK_TYPE.search(error.param or ""):
-                raise
-            message = f"{error} Only text is served, in blocks of type {', '.join(_BLOCK_TYPES)}."
-            raise InvalidRequest(message, param=error.param) from error
-
-
-messages_body: _Decoder[MessagesBody] = _Decoder(MessagesBody)
-count_body: _Decoder[CountBody] = _Decoder(CountBody)
+messages_body: CheckedBodyDecoder[MessagesBody] = CheckedBodyDecoder(MessagesBody)
+count_body: CheckedBodyDecoder[CountBody] = CheckedBodyDecoder(CountBody)

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from bus.errors import InvalidRequest, Malformed
 from frontend.hints import BuswayHints, NvExt
+from frontend.openai.supported import supported_values
 
 _NAMES_UP_TO_BYTES = 256 * 2**10
 """Bodies larger than that get only the first unknown parameter named: listing all would cost memory."""
@@ -256,6 +257,7 @@ _text = msgspec.json.Decoder(str)
 _texts: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(Annotated[list[str], Meta(max_length=MAX_CHOICES)])
 _PATH = re.compile(r"at (?:`key` in )?`\$\.?([^`]*)`\Z")
 _MISSING = re.compile(r"missing required field `([^`]*)`")
+_REFUSED = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 
 
@@ -278,13 +280,13 @@ class BodyDecoder(Generic[T_co]):
         except msgspec.ValidationError as error:
             unknown = _UNKNOWN.search(str(error))
             if unknown is None:
-                raise invalid(error) from error
+                raise invalid(error, kind=self._lenient.type) from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise _malformed(error) from error
         try:
             body = self._lenient.decode(data)
         except msgspec.ValidationError as error:
-            raise invalid(error) from error
+            raise invalid(error, kind=self._lenient.type) from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise _malformed(error) from error
         return body, self._unknown_names(data, unknown[1])
@@ -312,8 +314,8 @@ def _malformed(error: Exception) -> Malformed:
     return Malformed(f"The body is not valid JSON: {reason}")
 
 
-def invalid(error: msgspec.ValidationError, within: str = "") -> InvalidRequest:
-    """Name the field at fault as clients know it, such as `messages[0].content`."""
+def invalid(error: msgspec.ValidationError, within: str = "", kind: Any = Any) -> InvalidRequest:
+    """Name the field at fault as clients know it, such as `messages[0].content`; `kind` is the type decoded."""
     text = str(error)
     missing = _MISSING.search(text)
     path = _PATH.search(text)
@@ -321,6 +323,9 @@ def invalid(error: msgspec.ValidationError, within: str = "") -> InvalidRequest:
     if missing:
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
     reason = text[: path.start()].removesuffix(" - ") if path else text
+    refused = _REFUSED.match(reason)
+    if refused and (values := supported_values(kind, path[1] if path else "")):
+        reason = f"{refused[1][:100]}; supported values: {', '.join(map(repr, values))}"
     return InvalidRequest(f"Invalid value for '{param or 'body'}': {reason}.", param=param)
 
 

@@ -169,7 +169,7 @@ def _tool_choice(raw: msgspec.Raw) -> ToolChoice | _Allowed | None:
     try:
         choice = _choice.decode(raw)
     except msgspec.ValidationError as error:
-        raise invalid(error, "tool_choice") from error
+        raise invalid(error, "tool_choice", _choice.type) from error
     return NamedTool(NamedFunction(choice.name)) if isinstance(choice, _Named | _NamedCustom) else choice
 
 

@@ -89,6 +89,7 @@ _decoders = {name: msgspec.json.Decoder(kind) for name, kind in _TYPES.items()}
 def decode_item(raw: msgspec.Raw, number: int) -> Item | ItemReference:
     """Decode input item `number`; raise `InvalidRequest` that names it, also for what is not served."""
     within = f"input[{number}]"
+    kind: type[msgspec.Struct] = _Head
     try:
         head = _head.decode(raw)
         name = head.type or ("message" if head.role is not None else "item_reference")
@@ -98,9 +99,10 @@ def decode_item(raw: msgspec.Raw, number: int) -> Item | ItemReference:
                 f"{', '.join(_TYPES)}.",
                 param=f"{within}.type",
             )
+        kind = _TYPES[name]
         return _decoders[name].decode(raw)
     except msgspec.ValidationError as error:
-        raise invalid(error, within) from error
+        raise invalid(error, within, kind) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"Invalid value for '{within}': no JSON object that can be read.", param=within) from error
 

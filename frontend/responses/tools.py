@@ -156,7 +156,7 @@ def _decode(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, within: str) -> 
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise invalid(error, within) from error
+        raise invalid(error, within, decoder.type) from error
 
 
 def _not_served(kind: str, within: str) -> InvalidRequest:
