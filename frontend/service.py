@@ -124,7 +124,7 @@ class Frontend:
                     *Tokens(intake).routes(),
                     *embeddings.routes(),
                     *FileDoor(files).routes(),
-                    *BatchDoor(batches, files).routes(),
+                    *BatchDoor(intake, batches, files).routes(),
                     *Explain(self._bus, intake, fleet).routes(),
                     *status.routes(),
                 ]

@@ -12,6 +12,7 @@ from frontend.batch.store import Batches
 from frontend.doors.call import Call, Reply, json_reply
 from frontend.doors.routes import Doc, Route
 from frontend.files import Files, NoSuchFile
+from frontend.intake import Intake
 from frontend.openai.batches import BatchBody, BatchShown, batch_body, show_batch
 from frontend.openai.files import MAX_PAGE, Listing, listing
 from frontend.pages import cut, read_page, read_query
@@ -24,7 +25,8 @@ _MAX_BODY_BYTES = 64 * 2**10
 class BatchDoor:
     """Takes and shows batches; `frontend.batch.runner` does what they ask for."""
 
-    def __init__(self, batches: Batches, files: Files) -> None:
+    def __init__(self, intake: Intake, batches: Batches, files: Files) -> None:
+        self._intake = intake
         self._batches = batches
         self._files = files
 
@@ -40,7 +42,7 @@ class BatchDoor:
 
     async def create(self, call: Call) -> Reply:
         """Begin a batch."""
-        body, ignored = batch_body.decode(await call.read_json(_MAX_BODY_BYTES))
+        body, ignored = await self._intake.decode(batch_body, await call.read_json(_MAX_BODY_BYTES))
         try:
             file = await self._files.find(caller.get().tenant, body.input_file_id)
         except NoSuchFile as error:

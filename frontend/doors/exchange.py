@@ -154,12 +154,16 @@ class Exchange:
         if self._wire.is_write_paused and self._transport.get_write_buffer_size() > self._limit_bytes:
             self.abort()
 
-    async def send(self, data: bytes) -> None:
-        """Write as `write` does, but wait for a client that does not read; what it does not get is dropped."""
+    async def drain(self) -> None:
+        """Wait for a client that does not read."""
         while self._wire.is_write_paused and not self.is_lost:
             await self._wait()
+
+    async def send(self, data: bytes) -> None:
+        """Write, and wait for a client that does not read; what it does not get is dropped."""
         if not self.is_lost:
             self._transport.write(data)
+            await self.drain()
 
     def finish(self) -> None:
         """Say that the response is complete: the connection may serve its next request."""

@@ -27,7 +27,7 @@ from frontend.responses.convert import prompt_turn, shorten, to_chat
 from frontend.responses.events import ResponseEvent, ResponsesDialect
 from frontend.responses.listing import DEFAULT_LIMIT, MAX_LIMIT, ItemList, render_page
 from frontend.responses.store import MAX_INPUT_BYTES, ResponseStore
-from frontend.responses.tape import Tape, ending, is_ending
+from frontend.responses.tape import Heard, Tape, ending, is_ending
 from frontend.responses.tools import Offered, read_tools
 from frontend.responses.works import Works
 
@@ -145,8 +145,8 @@ class Responses:
     async def show(self, call: Call) -> Reply | None:
         """Show a stored response, or stream its events.
 
-        With `stream=true`, the events of one that is still made and was begun as a stream, after number
-        `starting_after`; of any other one the last event alone.
+        With `stream=true`, the events after number `starting_after` of one that was begun in the background as a
+        stream, for as long as its maker has them; of any other one the last event alone.
         """
         found = await self._conversations.find(caller.get().tenant, call.params["response"])
         query = read_query(call.exchange.query)
@@ -163,31 +163,29 @@ class Responses:
     async def _follow(self, call: Call, response: str, after: int, headers: Headers = ()) -> None:
         """Stream the events of a response to this client; it goes on when the client leaves."""
         events = EventSink(call.exchange, EVENT_LINES % call.shown_id + header_lines(headers), call.arrived_at)
-        over = anyio.Event()
+        heard = Heard()
         number, has_end = after, False
-
-        def hear(event: bytes) -> None:
-            nonlocal number, has_end
-            if not event:
-                over.set()
-            elif not has_end and not call.exchange.is_lost:
-                number += 1
-                has_end = is_ending(event)
-                if has_end:
-                    events.close(b"", event)
-                    over.set()
-                else:
-                    events.send(event, b"", b"")
-
-        call.exchange.on_lost = over.set
-        stop = self._works.listen(response, after, hear)
+        call.exchange.on_lost = heard.end
+        stop = self._works.listen(response, after, heard.take)
         try:
-            while not over.is_set():
-                with anyio.move_on_after(self._intake.config.keep_alive_s):
-                    await over.wait()
-                if not over.is_set():
+            while not has_end and not call.exchange.is_lost:
+                if not heard.is_empty:
+                    event = heard.next()
+                    number += 1
+                    has_end = is_ending(event)
+                    if has_end:
+                        events.close(b"", event)
+                    else:
+                        events.send(event, b"", b"")
+                        await call.exchange.drain()
+                    continue
+                if heard.is_over:
+                    break
+                with anyio.move_on_after(self._intake.config.keep_alive_s) as waiting:
+                    await heard.wait()
+                if waiting.cancelled_caught:
                     events.keep_alive()
-                    if not await self._works.ask(response):
+                    if not await self._works.ask(response) and heard.is_empty:
                         break
         finally:
             stop()

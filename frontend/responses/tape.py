@@ -27,7 +27,7 @@ class Tape:
         self.error: BuswayError | None = None
         self._events: deque[bytes] = deque()
         self._num_dropped = 0
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._listeners: list[Listener] = []
 
     def listen(self, after: int, listener: Listener) -> Callable[[], None]:
@@ -45,11 +45,11 @@ class Tape:
         for part in (head + text + tail).split(b"\n\n")[:-1]:
             event = part + b"\n\n"
             self._events.append(event)
-            self._num_bytes += len(event)
+            self.num_bytes += len(event)
             for listener in self._listeners.copy():
                 listener(event)
-        while self._num_bytes > MAX_TAPE_BYTES:
-            self._num_bytes -= len(self._events.popleft())
+        while self.num_bytes > MAX_TAPE_BYTES:
+            self.num_bytes -= len(self._events.popleft())
             self._num_dropped += 1
 
     def close(self, rest: bytes, last: bytes) -> None:
@@ -75,6 +75,48 @@ class Tape:
     def _forget(self, listener: Listener) -> None:
         if listener in self._listeners:
             self._listeners.remove(listener)
+
+
+class Heard:
+    """Events that a listener was told and has not passed on: a whole tape comes at once, a client takes its time."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        """No more will come: that was all, the listener is gone, or is too slow."""
+        self._events: deque[bytes] = deque()
+        self._num_bytes = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all was passed on."""
+        return not self._events
+
+    def take(self, event: bytes) -> None:
+        """Listen: take an event, or the end (b"")."""
+        self._num_bytes += len(event)
+        if not event or self._num_bytes > 2 * MAX_TAPE_BYTES:
+            self.end()
+        elif not self.is_over:
+            self._events.append(event)
+            self._changed.set()
+
+    def next(self) -> bytes:
+        """Return the next event."""
+        event = self._events.popleft()
+        self._num_bytes -= len(event)
+        return event
+
+    def end(self) -> None:
+        """Take no more."""
+        self.is_over = True
+        self._changed.set()
+
+    async def wait(self) -> None:
+        """Return when there is an event, or when no more will come."""
+        while self.is_empty and not self.is_over:
+            self._changed.clear()
+            await self._changed.wait()
 
 
 def is_ending(event: bytes) -> bool:

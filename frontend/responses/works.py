@@ -24,6 +24,8 @@ SAVE_TIMEOUT_S = 5.0
 """How long the work on a response may take to end and to be stored after it was told to stop."""
 MAX_DETACHED = 1_000
 """Responses that are made in the background at one time."""
+MAX_ENDED_BYTES = 16 * 2**20
+"""Events of responses that are made: the last ones are kept for who lost a stream and asks for the rest of it."""
 _MAX_QUERIES = 1_000
 
 _decode_state = codec(ResponseState).decode
@@ -55,6 +57,9 @@ class Works:
         self._bus = bus
         self.frontend = frontend
         self._works: dict[str, Work] = {}
+        self._ended: dict[str, Tape] = {}
+        """Tapes of responses that are made, the oldest first."""
+        self._num_ended_bytes = 0
         self._num_detached = 0
         self._num_queries = 0
         self._tasks: TaskGroup | None = None
@@ -100,8 +105,16 @@ class Works:
         del self._works[work.response]
         if work.tape is not None:
             work.tape.end()
+            if work.tape.num_bytes:
+                self._keep(work.response, work.tape)
         self._num_detached -= work.is_detached
         work.done.set()
+
+    def _keep(self, response: str, tape: Tape) -> None:
+        self._ended[response] = tape
+        self._num_ended_bytes += tape.num_bytes
+        while self._num_ended_bytes > MAX_ENDED_BYTES:
+            self._num_ended_bytes -= self._ended.pop(next(iter(self._ended))).num_bytes
 
     def detach(self, work: Work, function: Callable[[], Awaitable[None]]) -> None:
         """Run what nobody waits for, and end the work after it; raise `ShuttingDown` when this frontend stops."""
@@ -134,7 +147,7 @@ class Works:
     def listen(self, response: str, after: int, listener: Listener) -> Callable[[], None]:
         """Hear the events of a response after number `after`, whoever makes it; return what ends that.
 
-        One that is not made any more, or whose events are not kept, has its end at once; a maker that dies says none.
+        One whose events are not kept, or no more, has its end at once; a maker that dies says none.
         """
         owner = owner_of(response)
         if owner is None or owner == self.frontend:
@@ -150,8 +163,9 @@ class Works:
 
     def _listen_here(self, response: str, after: int, listener: Listener) -> Callable[[], None]:
         work = self._works.get(response)
-        tape = Tape() if work is None or work.tape is None else work.tape
-        if work is None or work.tape is None:
+        tape = self._ended.get(response) if work is None else work.tape
+        if tape is None:
+            tape = Tape()
             tape.end()
         return tape.listen(after, listener)
 

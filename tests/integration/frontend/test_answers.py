@@ -199,8 +199,11 @@ async def test_unknown_parameters_are_errors_where_configured_so(stage: OpenStag
         status, _, answer = await on.post("/v1/chat/completions", body | {"frobs": 1})
         explained = await on.post("/v1/explain", body, "X-Busway-Session: s")
         refused = await on.post("/v1/explain", body | {"frobs": 1})
+        batch = {"input_file_id": "f", "endpoint": "/v1/chat/completions", "completion_window": "24h", "frobs": 1}
+        unbatched = await on.post("/v1/batches", batch)
     assert (fine, status, answer["error"]["param"]) == (200, 400, "frobs")
     assert (explained[0], explained[2]["session"]) == (200, "s")
     assert (refused[0], refused[2]["error"]["param"]) == (400, "frobs")
+    assert (unbatched[0], unbatched[2]["error"]["param"]) == (400, "frobs")
     assert "x-busway-ignored-params" not in headers
     assert int(headers["openai-processing-ms"]) < 5000

@@ -373,14 +373,19 @@ async def test_a_background_response_is_streamed_to_who_comes_and_comes_again(st
         on.worker.echo(job, "Let me look.")
         with anyio.fail_after(5):
             rests = [[each async for each in again], [each async for each in elsewhere]]
-        late = await other.responses.retrieve(first[0].response.id, stream=True, starting_after=7)
-        last = await read(late, 1)
+        late = await other.responses.retrieve(first[0].response.id, stream=True, starting_after=2)
+        ended = [each async for each in late]
+        gone = await other.responses.retrieve(
+            first[0].response.id, stream=True, starting_after=ended[-1].sequence_number
+        )
+        last = await read(gone, 1)
         await other.close()
-    assert rests[0] == rests[1]
+    assert rests[0] == rests[1] == ended[2:]
     assert [each.sequence_number for each in rests[0]] == list(range(5, 5 + len(rests[0])))
     assert rests[0][-1].type == last[0].type == "response.completed"
     assert rests[0][-1].response.output_text == last[0].response.output_text == "Let me look."
-    assert last[0].sequence_number == 8
+    assert [each.sequence_number for each in ended[:2]] == [3, 4]
+    assert last[0].sequence_number == ended[-1].sequence_number + 1
 
 
 async def test_tenants_do_not_see_the_responses_of_each_other(stage: OpenStage, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from bus.protocol import Bus
 from bus.testing import MemoryBroker
 from frontend.errors import ShuttingDown, TooManyRequests
 from frontend.responses.answers import response_id
-from frontend.responses.works import MAX_DETACHED, Works
+from frontend.responses.tape import Tape
+from frontend.responses.works import MAX_DETACHED, MAX_ENDED_BYTES, Works
 
 pytestmark = pytest.mark.anyio
 
@@ -94,3 +95,23 @@ async def test_work_in_the_background_is_bounded() -> None:
         begun.append(works.begin("again", is_detached=True))
         with pytest.raises(ShuttingDown):
             works.detach(begun[0], anyio.sleep_forever)
+
+
+async def test_what_was_told_of_a_response_is_kept_for_a_while_after_its_end() -> None:
+    async with two_frontends() as (_, works, others):
+        text = b"event: x\ndata: " + b"x" * 2**20 + b"\n\n"
+        made = [response_id(f"{number:032x}", "f-1") for number in range(MAX_ENDED_BYTES // 2**20 + 4)]
+        for response in made:
+            tape = Tape()
+            work = works.begin(response, is_detached=True, tape=tape)
+            tape.send(text, b"", b"")
+            tape.close(b"", b"event: response.completed\ndata: x\n\n")
+            works.end(work)
+        told: dict[str, list[bytes]] = {}
+        for response in (made[0], made[-1]):
+            heard = told.setdefault(response, [])
+            others.listen(response, 0, heard.append)
+            with anyio.fail_after(2.0):
+                while b"" not in heard:
+                    await anyio.wait_all_tasks_blocked()
+    assert told == {made[0]: [b""], made[-1]: [b"event: response.completed\ndata: x\n\n", b""]}

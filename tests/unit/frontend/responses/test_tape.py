@@ -2,7 +2,7 @@
 
 from bus.messages.responses import StoredResponse
 from frontend.errors import ShuttingDown
-from frontend.responses.tape import MAX_LISTENERS, MAX_TAPE_BYTES, Tape, ending, is_ending
+from frontend.responses.tape import MAX_LISTENERS, MAX_TAPE_BYTES, Heard, Tape, ending, is_ending
 
 
 def event(number: int, kind: str = "response.output_text.delta") -> bytes:
@@ -58,3 +58,15 @@ def test_a_stored_response_has_one_last_event() -> None:
     shown = ending(stored, 9)
     assert shown.startswith(b"event: response.incomplete\n")
     assert b'"sequence_number":9,"response":{"id":"r"}}\n\n' in shown
+
+
+def test_what_was_heard_is_passed_on_in_order_and_bounded() -> None:
+    heard, slow = Heard(), Heard()
+    for told in (event(0), event(1), b"", event(2)):
+        heard.take(told)
+    assert (heard.is_over, heard.next(), heard.next(), heard.is_empty) == (True, event(0), event(1), True)
+    num_taken = 0
+    while not slow.is_over:
+        slow.take(b"x" * (MAX_TAPE_BYTES // 8))
+        num_taken += 1
+    assert num_taken == 17
