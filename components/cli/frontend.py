@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, port, read_config
 from components.cli.parser import Parser
 from components.cli.terminal import run_async
 
@@ -11,7 +11,7 @@ from components.cli.terminal import run_async
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (8000)")
+    parser.add_argument("--port", type=port, help="port to listen on (8000)")
     add_config_options(parser)
 
 

@@ -11,6 +11,13 @@ from bus.errors import BadConfig
 from components.cli.parser import Parser
 
 
+def port(text: str) -> int:
+    """Read a number of a port, for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
+    return int(text)
+
+
 def add_config_options(parser: Parser) -> None:
     """Add `--config` and `--set`."""
     group = parser.add_argument_group("configuration (defaults < file < BUSWAY__SECTION__KEY < --set)")

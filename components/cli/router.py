@@ -2,7 +2,7 @@
 
 import argparse
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, port, read_config
 from components.cli.parser import Parser
 from components.cli.terminal import find_broker, run_async
 
@@ -12,9 +12,9 @@ def add_arguments(parser: Parser) -> None:
     modes = ["kv", "least_loaded", "power_of_two", "round_robin", "random"]
     parser.add_argument("--mode", choices=modes, help="kv: with what workers have cached; the others for comparison")
     parser.add_argument(
-        "--pick-port", type=int, metavar="PORT", help="answer gateways on http://127.0.0.1:PORT/v1/pick"
+        "--pick-port", type=port, metavar="PORT", help="answer gateways on http://127.0.0.1:PORT/v1/pick"
     )
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
+    parser.add_argument("--metrics-port", type=port, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
     add_config_options(parser)
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from bus.component import ComponentSpec, load_component
 from bus.config import Config
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, port, read_config
 from components.cli.parser import Parser, as_usage
 from components.cli.terminal import find_broker, run_async
 
@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
         "  busway run mine:Alarm --set component.limit=80"
     )
     parser.add_argument("component", metavar="MODULE:CLASS")
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
+    parser.add_argument("--metrics-port", type=port, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
     add_config_options(parser)
 
 

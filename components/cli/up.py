@@ -2,7 +2,7 @@
 
 import argparse
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, port, read_config
 from components.cli.parser import Parser
 from components.cli.terminal import run_async, say
 
@@ -12,7 +12,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--model", metavar="DIR", help="model directory (config.json, safetensors, tokenizer.json)")
     parser.add_argument("--engine", choices=["torch", "mock"], help="mock computes nothing: for load tests")
     parser.add_argument("--host", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port of the frontends (8000; 0: any free one)")
+    parser.add_argument("--port", type=port, help="port of the frontends (8000; 0: any free one)")
     parser.add_argument("--workers", type=int, metavar="N", help="number of workers (1)")
     parser.add_argument("--frontends", type=int, metavar="N", help="number of frontends, all on one port (1)")
     parser.add_argument("--routers", type=int, metavar="N", help="number of routers (0: workers take what comes)")

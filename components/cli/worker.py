@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, port, read_config
 from components.cli.parser import Parser
 from components.cli.terminal import find_broker, run_async
 
@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("action", nargs="*", help="nothing: run a worker; ls: list them; or set-role WORKER ROLE...")
     parser.add_argument("--model", metavar="DIR", help="model directory (config.json, safetensors, tokenizer.json)")
     parser.add_argument("--engine", choices=["torch", "mock"], help="mock computes nothing: for load tests")
-    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
+    parser.add_argument("--metrics-port", type=port, metavar="PORT", help="serve Prometheus metrics on 127.0.0.1:PORT")
     parser.add_argument("--spare", action="store_true", help=argparse.SUPPRESS)
     add_config_options(parser)
 

@@ -111,7 +111,7 @@ def test_a_model_is_chosen_from_those_served() -> None:
         choose_model(url, None)
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://", "http://host:port", "http://[::1"])
+@pytest.mark.parametrize("url", ["", "localhost", "ftp://host", "http://", "http://host:port", "http://[::1"])
 def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
     with pytest.raises(BadConfig, match="URL"):
         choose_model(url, None)
