@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import above_zero, add_config_options, at_least, read_config
 from components.cli.parser import Parser
 from components.cli.terminal import say
 
@@ -15,10 +15,12 @@ def add_arguments(parser: Parser) -> None:
         "an honest measurement of Busway itself (not of a model) uses the mock engine on an idle machine:\n\n"
         "  busway up --engine mock     and beside it:  busway bench"
     )
-    parser.add_argument("--streams", type=int, metavar="N", action="append", help="concurrency, repeatable (32, 256)")
-    parser.add_argument("--duration", type=float, metavar="S", default=10.0, help="seconds a run (10)")
-    parser.add_argument("--tokens", type=int, metavar="N", default=64, help="output tokens a request (64)")
-    parser.add_argument("--words", type=int, metavar="N", default=256, help="words a prompt (256)")
+    parser.add_argument(
+        "--streams", type=at_least(1), metavar="N", action="append", help="concurrency, repeatable (32, 256)"
+    )
+    parser.add_argument("--duration", type=above_zero, metavar="S", default=10.0, help="seconds a run (10)")
+    parser.add_argument("--tokens", type=at_least(1), metavar="N", default=64, help="output tokens a request (64)")
+    parser.add_argument("--words", type=at_least(1), metavar="N", default=256, help="words a prompt (256)")
     parser.add_argument("--model", metavar="NAME", help="model to ask (the first that is served)")
     add_config_options(parser)
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import above_zero, add_config_options, at_least, read_config
 from components.cli.parser import Parser, UsageError
 from components.cli.terminal import find_broker, run_async, say
 
@@ -23,10 +23,10 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         help="kill-, freeze- or drain- and worker, router, nats or frontend; repeatable (all that fit, frontends not)",
     )
-    parser.add_argument("--duration", type=float, metavar="S", default=60.0, help="seconds of faults (60)")
-    parser.add_argument("--every", type=float, metavar="S", default=3.0, help="seconds between two faults (3)")
-    parser.add_argument("--streams", type=int, metavar="N", default=32, help="requests at a time (32)")
-    parser.add_argument("--tokens", type=int, metavar="N", default=64, help="output tokens a request (64)")
+    parser.add_argument("--duration", type=above_zero, metavar="S", default=60.0, help="seconds of faults (60)")
+    parser.add_argument("--every", type=above_zero, metavar="S", default=3.0, help="seconds between two faults (3)")
+    parser.add_argument("--streams", type=at_least(1), metavar="N", default=32, help="requests at a time (32)")
+    parser.add_argument("--tokens", type=at_least(1), metavar="N", default=64, help="output tokens a request (64)")
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the choice of faults (0)")
     parser.add_argument("--model", metavar="NAME", help="model to ask (the first that is served)")
     add_config_options(parser)

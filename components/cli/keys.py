@@ -16,7 +16,7 @@ from bus.keys import BUCKET, KeyFile, decode_key_file, digest_of, new_key
 from bus.messages.keys import ApiKey
 from bus.private import write_private
 from bus.subjects import Subjects
-from components.cli.options import add_config_options, read_config
+from components.cli.options import above_zero, add_config_options, at_least, read_config
 from components.cli.parser import Parser, UsageError
 from components.cli.terminal import find_broker, run_async, say
 
@@ -42,10 +42,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--file", metavar="FILE", help="keep keys in this JSON file instead of the bucket")
     parser.add_argument("--tenant", default="default")
     parser.add_argument("--models", action="append", default=[], metavar="GLOB", help="as often as needed (all models)")
-    parser.add_argument("--requests-per-s", type=float, metavar="N")
-    parser.add_argument("--burst", type=int, metavar="N", help="requests at once (those of one second)")
-    parser.add_argument("--tokens-per-min", type=int, metavar="N")
-    parser.add_argument("--max-concurrent", type=int, metavar="N", help="generations in flight")
+    parser.add_argument("--requests-per-s", type=above_zero, metavar="N")
+    parser.add_argument("--burst", type=at_least(1), metavar="N", help="requests at once (those of one second)")
+    parser.add_argument("--tokens-per-min", type=at_least(1), metavar="N")
+    parser.add_argument("--max-concurrent", type=at_least(1), metavar="N", help="generations in flight")
     parser.add_argument("--expires-days", type=float, metavar="N")
     parser.add_argument("--cache-salt", default="", help="share cached prefixes only with keys of the same salt")
     add_config_options(parser)

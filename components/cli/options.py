@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bus.config import Config, load_config
@@ -16,6 +17,29 @@ def port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
     return int(text)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is not smaller, for argparse."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else -1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
+        return value
+
+    return read
+
+
+def above_zero(text: str) -> float:
+    """Read a number of seconds, or of things in one, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 def add_config_options(parser: Parser) -> None:

@@ -1,10 +1,9 @@
 """I/O. Replay a recorded load (Mooncake trace): in virtual time on mock workers of its own, or live."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from components.cli.options import add_config_options, read_config
+from components.cli.options import add_config_options, at_least, read_config
 from components.cli.parser import Parser, as_usage
 from components.cli.terminal import find_broker, run_async, say
 
@@ -24,12 +23,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--load", type=_factor, metavar="X", default=1.0, help="in virtual time: arrivals X times denser"
     )
-    parser.add_argument("--workers", type=_at_least(1), metavar="N", default=8, help="virtual workers (8)")
+    parser.add_argument("--workers", type=at_least(1), metavar="N", default=8, help="virtual workers (8)")
     parser.add_argument(
-        "--routers", type=_at_least(0), metavar="N", default=1, help="virtual routers; 0: the shared lane (1)"
+        "--routers", type=at_least(0), metavar="N", default=1, help="virtual routers; 0: the shared lane (1)"
     )
-    parser.add_argument("--frontends", type=_at_least(1), metavar="N", default=1, help="owners that share the load (1)")
-    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="the first N requests only")
+    parser.add_argument("--frontends", type=at_least(1), metavar="N", default=1, help="owners that share the load (1)")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="the first N requests only")
     parser.add_argument("--goal", metavar="TTFT,ITL", type=_goal, help="seconds that a good request takes (1.0,0.025)")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     add_config_options(parser)
@@ -84,16 +83,6 @@ def _factor(text: str) -> float:
     if not 0.001 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number between 0.001 and 1000")
     return value
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        value = int(text) if text.isdecimal() else -1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} on")
-        return value
-
-    return read
 
 
 def _goal(text: str) -> tuple[float, float]:
