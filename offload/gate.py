@@ -119,6 +119,12 @@ class Gate:
         """Say whether this tier is to be measured by a load for which nobody waits."""
         return self._breakers[tier].is_probe_due(now)
 
+    def would_pay(self, tier: str, num_blocks: int) -> bool:
+        """Say whether so many blocks come from this tier sooner than they are computed, if it goes on as measured."""
+        token_s, context_s = self.prefill_s
+        tokens = num_blocks * self._block_size
+        return self._lines[tier].predict(num_blocks) <= MARGIN * tokens * (token_s + tokens / 2 * context_s)
+
     def room(self, tier: str) -> int:
         """Return the blocks of the largest load of this tier that its measurements tell anything about."""
         return MAX_GROWTH * self._largest[tier]

@@ -23,7 +23,7 @@ PROBE_SIZES = (1, 7, 24)
 
 A tier that is trusted is measured again with the largest: what only ever brought single blocks would seem to take as
 long for each of many. Where more are wanted than any load so far tells about, it is measured with as many as those do
-tell about, up to `MAX_PROBE_PART` of host memory: what is slow to begin pays with many only.
+tell about, up to `MAX_PROBE_PART` of host memory, if they would pay: what is slow to begin pays with many only.
 """
 MAX_PROBE_PART = 0.125
 
@@ -106,8 +106,9 @@ class Promoter:
 
     def _next_size(self, tier: str, num_wanted: int) -> int:
         room = self._gate.room(tier)
-        largest = min(room, int(MAX_PROBE_PART * self._host.slots.num_slots))
-        return PROBE_SIZES[-1] if num_wanted <= room else max(PROBE_SIZES[-1], largest)
+        if num_wanted <= room or not self._gate.would_pay(tier, num_wanted):
+            return PROBE_SIZES[-1]
+        return max(PROBE_SIZES[-1], min(room, int(MAX_PROBE_PART * self._host.slots.num_slots)))
 
     async def _load(self, arrival: Arrival, slots: list[int], frames: list[Frame]) -> None:
         """Load, check, and make loadable what is sound; nothing else ever is, however this ends."""

@@ -130,6 +130,18 @@ async def test_a_tier_that_is_slow_to_begin_is_measured_with_as_many_blocks_as_p
         assert at.plan(*numbers).num_blocks == len(numbers)
 
 
+async def test_a_tier_that_never_pays_is_measured_with_few_blocks(stage: Any, told_tier: Any, eventually: Any) -> None:
+    tier, numbers = told_tier(), range(1, 191)
+    async with stage(tier, host_blocks=512, token_s=1e-4) as at:
+        await at.store(*numbers)
+        await eventually(lambda: len(tier.frames) == len(numbers))
+        for size in (1, 7, 15):
+            at.gate.note_load("redis", size, 0.01 * size, 0.0)
+        at.forget_host(*numbers)
+        at.plan(*numbers)
+        await eventually(lambda: tier.num_loads == 1 and at.gate.room("redis") == 4 * 24)
+
+
 async def test_a_dead_tier_costs_nothing_and_comes_back(stage: Any, told_tier: Any, eventually: Any) -> None:
     tier = told_tier()
     async with stage(tier) as at:
