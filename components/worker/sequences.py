@@ -117,8 +117,10 @@ class Sequences:
             )
         )
         outbox.accepted.append(Accepted(job.ticket, source="" if job.handover is None else job.handover.worker))
-        # What another worker died of may be the end of this one: its owner is to know who had it.
-        self.flush_soon(0.0 if job.attempt else TELL_AFTER_S)
+        # What another worker died of may be the end of this one, and an engine that was idle begins with it at once:
+        # its owner is to know who had it.
+        is_first = len(self.ledger) == 1
+        self.flush_soon(0.0 if job.attempt or is_first else TELL_AFTER_S)
 
     def on_step(self, step: Step) -> None:
         """Send the rows of one engine step to their owners: at once, or with those of the next where steps are fast."""

@@ -389,3 +389,18 @@ async def ended_of(worker: Any, reason: str) -> None:
         await worker.ended.wait()
     assert isinstance(worker.failure, EngineDied)
     assert reason in str(worker.failure)
+
+
+async def test_an_engine_that_was_idle_begins_when_the_owner_knows_who_has_the_job(stage: Any) -> None:
+    """What kills an engine in its first step killed three: nobody knew who had been the first."""
+    await stage.add_worker(mock={"step_base_s": 0.004})
+    batches: list[StepBatch] = []
+    owner = stage.owner
+    owner.bus.subscribe(
+        owner.bus.subjects.out(owner.name, "*"),
+        lambda message: batches.append(codec(StepBatch).decode(message.payload)),
+    )
+    await owner.send(1, [5, 6, 7], max_tokens=3)
+    await owner.wait_ended(1)
+    assert [each.ticket for each in batches[0].accepted] == [1]
+    assert not batches[0].tickets
