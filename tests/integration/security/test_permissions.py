@@ -32,6 +32,7 @@ PUBLISH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"{API}.CONSUMER.CREATE.BUSWAY_JOBS.batches.busway.job.v1.*",
             f"{API}.CONSUMER.CREATE.KV_BUSWAY_KEYS.watch-1.$KV.BUSWAY_KEYS.>",
             f"{API}.DIRECT.GET.KV_BUSWAY_RESPONSES.$KV.BUSWAY_RESPONSES.acme.r1",
+            f"{API}.DIRECT.GET.BUSWAY_JOBS",
         ),
         (
             "busway.spent.v1.f-other",
@@ -39,6 +40,7 @@ PUBLISH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"{API}.STREAM.PURGE.BUSWAY_REQ",
             f"{API}.STREAM.CREATE.MINE",
             f"{API}.STREAM.MSG.GET.BUSWAY_REQ",
+            f"{API}.DIRECT.GET.BUSWAY_REQ",
             f"{API}.STREAM.MSG.DELETE.BUSWAY_REQ",
             f"{API}.STREAM.SNAPSHOT.BUSWAY_REQ",
             f"{API}.STREAM.RESTORE.BUSWAY_REQ",
@@ -105,6 +107,7 @@ PUBLISH: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"{API}.CONSUMER.DELETE.BUSWAY_WORK.own-w-other-both",
             f"{API}.CONSUMER.CREATE.KV_BUSWAY_KEYS.watch-1.$KV.BUSWAY_KEYS.>",
             f"{API}.DIRECT.GET.KV_BUSWAY_RESPONSES.$KV.BUSWAY_RESPONSES.acme.r1",
+            f"{API}.DIRECT.GET.BUSWAY_JOBS",
             "$JS.ACK.BUSWAY_WORK.own-w-other-both.1.1.1.1.1",
             "server.disconnect",
             "_INBOX.f-1.1",
