@@ -33,16 +33,20 @@ _json = msgspec.json.encode
 
 
 def render_page(response: str, items: Sequence[msgspec.Raw], page: Page) -> bytes:
-    """Render a page; items that were sent without an id get one, texts become parts."""
-    shown = [_complete(response, raw, number) for number, raw in enumerate(items)]
+    """Render a page; items that were sent without an id, or with that of another, get one, texts become parts."""
+    taken: set[str] = set()
+    shown = [_complete(response, raw, number, taken) for number, raw in enumerate(items)]
     found = cut([(msgspec.json.decode(item["id"], type=str), item) for item in reversed(shown)], page)
     return _json(ItemList(found.shown, found.first_id or "", found.last_id or "", found.has_more))
 
 
-def _complete(response: str, raw: msgspec.Raw, number: int) -> dict[str, msgspec.Raw]:
+def _complete(response: str, raw: msgspec.Raw, number: int, taken: set[str]) -> dict[str, msgspec.Raw]:
     head = _head.decode(raw)
     kind = head.type or "message"
-    fields = {"id": msgspec.Raw(_json(head.id or item_id("in", response, number))), "type": msgspec.Raw(_json(kind))}
+    # Pages go on after an id: with one that stands twice they would never end.
+    name = head.id if head.id and head.id not in taken else item_id("in", response, number)
+    taken.add(name)
+    fields = {"id": msgspec.Raw(_json(name)), "type": msgspec.Raw(_json(kind))}
     fields |= {name: value for name, value in _fields.decode(raw).items() if name not in fields}
     if kind == "message" and bytes(head.content).startswith(b'"'):
         is_said = bytes(fields.get("role", b"")) == b'"assistant"'

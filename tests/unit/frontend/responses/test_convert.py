@@ -169,13 +169,16 @@ def test_an_item_tells_its_response_and_that_its_frontend() -> None:
 
 
 def test_pages_of_items() -> None:
-    given = [msgspec.Raw(json.dumps({"role": "user", "content": f"t{n}"}).encode()) for n in range(5)]
+    ids = [{"id": "one"}, {}, {"id": None}, {"id": "one"}, {"id": "one"}]
+    given = [msgspec.Raw(json.dumps({"role": "user", "content": f"t{n}"} | ids[n]).encode()) for n in range(5)]
     response = response_id("0" * 32, "f-1")
-    seen, after = [], ""
+    seen: list[str] = []
+    after = ""
     while True:
         page = json.loads(render_page(response, given, Page(2, after, is_newest_first=False)))
         seen += [item["content"][0]["text"] for item in page["data"]]
         after = page["last_id"]
+        assert len(seen) <= len(given)
         if not page["has_more"]:
             break
     assert seen == ["t0", "t1", "t2", "t3", "t4"]
