@@ -182,10 +182,10 @@ class Sequences:
                 queue_s=round((attempt.first_token_at or now) - attempt.accepted_at, 4),
                 duration_s=round(now - attempt.accepted_at, 4),
             )
+        self._block_events += self._engine.take_events()
         if handed:
             self._hand_over(handed, step)
         self._flush_after(now, FIRST_TOKEN_GAP_S if is_awaited else self._publish_gap_s)
-        self._block_events += self._engine.take_events()
         self.last_step_s = step.stats.duration_s
         self.steps.add(step.stats)
         WORKER_STEP_SECONDS.observe(step.stats.duration_s)

@@ -50,7 +50,7 @@ class Driven:
         self._over = anyio.Event()
 
     def on_step(self, step: Step) -> None:
-        """Take tokens before events, as a worker does."""
+        self.engine.take_events()
         if step.tokens and not self._tokens:
             self._first_at, self._first_loop = time.perf_counter(), time.thread_time()
             self._first_cpu = time.process_time()
@@ -58,7 +58,6 @@ class Driven:
         for ended in step.ended:
             self._cached = ended.cached_tokens
             self._over.set()
-        self.engine.take_events()
 
     async def ask(self, prompt: Sequence[int], count: int = 2) -> Answer:
         """Run a greedy request to its end."""
