@@ -69,9 +69,8 @@ class Connection(asyncio.Protocol):
         self._tasks = server_state.tasks
         self._limits = limits
         self._handle = handle
-        self._parser: Any = httptools.HttpRequestParser(self)
-        # Who says that it closes after this request may still send bytes: they are nobody's.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser: Any = None
+        self._read_anew()
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
@@ -128,8 +127,12 @@ class Connection(asyncio.Protocol):
             self._num_header_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # to nothing that is known here: it is answered as it is
+        except httptools.HttpParserUpgrade as upgrade:
+            # To nothing that is known here, and the parser takes what follows, a body too, for no HTTP any more.
+            head = self._head_without_upgrade()
+            self._read_anew()
+            self.data_received(head + data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError:
             self._refuse(BadHttp("Invalid HTTP request received."))
             return
@@ -170,6 +173,10 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Have the request handled, its body follows; in its turn if another one is not answered yet."""
+        if self._parser.should_upgrade():
+            if self._parser.get_method() == b"CONNECT" or self._running is not None:
+                raise BadHttp("No proxy is here, and nobody wishes for a protocol before the last answer is there.")
+            return
         self._is_in_headers = False
         if self._is_head_timed:
             self._is_head_timed = False
@@ -209,6 +216,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._parser.should_upgrade():
+            return
         self._is_arriving = False
         self._disarm_arrival_timer()
         self._is_in_headers = True
@@ -217,6 +226,23 @@ class Connection(asyncio.Protocol):
             self._arriving = None
         if self._running is None:
             self._rest()  # the answer was there before the end of the body
+
+    def _read_anew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        # Who says that it closes after this request may still send bytes: they are nobody's.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_upgrade(self) -> bytes:
+        """Return the head that came, without the wish to go on in another protocol (Java's client has it always)."""
+        self._num_header_bytes = 0
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b\r\n" % (self._parser.get_method(), self._url, version)]
+        for name, value in self._headers:
+            if name == b"connection":
+                lines += [b"connection: close\r\n"] if b"close" in value.lower() else []
+            elif name not in (b"upgrade", b"http2-settings"):
+                lines.append(b"%b: %b\r\n" % (name, value))
+        return b"".join(lines) + b"\r\n"
 
     # Requests, one after the other
 

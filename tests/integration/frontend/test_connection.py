@@ -416,3 +416,36 @@ async def test_a_handler_that_fails_ends_its_connection_and_no_other() -> None:
         async with await anyio.connect_tcp("127.0.0.1", port) as stream:
             await stream.send(GET)
             await read_until(stream, b"ok")
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_wish_for_another_protocol_changes_nothing(is_cut: bool) -> None:
+    async def handle(exchange: Exchange) -> None:
+        body = b""
+        while data := await exchange.receive():
+            body += data
+        exchange.respond(200, b"", exchange.headers.get(b"x", b"") + body + exchange.headers.get(b"upgrade", b""))
+
+    wishes = (
+        b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nUpgrade: h2c\r\nX: y\r\n"
+    )
+    first = b"POST / HTTP/1.1\r\n" + wishes + b"Content-Length: 4\r\n\r\nbody"
+    second = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + wishes + b"\r\n2\r\nab\r\n0\r\n\r\n"
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        for data, end in ((first, b"\r\n\r\nybody"), (second, b"\r\n\r\nyab")):
+            for piece in (data[at : at + 7] for at in range(0, len(data), 7)) if is_cut else (data,):
+                await stream.send(piece)
+                await anyio.lowlevel.checkpoint()
+            assert (await read_until(stream, end)).startswith(b"HTTP/1.1 200 ")
+        await stream.send(b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n")
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_many_wishes_at_once_are_refused() -> None:
+    async def handle(exchange: Exchange) -> None:
+        await anyio.sleep_forever()
+
+    wish = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    async with serving(handle) as port, await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(wish * 2000)
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 400 ")
