@@ -117,7 +117,7 @@ class Fleet:
         return [
             structured,
             [choice["message"]["content"] for choice in choices],
-            (plain["choices"][0]["text"], plain["usage"]),
+            (plain["choices"][0]["text"], [plain["usage"][count] for count in ("prompt_tokens", "completion_tokens")]),
             [vector["embedding"] for vector in vectors],
         ]
 
