@@ -28,7 +28,9 @@ async def read_lines(files: Files, stored: StoredBatch) -> AsyncIterator[tuple[i
 async def write_files(batches: Batches, files: Files, batch: str, found: Found) -> None:
     """Write output and errors in the order of the input, and end the batch.
 
-    The files' ids follow from the batch's: writing them again after a death writes the same.
+    The files' ids follow from the batch's: writing them again after a death writes the same. A line without a result
+    was never run, for lack of time, or its result was lost by the broker: then the batch goes back to run it.
+    Raises `Conflict` when another one changed the batch meanwhile.
     """
     stored = found.stored
     is_cancelled = stored.cancelling_at is not None
@@ -46,13 +48,17 @@ async def write_files(batches: Batches, files: Files, batch: str, found: Found) 
             await output.write(result.line + b"\n")
             continue
         if result is None:
-            if await _must_run_again(batches, batch, found, is_cancelled=is_cancelled):
+            if not is_cancelled and time.time() < stored.expires_at:
+                await batches.change(batch, found, status="in_progress", finalizing_at=None)
+                log.warning("batch.result_lost", batch=batch)
                 return
             num_missing += 1
             shown = missing(name_line(batch, number), read_line(line or b"").custom_id, is_cancelled=is_cancelled)
         else:
             shown = result.line
         await errors.write(shown + b"\n")
+    if num_missing and (await batches.find(stored.tenant, batch)).revision != found.revision:
+        raise Conflict(f"{batch} has ended meanwhile by another's hand: its results are gone")
     for file, kind in ((output, "output"), (errors, "error")):
         if file.num_bytes:
             await file.finish(f"{batch}_{kind}.jsonl", "batch_output")
@@ -67,17 +73,3 @@ async def write_files(batches: Batches, files: Files, batch: str, found: Found) 
         num_failed=number - num_completed,
         used=used,
     )
-
-
-async def _must_run_again(batches: Batches, batch: str, found: Found, *, is_cancelled: bool) -> bool:
-    """Decide about a line without a result: never run, for lack of time, or lost by the broker; then it is run.
-
-    Raises `Conflict` when the batch has ended meanwhile by another's hand: then results go.
-    """
-    if (await batches.find(found.stored.tenant, batch)).revision != found.revision:
-        raise Conflict(f"{batch} was changed meanwhile")
-    if is_cancelled or time.time() >= found.stored.expires_at:
-        return False
-    log.warning("batch.result_lost", batch=batch)
-    await batches.change(batch, found, status="in_progress", finalizing_at=None)
-    return True
