@@ -115,7 +115,7 @@ class Intake:
         model = self.find_model(body.model)
 
         def count(given: ChatBody) -> int:
-            return len(model.tokenizer.encode(render_chat(given, model), add_special_tokens=False)) // 4
+            return model.count_tokens(render_chat(given, model))
 
         return await off_loop(num_bytes, count, body)
 

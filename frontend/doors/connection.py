@@ -2,7 +2,7 @@
 
 uvicorn's server makes one for each connection that it takes, asks it to `shutdown`, and waits for those that are in
 `connections` and `tasks` of its state; what that relies on is held by `tests/integration/frontend/test_connection.py`.
-Its own protocol would cost a request three times as much: an ASGI scope, events, a task's wrappers, a timer each time.
+Its own protocol takes some 20 us of CPU more a request: an ASGI scope, events, a task's wrappers, a timer each time.
 """
 
 import asyncio
