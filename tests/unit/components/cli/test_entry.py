@@ -13,8 +13,9 @@ from components.cli.entry import COMMANDS, help_text, main
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """Undo what a command sets up for its process: its stderr is gone after the test."""
+    settings = structlog.get_config()
     yield
-    structlog.reset_defaults()
+    structlog.configure(**settings)
 
 
 def test_help_fits_a_screen() -> None:
