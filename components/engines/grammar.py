@@ -29,10 +29,17 @@ class GrammarState:
         """Nothing can follow but the end."""
         return self._matcher.is_stopped()
 
-    def allowed(self) -> bytes:
-        """Return a bit for each token, the lowest first: whether it may come next. None may after an error."""
+    def allowed(self, without: frozenset[int] = frozenset()) -> bytes:
+        """Return a bit for each token, the lowest first: whether it may come next. None may after an error.
+
+        Those in `without` may only where nothing else may.
+        """
         mask = self._matcher.compute_bitmask()
         self._look()
+        if without:
+            ends = sum(1 << token for token in without if token < 8 * len(mask))
+            others = int.from_bytes(mask, "little") & ~ends
+            mask = others.to_bytes(len(mask), "little") if others else mask
         return mask
 
     def take(self, token: int) -> None:

@@ -93,10 +93,9 @@ class Sequence:
     def banned_ids(self) -> frozenset[int]:
         """Return the tokens that may not come now, because the sequence is shorter than `min_tokens`.
 
-        A grammar knows better when it is complete.
+        They may where a grammar allows nothing else.
         """
-        is_short = self.grammar is None and self.num_output < self.request.stopping.min_tokens
-        return self._stop_ids if is_short else frozenset()
+        return self._stop_ids if self.num_output < self.request.stopping.min_tokens else frozenset()
 
     def append(self, token: int) -> FinishReason | None:
         """Add a sampled token; return why the sequence ends with it, if it does."""

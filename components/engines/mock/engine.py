@@ -214,17 +214,18 @@ class MockEngine:
             if sequence.request.stopping.min_tokens and token in (banned := sequence.banned_ids):
                 token = next(other for other in self._ids if other not in banned)
             if sequence.grammar is not None:
-                token = _pick_allowed(sequence.grammar, state >> 33, sequence.request.eos_token_ids)
+                allowed = sequence.grammar.allowed(sequence.banned_ids)
+                token = _pick_allowed(allowed, state >> 33, sequence.request.eos_token_ids)
             tokens.append(token)
         return tokens
 
 
-def _pick_allowed(grammar: GrammarState, drawn: int, eos_token_ids: frozenset[int]) -> int:
-    """Return a token that the grammar allows: the end as soon as it may come, else by chance.
+def _pick_allowed(mask: bytes, drawn: int, eos_token_ids: frozenset[int]) -> int:
+    """Return a token that a grammar allows: the end as soon as it may come, else by chance.
 
     Every third is the first that is allowed: in tokenizers, those are the marks that close strings and lists.
     """
-    allowed = int.from_bytes(grammar.allowed(), "little")
+    allowed = int.from_bytes(mask, "little")
     ends = [token for token in eos_token_ids if allowed >> token & 1]
     if ends or not allowed:
         return ends[0] if ends else 0

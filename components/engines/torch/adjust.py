@@ -31,13 +31,15 @@ def adjust(logits: Tensor, sequences: Items[Sequence]) -> Tensor:
     banned = [
         row * vocab + token
         for row, sequence in enumerate(sequences)
+        if sequence.grammar is None
         for token in sequence.banned_ids
         if 0 <= token < vocab
     ]
     flat[torch.tensor(banned, dtype=torch.int64, device=flat.device)] = float("-inf")
     for row, sequence in enumerate(sequences):
         if sequence.grammar is not None:
-            bits = np.unpackbits(np.frombuffer(sequence.grammar.allowed(), np.uint8), bitorder="little")[:vocab]
+            mask = np.frombuffer(sequence.grammar.allowed(sequence.banned_ids), np.uint8)
+            bits = np.unpackbits(mask, bitorder="little")[:vocab]
             allowed = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
             logits[row, : len(bits)].masked_fill_(~allowed, float("-inf"))
             logits[row, len(bits) :] = float("-inf")

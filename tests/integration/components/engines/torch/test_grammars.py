@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from bus.config import Config, WorkerConfig
@@ -84,6 +85,21 @@ def test_preempted_sequences_keep_their_grammar() -> None:
     assert NUM_PREEMPTED[0] > before
     for key in keys:
         assert told[key] == run(load(), ask(key, temperature=1.0, seed=key))[key]
+
+
+def test_an_answer_does_not_end_before_min_tokens_unless_nothing_else_fits() -> None:
+    def tokens(lark: str, *output: int, min_tokens: int) -> list[int]:
+        grammar = json.dumps({"grammars": [{"lark_grammar": lark}]})
+        asked = ask(1, list(output), grammar, temperature=1.0, seed=3, logit_bias={2: 100.0})
+        stopping = Stopping(max_tokens=40, min_tokens=min_tokens, stop_token_ids=[2**31])
+        return run(load(), msgspec.structs.replace(asked, stopping=stopping))[1]
+
+    free = "start: /[a-z ]+/"
+    assert len(tokens(free, min_tokens=0)) == 2, "it would end at once"
+    told = tokens(free, min_tokens=20)
+    assert (len(told), told[-1], 2 in told[:-1]) == (21, 2, False)
+    assert tokens(free, *told[:7], min_tokens=20) == told
+    assert text_of(tokens('start: "yes" | "no"', min_tokens=20)) in ("yes", "no")
 
 
 @pytest.mark.anyio
