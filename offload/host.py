@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Sequence
 
 from bus.errors import BadConfig
+from offload.copier import Copier, MemoryCopier, Payloads
 from offload.key import HEADER_BYTES, frame_bytes, seal
 from offload.slots import Slots
 from offload.tier import PAGE_BYTES, Frame
@@ -34,6 +35,8 @@ class HostArena:
         self._view = memoryview(self._memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._is_sealed = bytearray(num_slots)
+        self.copier: Copier = MemoryCopier(self.payloads)
+        """How blocks come and go: another one, before the first does, where an engine has them on a device."""
 
     def frame(self, slot: int) -> Frame:
         """Return the frame in a slot that is filled or being filled."""
@@ -52,18 +55,20 @@ class HostArena:
         """All bytes."""
         return self._view
 
+    @property
+    def payloads(self) -> Payloads:
+        """Where the bytes of blocks are."""
+        return Payloads(self._view, self._address, HEADER_BYTES, self._stride, self.block_bytes)
+
     def read_in(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
-        """Copy blocks at these addresses into slots; other threads run meanwhile."""
-        payload = self._address + HEADER_BYTES
-        for slot, address in zip(slots, addresses, strict=True):
+        """Copy an engine's blocks at these addresses into slots; other threads run meanwhile."""
+        for slot in slots:
             self._is_sealed[slot] = False
-            ctypes.memmove(payload + slot * self._stride, address, self.block_bytes)
+        self.copier.read_in(slots, addresses)
 
     def write_out(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
-        """Copy the blocks in slots to these addresses; other threads run meanwhile."""
-        payload = self._address + HEADER_BYTES
-        for slot, address in zip(slots, addresses, strict=True):
-            ctypes.memmove(address, payload + slot * self._stride, self.block_bytes)
+        """Copy the blocks in slots to these addresses of an engine; other threads run meanwhile."""
+        self.copier.write_out(slots, addresses)
 
     def seal(self, slots: Sequence[int]) -> list[Frame]:
         """Return the frames in pinned slots, with headers: what goes to other tiers. Takes a pass over new ones."""

@@ -18,7 +18,7 @@ from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_HELD_BLOCKS, OFFL
 from offload.behind import WriteBehind
 from offload.gate import NOTHING, Gate, LoadPlan
 from offload.host import HostArena
-from offload.promote import INLINE_BYTES, Link, Promoter
+from offload.promote import Link, Promoter
 from offload.spawn import Spawner
 from offload.tier import Presence, Retention, Tier
 
@@ -186,7 +186,7 @@ class Mover:
         if not slots:
             return 0.0
         started_at = time.perf_counter()
-        if len(slots) * self._host.block_bytes <= INLINE_BYTES:
+        if len(slots) * self._host.block_bytes <= self._host.copier.inline_bytes:
             move(slots, addresses)
         else:
             await to_thread.run_sync(move, slots, addresses, limiter=self._copiers)

@@ -8,6 +8,7 @@ import anyio
 from anyio import to_thread
 
 from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_SECONDS
+from offload.copier import INLINE_BYTES
 from offload.gate import Gate
 from offload.host import HostArena
 from offload.key import BlockKey, is_sound
@@ -16,8 +17,6 @@ from offload.tier import ORDINARY, Frame, Tier
 
 MAX_ARRIVALS = 32
 """Loads under way; one more is not begun."""
-INLINE_BYTES = 2**20
-"""Up to this size, of some 0.1 ms, blocks are copied and checked in the event loop: a thread takes longer to begin."""
 PROBE_SIZES = (1, 7, 24)
 """Blocks of the loads that measure a tier: of several sizes, to tell latency from bandwidth.
 

@@ -1,6 +1,14 @@
 """Pure. KV blocks that come into an engine from elsewhere or go elsewhere: what engine and mover tell each other."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 import msgspec
+
+from offload.copier import Copier, Payloads
+
+OpenCopier = Callable[[Payloads], AbstractAsyncContextManager[Copier]]
+"""Opens what copies an engine's blocks into host memory and back; may take seconds."""
 
 
 class Fill(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +58,8 @@ class BlockMemory(msgspec.Struct, frozen=True, eq=False):
     """Equal where a block means the same: model and weights, dtype, layout, block size, tensor parallel degree."""
     buffer: memoryview | None
     """All bytes, writable, where they can be reached without a device."""
+    open_copier: OpenCopier | None = None
+    """How to copy blocks where that takes a device."""
 
     def row(self, block: int) -> memoryview:
         """Return the bytes of one block; only where there is a `buffer`."""

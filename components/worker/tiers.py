@@ -58,14 +58,12 @@ async def open_tiers(
         yield engine
         return
     memory = engine.memory
-    if memory is None or memory.device != "cpu":
-        where = "nowhere that is known" if memory is None else f"on {memory.device}"
-        raise BadConfig(
-            f"offload copies blocks from CPU memory, and this engine has them {where}: offload.host_bytes=0"
-        )
-    host = HostArena(config.host_bytes, memory.block_bytes, policy=config.policy)
+    if memory is None or (memory.buffer is None and memory.open_copier is None):
+        where = "nowhere that is known" if memory is None else f"on {memory.device}, out of reach"
+        raise BadConfig(f"tiers copy an engine's blocks, and this one has them {where}: set offload.host_bytes=0")
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(memory, config.host_bytes, policy=config.policy))
         tiers: list[Tier] = []
         on_disk: list[Link] = []
         if config.disk_bytes:
@@ -98,6 +96,18 @@ async def open_tiers(
             failure = error
     if failure is not None:
         raise failure
+
+
+@asynccontextmanager
+async def open_host(memory: BlockMemory, num_bytes: int, *, policy: str = "lru") -> AsyncIterator[HostArena]:
+    """Take host memory for the blocks of an engine; what copies them between the two is open as long."""
+    host = HostArena(num_bytes, memory.block_bytes, policy=policy)
+    if memory.open_copier is None:
+        yield host
+        return
+    async with memory.open_copier(host.payloads) as copier:
+        host.copier = copier
+        yield host
 
 
 def _remote_tier(

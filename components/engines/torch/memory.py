@@ -1,6 +1,7 @@
 """Pure. The cache as others see it who read and write whole blocks: addresses, and what the bytes mean."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 import torch
@@ -10,6 +11,7 @@ from xxhash import xxh3_64
 from components.engines.exchange import BlockMemory
 from components.engines.torch.architecture import Architecture
 from components.engines.torch.cache import KvCache
+from components.engines.torch.copier import open_copier
 from components.engines.torch.network import Weights
 
 SAMPLE_BYTES = 4096
@@ -28,6 +30,7 @@ def describe_memory(cache: KvCache, architecture: Architecture, weights: Weights
         device=f"cuda:{blocks.device.index or 0}" if blocks.is_cuda else "cpu",
         fingerprint=_fingerprint(cache, architecture, weights, model),
         buffer=buffer,
+        open_copier=partial(open_copier, blocks) if blocks.is_cuda else None,
     )
 
 

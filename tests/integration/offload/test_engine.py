@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import torch
 
 from bus.config import MockConfig, OffloadConfig, WorkerConfig
 from bus.messages.inference import Hints, Sampling, Stopping
@@ -16,14 +17,17 @@ from bus.testing import MemoryBroker
 from components.builtin import MODEL_DIR
 from components.engines import Ended, Engine, EngineRequest, Step
 from components.engines.mock.engine import MockEngine
+from components.engines.torch.copier import DeviceCopier, Lane
 from components.engines.torch.driver import TorchDriver
+from components.engines.torch.engine import TorchEngine
 from components.engines.torch.load import load_core
 from components.transfer import open_transfer
 from components.worker.offload import TieredEngine
-from components.worker.tiers import open_tiers
+from components.worker.tiers import open_host, open_tiers
+from offload.copier import Payloads
 from offload.disk import open_disk
 from offload.gate import Gate
-from offload.host import HostArena, stride_bytes
+from offload.host import stride_bytes
 from offload.mover import open_mover
 from offload.store import Store
 from offload.tier import Tier
@@ -37,11 +41,32 @@ MODEL = "busway-tiny"
 NO_HINTS = Hints()
 
 
-def torch_engine(num_blocks: int) -> Engine:
-    config = WorkerConfig(device="cpu", dtype="float32", block_size=16, kv_cache_bytes=2**22, max_batch_tokens=128)
+def torch_core(num_blocks: int, device: str = "cpu") -> TorchEngine:
+    config = WorkerConfig(device=device, dtype="float32", block_size=16, kv_cache_bytes=2**22, max_batch_tokens=128)
     memory = load_core(config, MODEL_DIR, model=MODEL).memory
     config = msgspec.structs.replace(config, kv_cache_bytes=num_blocks * memory.block_bytes)
-    return TorchDriver(load_core(config, MODEL_DIR, model=MODEL))
+    return load_core(config, MODEL_DIR, model=MODEL)
+
+
+def torch_engine(num_blocks: int) -> Engine:
+    return TorchDriver(torch_core(num_blocks))
+
+
+def tensors_engine(num_blocks: int) -> Engine:
+    """Return an engine whose blocks are copied as a GPU's are, and no GPU."""
+    core = torch_core(num_blocks)
+
+    @asynccontextmanager
+    async def open_copier(payloads: Payloads) -> AsyncIterator[DeviceCopier]:
+        lane = Lane(torch.cpu.Stream(), torch.cpu.stream, torch.cpu.Event)
+        yield DeviceCopier(core._cache.blocks, payloads, inward=lane, outward=lane)
+
+    core.memory = msgspec.structs.replace(core.memory, buffer=None, open_copier=open_copier)
+    return TorchDriver(core)
+
+
+def gpu_engine(num_blocks: int) -> Engine:
+    return TorchDriver(torch_core(num_blocks, "cuda"))
 
 
 def mock_engine(num_blocks: int) -> Engine:
@@ -49,7 +74,12 @@ def mock_engine(num_blocks: int) -> Engine:
     return MockEngine(config, model=MODEL, vocab_size=1000)
 
 
-ENGINES: dict[str, Callable[[int], Engine]] = {"torch": torch_engine, "mock": mock_engine}
+ENGINES: dict[str, Callable[[int], Engine]] = {
+    "torch": torch_engine,
+    "torch by tensors": tensors_engine,
+    "torch on a GPU": gpu_engine,
+    "mock": mock_engine,
+}
 
 
 class Eager(Gate):
@@ -113,12 +143,15 @@ async def tiered(engine: Engine, *, host_blocks: int, disk: Path | None = None) 
     memory = engine.memory
     assert memory is not None
     stride = stride_bytes(memory.block_bytes)
-    host = HostArena(host_blocks * stride, memory.block_bytes)
 
     @asynccontextmanager
     async def run(*tiers: Tier) -> AsyncIterator[Driven]:
         gate = Eager([tier.name for tier in tiers], block_size=16)
-        async with open_mover(host, tiers, gate, block_size=16) as mover, anyio.create_task_group() as tasks:
+        async with (
+            open_host(memory, host_blocks * stride) as host,
+            open_mover(host, tiers, gate, block_size=16) as mover,
+            anyio.create_task_group() as tasks,
+        ):
             async with driven(TieredEngine(engine, memory, mover, gate, tasks, model=MODEL)) as one:
                 yield one
             tasks.cancel_scope.cancel()
@@ -136,6 +169,8 @@ Asked = list[tuple[list[int], Sampling, str]]
 
 @pytest.fixture(params=ENGINES)
 def make_engine(request: pytest.FixtureRequest) -> Callable[[int], Engine]:
+    if request.param == "torch on a GPU" and not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
     return ENGINES[request.param]
 
 
@@ -183,6 +218,7 @@ async def test_side_by_side_with_aborts_the_tokens_are_the_same(
                 assert (await one.result(key))[0] == tokens
 
 
+@pytest.mark.parametrize("make_engine", ["torch", "mock"], indirect=True)
 async def test_a_restarted_worker_goes_on_with_what_is_on_its_disk(
     make_engine: Callable[[int], Engine],
     asked: Asked,

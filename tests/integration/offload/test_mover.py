@@ -237,7 +237,7 @@ async def _cancel_after(num_turns: int, work: Callable[[], Any]) -> bool:
 async def test_a_store_or_load_that_ends_at_any_await_leaves_nothing_wrong_and_nothing_taken(
     stage: Any, told_tier: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch, inline_bytes: int
 ) -> None:
-    monkeypatch.setattr("offload.mover.INLINE_BYTES", inline_bytes)
+    monkeypatch.setattr("offload.copier.MemoryCopier.inline_bytes", inline_bytes)
     tier = told_tier()
     async with stage(tier, host_blocks=40) as at:
         at.trust("redis")
