@@ -6,6 +6,7 @@ Its progress thread is off: it would keep a core busy. So nothing happens here, 
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -28,15 +29,15 @@ _WHEELS = ("nixl_cu12", "nixl_cu13")
 def find_nixl(device: str) -> str | None:
     """Return the module to use for blocks on a device, None where NIXL is not installed.
 
-    On a GPU it must be built for the CUDA of torch, which is loaded then; without one any will do.
+    On a GPU it must be built for the CUDA of torch, which is loaded then; elsewhere any will do, but host memory beside
+    a GPU takes the same: each brings a UCX of its own, and two in a process may hang (NIXL's issue 1668).
     """
     installed = [wheel for wheel in _WHEELS if importlib.util.find_spec(wheel) is not None]
-    if device.startswith("cuda"):
-        import torch
-
-        major = (torch.version.cuda or "").partition(".")[0]
-        installed = [wheel for wheel in installed if wheel == f"nixl_cu{major}"]
-    return installed[0] if installed else None
+    torch = sys.modules.get("torch")
+    major = "" if torch is None else (torch.version.cuda or "").partition(".")[0]
+    fitting = [wheel for wheel in installed if wheel == f"nixl_cu{major}"]
+    usable = fitting if device.startswith("cuda") else fitting or installed
+    return usable[0] if usable else None
 
 
 class Region(msgspec.Struct, frozen=True):

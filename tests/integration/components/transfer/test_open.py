@@ -1,6 +1,8 @@
 """Which transport a worker gets."""
 
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -42,3 +44,19 @@ async def test_blocks_on_a_gpu_need_nixl_of_its_cuda(memory: BlockMemory) -> Non
         with pytest.raises(BadConfig, match="cuda:0"):
             async with open_transfer(on_gpu, "w-test", transport=transport):  # type: ignore[arg-type]
                 pass
+
+
+@pytest.mark.parametrize(
+    ("cuda", "wheels", "on_cpu", "on_gpu"),
+    [
+        ("13.0", {"nixl_cu12", "nixl_cu13"}, "nixl_cu13", "nixl_cu13"),
+        ("13.0", {"nixl_cu12"}, "nixl_cu12", None),
+        (None, {"nixl_cu12", "nixl_cu13"}, "nixl_cu12", None),
+    ],
+)
+def test_host_memory_and_gpu_take_the_same_nixl(
+    cuda: str | None, wheels: set[str], on_cpu: str, on_gpu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(version=SimpleNamespace(cuda=cuda)))  # type: ignore[arg-type]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in wheels else None)
+    assert (nixl.find_nixl("cpu"), nixl.find_nixl("cuda:0")) == (on_cpu, on_gpu)
