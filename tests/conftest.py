@@ -2,7 +2,7 @@
 
 import secrets
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ import structlog
 from hypothesis import settings
 
 from bus.server import Server, prepare, run_server, wait_answering
+from tests.faults.stalls import PULSE_S, Stalls
 
 # How long an example takes says nothing on a machine that does other things, too.
 settings.register_profile("busway", deadline=None)
 settings.load_profile("busway")
+
+# Enough for a machine that stands still every other second.
+NUM_RACES = 20
 
 # One plain line an event: the default renders tracebacks with all locals, which takes seconds.
 structlog.configure(
@@ -70,7 +74,7 @@ class Collector:
         self.items.append(item)
         self._changed.set()
 
-    async def until(self, is_met: Callable[[list[Any]], bool], timeout_s: float = 5.0) -> list[Any]:
+    async def until(self, is_met: Callable[[list[Any]], bool], timeout_s: float = 30.0) -> list[Any]:
         """Wait until the collected items meet a condition; fail after `timeout_s`."""
         with anyio.move_on_after(timeout_s):
             while not is_met(self.items):
@@ -79,7 +83,7 @@ class Collector:
         assert is_met(self.items), f"after {timeout_s} s: {self.items}"
         return self.items
 
-    async def wait(self, count: int, timeout_s: float = 5.0) -> list[Any]:
+    async def wait(self, count: int, timeout_s: float = 30.0) -> list[Any]:
         """Wait for so many items."""
         return await self.until(lambda items: len(items) >= count, timeout_s)
 
@@ -94,10 +98,35 @@ def collect() -> type[Collector]:
 def eventually() -> Callable[..., Any]:
     """Wait for a condition that nobody signals; fail after a deadline."""
 
-    async def wait(is_met: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def wait(is_met: Callable[[], bool], timeout_s: float = 30.0) -> None:
         with anyio.move_on_after(timeout_s):
             while not is_met():  # noqa: ASYNC110
                 await anyio.sleep(0.005)
         assert is_met(), f"not so after {timeout_s} s"
 
     return wait
+
+
+@pytest.fixture
+def undisturbed() -> Callable[..., Awaitable[None]]:
+    """Run what races against real time on purpose, again where this machine stood still meanwhile.
+
+    `bar_s` is how late the machine may be before what failed is its fault.
+    """
+
+    async def run(race: Callable[[], Awaitable[None]], bar_s: float) -> None:
+        for _ in range(NUM_RACES):
+            stalls, failure = Stalls(), None
+            async with stalls.watch():
+                try:
+                    await race()
+                except Exception as error:
+                    failure = error
+                    await anyio.sleep(2 * PULSE_S)  # a stall that has just ended is noticed
+            if failure is None:
+                return
+            if stalls.longest_s < bar_s:
+                raise failure
+        pytest.fail(f"this machine stood still for more than {bar_s} s in each of {NUM_RACES} races")
+
+    return run

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -272,7 +273,7 @@ async def test_anybody_reads_the_meter_as_json(bus: NatsBus) -> None:
 
 
 async def test_a_handler_that_takes_long_is_not_interrupted_by_a_second_delivery(
-    bus: NatsBus, monkeypatch: pytest.MonkeyPatch
+    bus: NatsBus, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("components.runner.ACK_WAIT_S", 0.6)
     deliveries: list[int] = []
@@ -285,8 +286,12 @@ async def test_a_handler_that_takes_long_is_not_interrupted_by_a_second_delivery
             deliveries.append(context.num_delivered)
             await anyio.sleep(1.5)
 
-    await bus.append(bus.subjects.usage("m", "acme"), encode(usage(1)))
-    async with running(Slow, bus) as runner:
-        await until(lambda: len(deliveries) == 1)
-        runner.stop()
-    assert deliveries == [1]
+    async def handle() -> None:
+        deliveries.clear()
+        await bus.append(bus.subjects.usage("m", "acme"), encode(usage(1)))
+        async with running(Slow, bus) as runner:
+            await until(lambda: bool(deliveries))
+            runner.stop()
+        assert deliveries == [1]
+
+    await undisturbed(handle, 0.1)

@@ -127,12 +127,12 @@ class FakeWorker:
                     tasks.cancel_scope.cancel()
                     commands.unsubscribe()
 
-    async def wait_jobs(self, count: int, timeout_s: float = 5.0) -> GenerateJob:
+    async def wait_jobs(self, count: int, timeout_s: float = 30.0) -> GenerateJob:
         """Wait until so many jobs came; return the last."""
         await self._wait(lambda: len(self.jobs) >= count, timeout_s)
         return self.jobs[count - 1]
 
-    async def wait_cancelled(self, ticket: int, timeout_s: float = 5.0) -> None:
+    async def wait_cancelled(self, ticket: int, timeout_s: float = 30.0) -> None:
         await self._wait(lambda: ticket in self.cancelled, timeout_s)
 
     async def _wait(self, is_met: Callable[[], bool], timeout_s: float) -> None:
@@ -237,7 +237,7 @@ class Stage:
         await stream.send(data)
         return stream
 
-    async def exchange(self, data: bytes, timeout_s: float = 5.0, url: str = "") -> tuple[int, dict[str, str], bytes]:
+    async def exchange(self, data: bytes, timeout_s: float = 30.0, url: str = "") -> tuple[int, dict[str, str], bytes]:
         """Write bytes and read one response to the end of the connection; status, headers, body as sent."""
         async with await self.send(data, url) as stream:
             answer = b""
@@ -266,7 +266,7 @@ class Stage:
         status, found, answer = await self.exchange(head.encode(), url=url)
         return status, found, json.loads(answer) if answer.startswith(b"{") else answer
 
-    async def wait_ready(self, timeout_s: float = 5.0, url: str = "") -> None:
+    async def wait_ready(self, timeout_s: float = 30.0, url: str = "") -> None:
         """Wait until requests are served."""
         with anyio.fail_after(timeout_s):
             while (await self.get("/ready", url=url))[0] != 200:  # noqa: ASYNC110

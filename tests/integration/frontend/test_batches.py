@@ -32,7 +32,7 @@ async def test_a_line_that_was_refused_is_tried_again_as_a_request_of_its_own(st
             batch = await client.batches.create(
                 input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
             )
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while batch.status != "completed":
                     await anyio.sleep(0.02)
                     batch = await client.batches.retrieve(batch.id)

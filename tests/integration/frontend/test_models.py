@@ -21,7 +21,7 @@ from frontend.models import REMEMBER_S, Models
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not condition():  # noqa: ASYNC110 - a condition, not an event
             await anyio.sleep(0.01)
 
@@ -97,7 +97,7 @@ async def test_a_card_that_comes_while_the_same_model_is_built_builds_nothing(to
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(models.run)
                 await registry.put("model.tiny", encode(card))
-                with anyio.fail_after(5):
+                with anyio.fail_after(30):
                     while not models._waiting:
                         await anyio.lowlevel.checkpoint()
                     while models._waiting:

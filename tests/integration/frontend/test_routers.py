@@ -64,7 +64,7 @@ class FakeRouter:
         self.script(delivery, job)
 
     async def wait_jobs(self, count: int) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while len(self.jobs) < count:
                 self._changed = anyio.Event()
                 await self._changed.wait()
@@ -137,10 +137,10 @@ async def test_requests_go_on_without_the_router_when_it_vanishes(stage: OpenSta
             tasks.start_soon(ask)
         await router.wait_jobs(3)
         scope.cancel()
-        await on.worker.wait_jobs(3, 1.0)
+        await on.worker.wait_jobs(3)
         assert {job.attempt for job in on.worker.jobs} == {1}
         tasks.start_soon(ask)
-        await on.worker.wait_jobs(4, 1.0)
+        await on.worker.wait_jobs(4)
         assert on.worker.jobs[-1].attempt == 0
     assert answers == [200] * 4
     assert REGISTRY.get_sample_value("busway_frontend_retries_total", retries) == before + 3

@@ -49,7 +49,7 @@ async def test_a_new_reader_takes_the_past_from_the_stream_without_asking(stage,
     asked = collect()
     bus.subscribe(bus.subjects.kvq("*"), asked)
     async with following(bus, "m", index) as follower:
-        await eventually(lambda: all(speaker.is_known_to(index) for speaker in speakers), 1.0)
+        await eventually(lambda: all(speaker.is_known_to(index) for speaker in speakers))
         await eventually(lambda: all(follower.is_synced(speaker.log.worker) for speaker in speakers))
         await eventually(lambda: not follower.is_replaying)
     assert asked.items == []
@@ -67,7 +67,7 @@ async def test_checkpoints_keep_what_the_stream_holds_small(stage, bus, index, e
     assert 0 < len(kept.items) < 1500
     again = PrefixIndex()
     async with following(bus, "m", again):
-        await eventually(lambda: speaker.is_known_to(again), 1.0)
+        await eventually(lambda: speaker.is_known_to(again))
 
 
 async def test_lost_messages_are_found_and_repaired(stage, bus, index, eventually):
@@ -80,8 +80,8 @@ async def test_lost_messages_are_found_and_repaired(stage, bus, index, eventuall
             await bus.flush()
         lost = sum(speaker.lossy.num_lost for speaker in speakers)
         assert lost > 10
-        await eventually(lambda: all(speaker.is_known_to(index) for speaker in speakers), 2.0)
-        await eventually(lambda: all(follower.is_synced(speaker.log.worker) for speaker in speakers), 2.0)
+        await eventually(lambda: all(speaker.is_known_to(index) for speaker in speakers))
+        await eventually(lambda: all(follower.is_synced(speaker.log.worker) for speaker in speakers))
 
 
 async def test_a_wrong_index_is_found_by_its_digest(stage, bus, index, eventually):
@@ -113,10 +113,10 @@ async def test_a_broker_that_loses_its_memory_costs_nothing_that_lasts(stage, bu
         await eventually(lambda: speaker.is_known_to(index))
         await stage.restart()
         speaker.live(200)
-        await eventually(lambda: speaker.is_known_to(index) and follower.is_synced("w-1"), 5.0)
+        await eventually(lambda: speaker.is_known_to(index) and follower.is_synced("w-1"))
     fresh = PrefixIndex()
     async with following(bus, "m", fresh):
-        await eventually(lambda: speaker.is_known_to(fresh), 3.0)
+        await eventually(lambda: speaker.is_known_to(fresh))
 
 
 async def test_foreign_and_malformed_messages_change_nothing(stage, bus, index, eventually):

@@ -129,7 +129,7 @@ async def test_a_process_is_called_what_its_credentials_say(guarded: Any, collec
             await watcher.flush()
             async with open_bus(config, SUBJECTS, name="w-victim"):
                 pass
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await left.wait()
     assert gone == ["w-real"]
 
@@ -177,7 +177,7 @@ async def test_a_delivery_is_not_acknowledged_over_the_next_connection(guarded: 
             late, waits = (await got.wait(2))[:2]
             waits.ack()
             worker._link._session.end(ConnectionResetError("cut"))
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await back.wait()
             late.ack()
             pull.grant(2)
@@ -208,7 +208,7 @@ async def test_streams_are_made_by_their_owners_and_waited_for_by_others(tmp_pat
                 await router.ensure()
                 is_there.set()
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks, open_bus(config("frontend"), SUBJECTS, name="f") as owner:
                 tasks.start_soon(wait_for_streams)
                 with pytest.raises(BusUnavailable):

@@ -38,7 +38,7 @@ class Process:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
     process = Process()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve, process)
             await process.started.wait()
@@ -48,7 +48,7 @@ async def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
 
 async def test_the_second_signal_cancels_and_lets_clean_up() -> None:
     process = Process(drains=False)
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve, process)
             await process.started.wait()
@@ -72,5 +72,5 @@ async def test_it_returns_when_there_is_nothing_more_to_do() -> None:
         async def run(self) -> None:
             return
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await serve(Short())

@@ -59,7 +59,7 @@ async def test_what_is_deferred_outside_of_messages_comes_soon_and_may_fail(bus)
 
     bus.defer(fail)
     assert not done.is_set()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await done.wait()
 
 
@@ -149,7 +149,7 @@ async def test_a_request_returns_the_first_reply(bus, other, namespace):
 
 
 async def test_a_request_that_nobody_hears_fails_at_once(bus, namespace):
-    with anyio.fail_after(1), pytest.raises(NoResponder):
+    with anyio.fail_after(20), pytest.raises(NoResponder):
         await bus.request(f"{namespace}.ctl.v1.nobody", b"", timeout_s=30)
 
 

@@ -40,7 +40,7 @@ async def test_everything_goes_on_after_the_broker_lost_its_memory(breakable, co
             await bus.append(lane, b"before")
             await jobs.wait(1)
             await breakable.restart()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await restored.wait()
             ack = await other.append(lane, b"after", timeout_s=5)
             assert ack.stream_seq == 1
@@ -89,7 +89,7 @@ async def test_cards_come_back_without_a_gap_and_those_of_the_dead_go(breakable,
                 await bus.bucket("REG").put("frontend.h", encode(card("h")), ttl_s=60)
                 await seen.until(lambda items: ("h", True) in items)
                 await breakable.restart()
-                await seen.until(lambda items: ("h", False) in items, 10)
+                await seen.until(lambda items: ("h", False) in items)
                 assert ("f", False) not in seen.items
                 assert ("g", False) not in seen.items
             await seen.until(lambda items: ("g", False) in items)

@@ -64,7 +64,7 @@ class Puppet:
                     stream="WORK",
                     name=f"{lane}-m",
                     filter_subject=self.bus.subjects.work("m", "both", lane, "*"),
-                    ack_wait_s=1.0,
+                    ack_wait_s=60.0,
                 )
                 pull = await stack.enter_async_context(self.bus.pull(consumer, self._take))
                 pull.grant(10_000)
@@ -171,7 +171,7 @@ class Stage:
             lambda entry: is_up.set() if entry.key == f"router.{name}" else None
         ):
             self._tasks.start_soon(run)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await is_up.wait()
         return routers[0]
 
@@ -184,7 +184,7 @@ class Stage:
         """End a process without a word: its card stays."""
         self._scopes[name].cancel()
 
-    async def wait(self, is_so: Callable[[], bool], within_s: float = 10.0) -> None:
+    async def wait(self, is_so: Callable[[], bool], within_s: float = 30.0) -> None:
         with anyio.fail_after(within_s):
             while not is_so():  # noqa: ASYNC110 - what is waited for has no event
                 await anyio.sleep(0.005)

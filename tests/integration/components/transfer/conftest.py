@@ -40,7 +40,7 @@ class Peer:
         self.process.stdin.write(json.dumps(words).encode() + b"\n")
         self.process.stdin.flush()
 
-    async def hear(self, *start: Any, timeout_s: float = 15.0) -> list[Any]:
+    async def hear(self, *start: Any, timeout_s: float = 30.0) -> list[Any]:
         """Return the rest of the first line that starts so, now or later; other lines are kept."""
         with anyio.fail_after(timeout_s):
             while True:

@@ -1,6 +1,5 @@
 """A stage for workers: a broker, workers with mock engines on it, and an owner that checks every row it gets."""
 
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -111,7 +110,7 @@ class Owner:
     def command(self, worker: str, command: Command) -> None:
         self.bus.publish(self.bus.subjects.ctl(worker), encode(command))
 
-    async def wait(self, is_so: Callable[[], bool], within_s: float = 20.0) -> None:
+    async def wait(self, is_so: Callable[[], bool], within_s: float = 30.0) -> None:
         """Wait until a condition on what came holds."""
         with anyio.fail_after(within_s):
             while not is_so():
@@ -161,7 +160,7 @@ class Stage:
             lambda entry: registered.set() if entry.key == f"worker.{running.name}" else None
         ):
             self._tasks.start_soon(self._run_worker, running, config)
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await registered.wait()
         return running
 
@@ -225,8 +224,3 @@ async def nats_stage(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Stage]
 @pytest.fixture
 def text() -> Callable[[list[int], int], list[int]]:
     return text_of
-
-
-@pytest.fixture
-def now() -> Callable[[], float]:
-    return time.monotonic

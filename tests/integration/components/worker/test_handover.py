@@ -172,11 +172,11 @@ async def test_an_owner_hears_of_a_handover_that_nobody_takes_and_the_blocks_ret
     nats_stage: Any, eventually: Any
 ) -> None:
     stage = nats_stage
-    stage.lease_s = 0.5
-    prefill = await stage.add_worker(roles=("prefill",), mock=MOCK)
     decode = await stage.add_worker(roles=("decode",), mock={**MOCK, "step_base_s": 0.01}, slots=1)
     await stage.owner.send(1, prompt(64), max_tokens=4000 - 64)
-    await stage.owner.wait(lambda: 1 in stage.owner.sources)
+    await stage.owner.wait(lambda: 1 in stage.owner.accepted)
+    stage.lease_s = 0.5
+    prefill = await stage.add_worker(roles=("prefill",), mock=MOCK)
     await stage.owner.send(2, prompt(300), max_tokens=30)
     await stage.owner.wait_ended(2)
     failed = stage.owner.failed[2]

@@ -86,20 +86,17 @@ async def test_two_workers_share_a_lane(stage: Any, text: Text) -> None:
     assert all(stage.owner.texts[ticket] == text([ticket], 16) for ticket in range(32))
 
 
-async def test_a_cancel_frees_the_slot(stage: Any, now: Callable[[], float]) -> None:
+async def test_a_cancel_frees_the_slot(stage: Any) -> None:
     worker = await stage.add_worker(slots=1, mock=SLOW)
     await stage.owner.send(1, [1], max_tokens=2000)
     await stage.owner.wait(lambda: len(stage.owner.texts[1]) >= 3)
     await stage.owner.send(2, [2], max_tokens=1)
     stage.owner.cancel(worker.name, 1, 99)
-    cancelled_at = now()
-    await stage.owner.wait(lambda: 2 in stage.owner.accepted)
-    assert now() - cancelled_at < 1.0
     await stage.owner.wait_ended(2)
     num_rows = len(stage.owner.texts[1])
     await stage.owner.send(3, [3], max_tokens=20)
     await stage.owner.wait_ended(3)
-    assert len(stage.owner.texts[1]) == num_rows
+    assert len(stage.owner.texts[1]) == num_rows < 2000
     assert 1 not in stage.owner.finished
 
 
@@ -176,7 +173,7 @@ async def test_a_stopped_worker_finishes_what_it_holds(stage: Any, text: Text) -
         await stage.owner.send(ticket, [ticket])
     await stage.owner.wait(lambda: len(stage.owner.accepted) == 8)
     worker.worker.stop()
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await worker.ended.wait()
     await stage.owner.wait_ended(*range(8))
     assert all(stage.owner.texts[ticket] == text([ticket], 16) for ticket in range(8))
@@ -192,7 +189,7 @@ async def test_a_stopped_worker_hands_back_what_it_cannot_finish(stage: Any, tex
     worker.worker.stop()
     await stage.owner.wait_ended(*range(8))
     assert {(failed.code, failed.is_retryable) for failed in stage.owner.failed.values()} == {("draining", True)}
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await worker.ended.wait()
     await stage.add_worker()
     for ticket in range(8):
@@ -226,7 +223,7 @@ async def test_owners_hear_of_a_dead_engine_and_the_process_ends(stage: Any) -> 
     await stage.owner.send(1, [1])
     await stage.owner.wait_ended(1)
     assert (stage.owner.failed[1].code, stage.owner.failed[1].is_retryable) == ("engine_died", True)
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await worker.ended.wait()
     assert isinstance(worker.failure, EngineDied)
     assert f"worker.{worker.name}" not in await stage.registered()
@@ -236,15 +233,16 @@ async def test_work_for_a_frontend_that_is_gone_stops(stage: Any, monkeypatch: p
     monkeypatch.setattr(presence, "SILENCE_S", 0.2)
     monkeypatch.setattr(owners, "LOOK_EVERY_S", 0.05)
     worker = await stage.add_worker(mock=SLOW)
-    await stage.owner.send(1, [1], max_tokens=3000)
-    await stage.owner.wait(lambda: len(stage.owner.texts[1]) > 2)
+    await stage.owner.send(1, [1], max_tokens=4000)
+    await stage.owner.wait(lambda: 1 in stage.owner.accepted)
     idle = anyio.Event()
     stage.owner.bus.subscribe(
         stage.owner.bus.subjects.load("tiny", worker.name),
         lambda message: idle.set() if codec(WorkerLoad).decode(message.payload).running == 0 else None,
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await idle.wait()
+    assert len(stage.owner.texts[1]) < 4000
 
 
 async def test_cards_say_what_is_served_and_the_files_are_there(stage: Any) -> None:
@@ -272,7 +270,7 @@ async def test_load_and_block_events_are_told(stage: Any) -> None:
     for ticket in range(6):
         await stage.owner.send(ticket, [ticket] * 20)
     await stage.owner.wait_ended(*range(6))
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         while not (any(load.running for load in loads) and loads[-1].running == 0):
             await stage.owner.bus.flush()
     assert {load.worker for load in loads} == {worker.name}
@@ -331,18 +329,20 @@ async def test_a_drain_on_command_hands_back_what_its_time_does_not_let_finish(s
     await stage.owner.wait_ended(1)
     assert stage.owner.failed[1].code == "draining"
     assert stage.owner.failed[1].is_retryable
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         await worker.ended.wait()
 
 
 async def test_a_cancel_to_all_reaches_a_job_before_any_worker_has_it(stage: Any, text: Text) -> None:
     worker = await stage.add_worker(slots=1, mock={"step_base_s": 0.02})
-    await stage.owner.send(1, [1], max_tokens=16)
+    await stage.owner.send(1, [1], max_tokens=4000)
     await stage.owner.wait(lambda: bool(stage.owner.texts[1]))
     await stage.owner.send(2, [2])
     stage.owner.command("any", Cancel(frontend="f-1", tickets=pack_u32([2])))
     await stage.owner.send(3, [3])
-    await stage.owner.wait_ended(1, 3)
+    await stage.owner.bus.flush()
+    stage.owner.cancel(worker.name, 1)
+    await stage.owner.wait_ended(3)
     assert 2 not in stage.owner.accepted
     assert not stage.owner.texts[2]
     assert stage.owner.accepted[3] == worker.name
@@ -379,13 +379,13 @@ async def test_a_stuck_engine_gives_its_requests_back_and_ends(stage: Any) -> No
 
 
 async def test_an_idle_engine_that_goes_wrong_is_found_by_its_canary(stage: Any) -> None:
-    worker = await stage.add_worker(make_engine=SickEngine, canary_s=0.05, stall_s=0.4)
+    worker = await stage.add_worker(make_engine=SickEngine, canary_s=0.05, stall_s=30.0)
     await ended_of(worker, "something else than before")
     assert f"worker.{worker.name}" not in await stage.registered()
 
 
 async def ended_of(worker: Any, reason: str) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         await worker.ended.wait()
     assert isinstance(worker.failure, EngineDied)
     assert reason in str(worker.failure)

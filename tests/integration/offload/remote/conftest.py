@@ -145,7 +145,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_listening(port: int, timeout_s: float = 10.0) -> None:
+def wait_listening(port: int, timeout_s: float = 30.0) -> None:
     _wait_for(
         lambda: socket.create_connection(("127.0.0.1", port), 0.2).close(), f"nobody listens on {port}", timeout_s
     )
@@ -156,7 +156,7 @@ def _connect_unix(path: str) -> None:
         probe.connect(path)
 
 
-def _wait_for(connect: Callable[[], None], failure: str, timeout_s: float = 10.0) -> None:
+def _wait_for(connect: Callable[[], None], failure: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -122,7 +122,7 @@ async def test_what_a_peer_has_is_read_from_its_host_memory(add_peer, eventually
     wanted = third.frames(1, 2, 3, 4, 5, 6)
     assert await third.tier.load(wanted) == [True] * 5 + [False], "from both at once"
     assert all(is_sound(frame.view, frame.key) for frame in wanted[:5])
-    await eventually(lambda: not any(first.host.slots._pins), timeout_s=5.0)
+    await eventually(lambda: not any(first.host.slots._pins))
 
 
 async def test_what_a_peer_has_no_more_is_missed_once(add_peer, eventually):
@@ -186,7 +186,7 @@ async def test_hostile_questions_and_answers(add_peer, eventually):
     second.bus.subscribe(subject.replace("w-1", "w-liar"), lambda m: second.bus.publish(m.reply, b"\xc1"))
     second.tier._holders.store("w-liar", [9])
     assert await second.tier.load(second.frames(9)) == [False]
-    await eventually(lambda: not any(first.host.slots._pins), timeout_s=5.0), "an offer that nobody reads expires"
+    await eventually(lambda: not any(first.host.slots._pins)), "an offer that nobody reads expires"
 
 
 async def test_whatever_bytes_a_peer_tells_the_others_go_on(add_peer, eventually):

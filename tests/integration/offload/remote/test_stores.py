@@ -143,7 +143,7 @@ async def test_an_s3_that_fails_or_hangs_is_left_in_time(s3_stub, fault):
     frames = make_frames(3)
     assert all(await patient.put(blobs(frames), 60.0))
     s3_stub.set_fault(fault)
-    with anyio.fail_after(3.0):
+    with anyio.fail_after(30):
         while await _answers(store):
             pass
     for call in (
@@ -156,7 +156,7 @@ async def test_an_s3_that_fails_or_hangs_is_left_in_time(s3_stub, fault):
             await call()
         assert time.monotonic() - started_at < 0.9
     s3_stub.set_fault("{}")
-    with anyio.fail_after(3.0):
+    with anyio.fail_after(30):
         while not await _answers(store):
             pass
     assert await patient.get(blobs(empty(frames))) == [ALL] * 3
@@ -185,7 +185,7 @@ async def test_truncated_and_corrupt_objects_are_never_taken_for_blocks(s3_stub)
 
 
 async def _until(store, frames, is_met):
-    with anyio.fail_after(3.0):
+    with anyio.fail_after(30):
         while True:
             wanted = empty(frames)
             if is_met(await store.get(blobs(wanted)), wanted):

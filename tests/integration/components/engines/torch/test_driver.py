@@ -44,7 +44,7 @@ class Worker:
         self._changed = anyio.Event()
 
     async def until(self, is_met: Callable[[], bool]) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not is_met():
                 await self._changed.wait()
 
@@ -132,7 +132,7 @@ async def test_a_step_that_fails_ends_run_with_the_reason(load: Any, prompts: An
     driver = TorchDriver(engine)
     del engine._network._attention
     driver.submit(request(0, prompts[0]))
-    with pytest.raises(EngineDied, match="AttributeError"), anyio.fail_after(10):
+    with pytest.raises(EngineDied, match="AttributeError"), anyio.fail_after(30):
         await driver.run(lambda step: None)
     assert not [thread for thread in threading.enumerate() if thread.name == "engine"]
 
@@ -144,7 +144,7 @@ async def test_an_error_of_the_receiver_is_raised_by_run(load: Any, prompts: Any
     def fail(step: Step) -> None:
         raise RuntimeError("receiver")
 
-    with pytest.raises(RuntimeError, match="receiver"), anyio.fail_after(10):
+    with pytest.raises(RuntimeError, match="receiver"), anyio.fail_after(30):
         await driver.run(fail)
 
 

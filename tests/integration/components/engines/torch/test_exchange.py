@@ -134,12 +134,12 @@ async def test_the_driver_tells_fills_before_it_steps_and_takes_answers(load: An
         tasks.start_soon(prefill.run, on_prefilled, held.append)
         tasks.start_soon(decode.run, on_decode, on_note)
         prefill.submit(request(0, count=1, hold=True))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await ended.wait()
         decode.submit(request(5, fill_blocks=25))
         decode.abort(5)  # its fill is answered by the driver
         decode.submit(request(1, output=list(tokens), fill_blocks=25))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await moved.wait()
             assert tokens == model.generate(prompt, count)
             decode.pin(9, [block_hash for note in held if isinstance(note, Held) for block_hash in note.hashes][:24])

@@ -124,7 +124,7 @@ async def test_engines_refuse_what_cannot_be_and_forget_what_is_aborted(kind: st
                         return ended
             await changed.wait()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.run, on_step)
             engine.submit(ask(1, temperature=0.0))
