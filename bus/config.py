@@ -172,7 +172,8 @@ class OffloadConfig(_Section, frozen=True, kw_only=True):
     """Where KV blocks live on that leave the device. A tier is used only while it is measured to beat computing."""
 
     host_bytes: Bytes = 0
-    """Host memory for blocks, of each worker; every other tier needs some. 0: no tiers."""
+    """Host memory for blocks, of each worker; every other tier needs some. 0: no tiers. Pages are taken when they are
+    first used; with the engine on a GPU all at the start, and page-locked."""
     policy: Literal["lru", "s3fifo"] = "lru"
     """Which blocks leave host memory and disk first; s3fifo lets what was used once go sooner."""
     disk_path: str = ".busway/offload"
