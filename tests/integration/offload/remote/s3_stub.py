@@ -1,7 +1,7 @@
 """A fast S3 for tests: PUT, GET with ranges, HEAD, DELETE of many, ListObjectsV2, in memory; `s3_stub.py PORT FAULTS`.
 
-The file FAULTS, looked at every 10 ms, says how it misbehaves: {"status": 500}, {"delay_s": 1}, {"truncate": 10} (bytes
-of a body), {"corrupt": true}, {"hang": true}. Buckets need not be made; `missing` is missing.
+The file FAULTS, looked at with each request, says how it misbehaves: {"status": 500}, {"delay_s": 1},
+{"truncate": 10} (bytes of a body), {"corrupt": true}, {"hang": true}. Buckets need not be made; `missing` is missing.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 OBJECTS: dict[str, tuple[bytes, float]] = {}
 FAULT: dict[str, float] = {}
+FAULTS = Path(sys.argv[2])
 _HEADER = re.compile(rb"(?i)(content-length|range): *([^\r]*)\r\n")
 
 
@@ -46,6 +47,7 @@ class Session(asyncio.Protocol):
             self.answer(method.decode(), target.decode(), headers, body)
 
     def answer(self, method, target, headers, body):
+        look()
         if "hang" in FAULT:
             return
         if "status" in FAULT:
@@ -108,20 +110,17 @@ def serve(method, target, headers, body):
     return Reply(200, data, at)
 
 
-async def main(port: int, faults: Path) -> None:
-    loop = asyncio.get_running_loop()
-    await loop.create_server(Session, "127.0.0.1", port)
-    while True:
-        look(faults)
-        await asyncio.sleep(0.01)
+async def main(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Session, "127.0.0.1", port)
+    await server.serve_forever()
 
 
-def look(faults: Path) -> None:
+def look() -> None:
     with suppress(OSError):
-        text = faults.read_text()
+        text = FAULTS.read_text()
         FAULT.clear()
         FAULT.update(json.loads(text))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1])))

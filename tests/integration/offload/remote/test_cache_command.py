@@ -34,7 +34,7 @@ def busway(nats_url, namespace, tmp_path):
         common = [f"bus.url={nats_url}", f"namespace={namespace}", f"state_dir={tmp_path}/none"]
         settings = [word for setting in common for word in ("--set", setting)]
         command = [sys.executable, "-m", "components.cli", *words, *settings]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
         return done.returncode, done.stdout + done.stderr
 
     return run

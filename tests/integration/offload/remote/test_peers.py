@@ -80,11 +80,13 @@ class Peer:
 
 
 @pytest.fixture
-async def add_peer():
+async def add_peer(monkeypatch):
+    monkeypatch.setattr("components.worker.peer_tier.ANSWER_S", 30.0)
+    monkeypatch.setattr("components.worker.peer_tier.LOAD_S", 30.0)
     broker = MemoryBroker()
     async with anyio.create_task_group() as tasks:
 
-        async def add(name, *, fingerprint=FINGERPRINT):
+        async def add(name, *, fingerprint=FINGERPRINT, lease_s=30.0):
             ready, made = anyio.Event(), []
             scope = anyio.CancelScope()
 
@@ -94,7 +96,7 @@ async def add_peer():
                 with scope:
                     async with (
                         broker.connect(name) as bus,
-                        open_transfer(memory, f"{name}-host", transport="loopback", lease_s=0.5) as transfer,
+                        open_transfer(memory, f"{name}-host", transport="loopback", lease_s=lease_s) as transfer,
                     ):
                         await bus.ensure()
                         tier = PeerTier(bus, host, transfer, model="m", worker=name)
@@ -164,7 +166,7 @@ async def test_frames_of_another_layout_are_refused(add_peer, eventually):
 
 
 async def test_hostile_questions_and_answers(add_peer, eventually):
-    first, second = await add_peer("w-1"), await add_peer("w-2")
+    first, second = await add_peer("w-1", lease_s=0.5), await add_peer("w-2")
     await eventually(lambda: second.tier._present == {"w-1"})
     first.keep(1)
     subject = first.bus.subjects.peer("w-1")
