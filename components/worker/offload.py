@@ -14,6 +14,7 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from bus.errors import EngineDied
 from bus.messages.base import unpack_u64
 from bus.messages.kv import BlocksRemoved, BlocksStored, KvEvent
 from components.engines import Engine, EngineLoad, EngineRequest, EngineSpec, Step
@@ -83,6 +84,8 @@ class TieredEngine:
         """By key."""
         self._tokens = count(FIRST_TOKEN)
         self._pins: dict[int, _Pin] = {}
+        self._failure: EngineDied | None = None
+        """Its memory cannot be reached: `run` raises this when the next step is told."""
         self._stored: deque[_Chain] = deque()
         self._num_stored = 0
         self._has_stored = anyio.Event()
@@ -152,6 +155,8 @@ class TieredEngine:
         """See `Engine.run`."""
 
         def take_step(step: Step) -> None:
+            if self._failure is not None:
+                raise self._failure
             on_step(step)  # first: somebody waits for these tokens
             self._gate.note_step(step.stats.prefill_tokens, step.stats.prefill_context, step.stats.duration_s)
             for ended in step.ended:
@@ -178,6 +183,8 @@ class TieredEngine:
             if plan.num_blocks:
                 addresses = self._addresses(fill.blocks[: plan.num_blocks])
                 num_blocks = await self._mover.fill(links, addresses, plan, idle_since=asked.idle_since)
+        except EngineDied as error:
+            self._failure = error
         finally:
             self._engine.filled(fill.key, num_blocks)
 
@@ -249,6 +256,8 @@ class TieredEngine:
                 links = pin.chain.links[: len(pin.blocks)]
                 await self._mover.store(links, self._addresses(pin.blocks), pin.chain.retention)
                 self._unpin_copied(token)
+        except EngineDied as error:
+            self._failure = error
         finally:
             for token in pins.keys() & self._pins.keys():
                 self._unpin_copied(token)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bus.config import MockConfig, OffloadConfig, WorkerConfig
+from bus.errors import EngineDied
 from bus.messages.inference import Hints, Sampling, Stopping
 from bus.testing import MemoryBroker
 from components.builtin import MODEL_DIR
@@ -52,14 +53,29 @@ def torch_engine(num_blocks: int) -> Engine:
     return TorchDriver(torch_core(num_blocks))
 
 
-def tensors_engine(num_blocks: int) -> Engine:
+class LostEvent(torch.cpu.Event):
+    """An event of a device that broke."""
+
+    def synchronize(self) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def tensors_engine(
+    num_blocks: int,
+    *,
+    inward: type[torch.cpu.Event] = torch.cpu.Event,
+    outward: type[torch.cpu.Event] = torch.cpu.Event,
+) -> Engine:
     """Return an engine whose blocks are copied as a GPU's are, and no GPU."""
     core = torch_core(num_blocks)
 
     @asynccontextmanager
     async def open_copier(payloads: Payloads) -> AsyncIterator[DeviceCopier]:
-        lane = Lane(torch.cpu.Stream(), torch.cpu.stream, torch.cpu.Event)
-        yield DeviceCopier(core._cache.blocks, payloads, inward=lane, outward=lane)
+        lanes = {
+            title: Lane(torch.cpu.Stream(), torch.cpu.stream, make_event)
+            for title, make_event in (("inward", inward), ("outward", outward))
+        }
+        yield DeviceCopier(core._cache.blocks, payloads, **lanes)
 
     core.memory = msgspec.structs.replace(core.memory, buffer=None, open_copier=open_copier)
     return TorchDriver(core)
@@ -320,3 +336,34 @@ async def test_a_session_that_is_pinned_for_hours_is_found_after_them_and_not_ke
         for _ in range(2):
             await pass_hour(one)
         assert (await one.run(prompt, sampling))[1] == 0
+
+
+@pytest.mark.parametrize("lane", ["inward", "outward"])
+async def test_an_engine_whose_blocks_cannot_be_copied_any_more_has_died(asked: Asked, lane: str) -> None:
+    engine = tensors_engine(NUM_BLOCKS, **{lane: LostEvent})
+    memory = engine.memory
+    assert memory is not None
+    async with (
+        open_host(memory, 400 * stride_bytes(memory.block_bytes)) as host,
+        open_mover(host, [], Eager([], block_size=16), block_size=16) as mover,
+        anyio.create_task_group() as tasks,
+    ):
+        one = Driven(TieredEngine(engine, memory, mover, Eager([], block_size=16), tasks, model=MODEL))
+        died = anyio.Event()
+
+        async def run() -> None:
+            with pytest.raises(EngineDied, match="illegal memory access"):
+                await one.engine.run(one.on_step)
+            died.set()
+
+        async def ask() -> None:
+            while True:
+                for each in asked:
+                    await one.run(*each)
+
+        with anyio.fail_after(60):
+            tasks.start_soon(run)
+            tasks.start_soon(ask)
+            await died.wait()
+        assert not any(host.slots._pins)
+        tasks.cancel_scope.cancel()
