@@ -46,11 +46,11 @@ class Fit:
 
     @property
     def base_s(self) -> float:
-        return self._fitted()[0]
+        return self._parts[0]
 
     @property
     def units_s(self) -> list[float]:
-        return self._fitted()[1:]
+        return self._parts[1:]
 
     def add(self, seconds: float, *sizes: float) -> None:
         """Take a measurement."""
@@ -66,17 +66,13 @@ class Fit:
         group.seconds += fresh * (seconds - group.seconds)
         group.sizes = [mean + fresh * (size - mean) for mean, size in zip(group.sizes, sizes, strict=True)]
         group.at = self.count
-
-    def predict(self, *sizes: float) -> float:
-        """Return the expected seconds."""
-        parts = self._fitted()
-        return parts[0] + sum([size * unit_s for size, unit_s in zip(sizes, parts[1:], strict=True)])
-
-    def _fitted(self) -> list[float]:
         if self.count >= self._next_fit:
             self._parts = _least_squares(list(self._rows()))
             self._next_fit = self.count + 1 + min(MAX_LAG, self.count // 4)
-        return self._parts
+
+    def predict(self, *sizes: float) -> float:
+        """Return the expected seconds."""
+        return self.base_s + sum([size * unit_s for size, unit_s in zip(sizes, self.units_s, strict=True)])
 
     def _rows(self) -> Iterator[list[float]]:
         """Yield an equation for each magnitude: factors of the parts, whose sum is to be about the weight behind."""

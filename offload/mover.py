@@ -23,6 +23,8 @@ from offload.spawn import Spawner
 from offload.tier import Presence, Retention, Tier
 
 NUM_COPIERS = 2
+IDLE_FACTOR = 4
+"""An idle engine is filled in the event loop with so many times what is copied there beside steps: no token waits."""
 FLUSH_S = 2.0
 """Bound on writing on what is in host memory when the mover is closed."""
 
@@ -56,22 +58,33 @@ class Mover:
             return NOTHING
         keys = [link.key for link in links]
         in_host = self._host.slots.lookup(keys)
+        num_here = next((i for i, presence in enumerate(in_host) if presence is not Presence.HIT), len(keys))
+        holders: list[list[str] | None] = [None] * num_here
+        if num_here < len(keys):
+            holders += self._holders_below(links[num_here:], in_host[num_here:])
+        return self._gate.plan(holders, start=start, is_busy=is_busy)
+
+    def _holders_below(self, links: Sequence[Link], in_host: Sequence[Presence]) -> list[list[str] | None]:
+        """Return the holders of blocks up to the first that nobody has, as `Gate.plan` takes them."""
+        keys = [link.key for link in links]
         found = {name: tier.lookup(keys) for name, tier in self._tiers.items()}
-        holders: list[list[str] | None] = []
-        for position, presence in enumerate(in_host):
-            if presence is Presence.HIT:
-                holders.append(None)
-            elif presence is Presence.MISS:
-                holders.append([name for name in found if found[name][position] is Presence.HIT])
-            else:
-                arrival = self._promoter.arrival_of(keys[position])
-                holders.append([] if arrival is None else [arrival.tier])
         for name, presences in found.items():
             if self._promoter.is_probe_due(name):
                 places = zip(links, in_host, presences, strict=True)
                 absent = [link for link, here, there in places if here is Presence.MISS and there is Presence.HIT]
                 self._promoter.probe(name, absent)
-        return self._gate.plan(holders, start=start, is_busy=is_busy)
+        holders: list[list[str] | None] = []
+        for position, presence in enumerate(in_host):
+            names: list[str] | None = None
+            if presence is Presence.MISS:
+                names = [name for name in found if found[name][position] is Presence.HIT]
+            elif presence is Presence.PENDING:
+                arrival = self._promoter.arrival_of(keys[position])
+                names = [] if arrival is None else [arrival.tier]
+            if names == []:
+                break
+            holders.append(names)
+        return holders
 
     def measure(self, tier: str, links: Sequence[Link]) -> None:
         """Have these blocks loaded from a tier to know what it takes, before anybody asks for any."""
@@ -81,6 +94,31 @@ class Mover:
         """Begin to bring what is planned into host memory."""
         for part in plan.parts:
             self._promoter.start(part.tier, [links[position] for position in part.positions])
+
+    def fill_at_once(self, links: Sequence[Link], addresses: Sequence[int], *, is_idle: bool) -> float | None:
+        """Load blocks if host memory has them all and the copy is short; return its seconds, None: nothing was loaded.
+
+        `is_idle`: the engine has nothing else to do. Once it is answered, `note_filled` is due.
+        """
+        if len(links) * self._host.block_bytes > self._host.copier.inline_bytes * (IDLE_FACTOR if is_idle else 1):
+            return None
+        slots = self._host.slots
+        ready = slots.prepare_load([link.key for link in links])
+        try:
+            if len(ready) < len(links):
+                return None
+            started_at = time.perf_counter()
+            self._host.write_out(ready, addresses)
+            return time.perf_counter() - started_at
+        finally:
+            slots.complete_load(ready)
+
+    def note_filled(self, num_blocks: int, copied_s: float, turn_s: float | None) -> None:
+        """Keep the books of `fill_at_once`; `turn_s` is what it took from the engine's idleness on, less the copy."""
+        self._gate.note_copy(num_blocks, copied_s)
+        self._count_loaded(num_blocks, NOTHING)
+        if turn_s is not None:
+            self._gate.note_turn(num_blocks, turn_s)
 
     async def fill(
         self, links: Sequence[Link], addresses: Sequence[int], plan: LoadPlan, *, idle_since: float | None = None

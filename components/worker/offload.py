@@ -34,6 +34,8 @@ GATHER_BLOCKS = 8
 MAX_PINNED = 512
 """Blocks that are kept in the engine at a time because they are being copied out, and an eighth of all at most."""
 MIN_ORIGINS = 65_536
+MAX_BOOKS = 256
+"""What waits for the next step beside it: with more, none of it waits."""
 FIRST_TOKEN = 1 << 32
 """Numbers of pins from here on are ours."""
 
@@ -82,6 +84,8 @@ class TieredEngine:
         self._on_device: set[int] = set()
         self._to_fill: dict[int, _Asked] = {}
         """By key."""
+        self._books: list[Callable[[], None]] = []
+        """What is done when the tokens of a step are told: no first token waits for it."""
         self._tokens = count(FIRST_TOKEN)
         self._pins: dict[int, _Pin] = {}
         self._failure: EngineDied | None = None
@@ -115,7 +119,7 @@ class TieredEngine:
             self._mover.prefetch(fillable, plan)
         else:
             self._engine.submit(request)
-        self._keep_on(chain, num_here, retention)
+        self._do_later(partial(self._keep_on, chain, num_here, retention))
 
     def abort(self, key: int) -> None:
         self._to_fill.pop(key, None)
@@ -146,7 +150,7 @@ class TieredEngine:
                 self._on_device.update(hashes)
                 if (origin := self._origins.find(event.parent_hash, hashes)) is not None:
                     links = _links(origin.space, hashes, event.parent_hash)
-                    self._copy_out(_Chain(links, origin.retention))
+                    self._do_later(partial(self._copy_out, _Chain(links, origin.retention)))
             elif isinstance(event, BlocksRemoved):
                 self._on_device.difference_update(unpack_u64(event.block_hashes))
         return events + self._mover.take_events()
@@ -161,18 +165,33 @@ class TieredEngine:
             self._gate.note_step(step.stats.prefill_tokens, step.stats.prefill_context, step.stats.duration_s)
             for ended in step.ended:
                 self._to_fill.pop(ended.key, None)
+            self._keep_books()
 
         def take_note(note: Note) -> None:
             if isinstance(note, Pinned) and (pin := self._pins.get(note.token)) is not None:
                 pin.blocks = note.blocks
                 pin.answered.set()
             elif isinstance(note, Fill) and (asked := self._to_fill.pop(note.key, None)) is not None:
-                self._spawner.start(partial(self._fill, note, asked))
+                if not self._fill_at_once(note, asked):
+                    self._spawner.start(partial(self._fill, note, asked))
             else:
                 on_note(note)
 
         self._spawner.start(self._copy_stored)
         await self._engine.run(take_step, take_note)
+
+    def _fill_at_once(self, fill: Fill, asked: _Asked) -> bool:
+        """Answer the engine now, without a task that would begin later than this ends; say whether that could be."""
+        num_blocks = len(fill.blocks)
+        links = asked.chain[fill.start : fill.start + num_blocks]
+        is_idle = asked.idle_since is not None
+        copied_s = self._mover.fill_at_once(links, self._addresses(fill.blocks), is_idle=is_idle)
+        if copied_s is None:
+            return False
+        self._engine.filled(fill.key, num_blocks)
+        turn_s = None if asked.idle_since is None else time.perf_counter() - asked.idle_since - copied_s
+        self._do_later(partial(self._mover.note_filled, num_blocks, copied_s, turn_s))
+        return True
 
     async def _fill(self, fill: Fill, asked: _Asked) -> None:
         """Answer the engine, in any case: with what came in time."""
@@ -187,6 +206,16 @@ class TieredEngine:
             self._failure = error
         finally:
             self._engine.filled(fill.key, num_blocks)
+
+    def _do_later(self, work: Callable[[], None]) -> None:
+        self._books.append(work)
+        if len(self._books) > MAX_BOOKS:
+            self._keep_books()
+
+    def _keep_books(self) -> None:
+        books, self._books = self._books, []
+        for work in books:
+            work()
 
     def _is_busy(self) -> bool:
         load = self._engine.load()

@@ -134,9 +134,10 @@ class MockEngine:
         free_at = anyio.current_time()
         while True:
             plan = self._scheduler.schedule()
-            self._tell(on_note, frozenset())
+            is_stuck = plan.is_empty and self._scheduler.waiting and not self._scheduler.is_expecting
+            self._tell(on_note, frozenset())  # who is told of a fill may answer at once
             if plan.is_empty:
-                if self._scheduler.waiting and not self._scheduler.is_expecting:
+                if is_stuck:
                     raise EngineDied("sequences wait, but none can be admitted to an idle engine")
                 await self._has_work.wait()
                 self._has_work = anyio.Event()

@@ -23,6 +23,17 @@ async def test_blocks_come_back_from_host_memory(stage: Any) -> None:
         assert await at.fill(*NUMBERS, 99) == 20
 
 
+async def test_a_short_copy_of_what_host_memory_has_waits_for_nothing(stage: Any) -> None:
+    two_megabytes = range(1, 201)
+    async with stage(host_blocks=256) as at:
+        await at.store(*two_megabytes)
+        assert at.fill_at_once(*NUMBERS, is_idle=False)
+        assert not at.fill_at_once(*NUMBERS, 999, is_idle=True), "one is missing"
+        assert not at.fill_at_once(*two_megabytes, is_idle=False), "who waits for a step would wait for this"
+        assert at.fill_at_once(*two_megabytes, is_idle=True)
+        assert not any(at.host.slots._pins)
+
+
 async def test_what_left_host_memory_comes_back_from_a_tier(stage: Any, told_tier: Any, eventually: Any) -> None:
     tier = told_tier()
     async with stage(tier) as at:

@@ -262,3 +262,18 @@ def test_filled_blocks_are_looked_at(spoiled: int | None) -> None:
     assert prefill.engine.load().free_blocks == 25
     prefill.engine.release(0)
     assert prefill.engine.load().free_blocks == 32
+
+
+def test_a_fill_that_is_answered_at_once_leaves_others_waiting_for_their_blocks() -> None:
+    recorder = Recorder(make(num_blocks=12))
+
+    def on_fill(note: Note) -> None:
+        assert isinstance(note, Fill)
+        recorder.engine.filled(note.key, 0)
+
+    recorder.on_note = on_fill
+    for key in (1, 2):
+        prompt = [key * 100 + index for index in range(30)]
+        recorder.engine.submit(msgspec.structs.replace(request(key, prompt, max_tokens=2), fill_blocks=7))
+    recorder.run(2)
+    assert set(recorder.ended) == {1, 2}
