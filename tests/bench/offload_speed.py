@@ -5,6 +5,9 @@ beside as many threads that read or write a file past the page cache as fast as 
 and for comparison of 1 MiB and of a block; stores go through the queue that a worker has for them, with checksums made
 before and, as in a worker, meanwhile. All take turns; prints the medians, the median ratio of neighbours, and the
 milliseconds of CPU of a round, of which the event loop's. To hold: 0.8 of memcpy, 0.9 of the disk.
+
+With `--gpu`, only host memory below a GPU instead, beside one copy of the same bytes to page-locked memory: as yet run
+by nobody.
 """
 
 import argparse
@@ -85,6 +88,27 @@ async def measure_host(block_bytes: int, rounds: int) -> None:
     await compare({**works, "memcpy": copy}, len(device), rounds)
 
 
+async def measure_gpu(block_bytes: int, rounds: int) -> None:
+    """Copy blocks of a GPU, scattered over it, to slots, and back."""
+    import torch
+
+    from components.engines.torch.copier import open_copier
+
+    num_blocks = SPAN_BYTES // block_bytes
+    blocks = torch.ones((num_blocks, block_bytes), dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(blocks, device="cpu", pin_memory=True)
+    host = HostArena(num_blocks * stride_bytes(block_bytes), block_bytes)
+    slots = list(range(num_blocks))
+    addresses = [blocks.data_ptr() + number * 7919 % num_blocks * block_bytes for number in range(num_blocks)]
+    async with open_copier(blocks, host.payloads) as host.copier:
+        works: dict[str, Work] = {
+            f"host memory {title}, GPU, {block_bytes >> 10} KiB": partial(to_thread.run_sync, move, slots, addresses)
+            for title, move in {"in": host.read_in, "out": host.write_out}.items()
+        }
+        plain = partial(to_thread.run_sync, other.copy_, blocks)
+        await compare({**works, "one copy": plain}, blocks.nbytes, rounds)
+
+
 def fill(host: HostArena, num_blocks: int) -> list[BlockKey]:
     """Put blocks into a host memory."""
     keys = [BlockKey(SPACE, (number + 1) * 0x9E3779B97F4A7C15 & 2**64 - 1) for number in range(num_blocks)]
@@ -159,7 +183,12 @@ def main() -> None:
     parser.add_argument("--block-kib", type=int, nargs="+", default=[64, 256, 2048])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--directory", type=Path, default=Path(), help="on the disk that is measured")
+    parser.add_argument("--gpu", action="store_true")
     arguments = parser.parse_args()
+    if arguments.gpu:
+        for kib in arguments.block_kib:
+            anyio.run(measure_gpu, kib << 10, arguments.rounds, backend_options={"use_uvloop": True})
+        return
     anyio.run(measure, arguments.block_kib, arguments.rounds, arguments.directory, backend_options={"use_uvloop": True})
 
 
