@@ -31,7 +31,7 @@ class CallStart(NamedTuple):
 
 
 class CallArguments(NamedTuple):
-    """The next characters of a call's arguments; all of a call joined are one JSON object."""
+    """The next characters of a call's arguments; all of a call joined are one JSON object, or a custom tool's input."""
 
     call: int
     fragment: str
@@ -52,7 +52,7 @@ class Parser(Protocol):
 
 
 class ParsedCall(NamedTuple):
-    """A whole tool call; `arguments` is JSON."""
+    """A whole tool call; `arguments` as the fragments of `CallArguments` joined."""
 
     call_id: str
     name: str

@@ -6,26 +6,18 @@ does. It is imported when the first request needs it.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 
 from bus.errors import InvalidRequest
 from bus.messages.inference import MAX_GRAMMAR
-from frontend.openai.body import ChatBody, CompletionBody, ResponseFormat, StructuredOutputs, Tool
-from frontend.parsing import Format, ToolGrammar, tool_grammar
+from frontend import rules
+from frontend.openai.body import ChatBody, CompletionBody, ResponseFormat, StructuredOutputs
+from frontend.openai.tools import FunctionSpec, Tool
+from frontend.parsing import CallSyntax, Format, tool_grammar
 from frontend.vocabulary import Vocabulary
-
-_OPEN = frozenset(
-    {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref", "if"}
-)
-"""Whatever of these a schema has, it says more about its properties than their names."""
-MAX_SCHEMA = 128 * 2**10
-"""Characters of a schema, expression or grammar that a client may send."""
-_WHITESPACE = {"whitespace_pattern": r"\n? {0,16}"}
-"""Between the parts of JSON: a model that likes white space could go on with it for ever."""
 
 
 def grammar_for(body: ChatBody | CompletionBody, format: Format, vocabulary: Vocabulary, prompt_tail: str) -> str:
@@ -36,21 +28,23 @@ def grammar_for(body: ChatBody | CompletionBody, format: Format, vocabulary: Voc
     if not has_grammar(body):
         return ""
     param, content = _content(body)
-    tools = _forced_tools(body)
+    tools = _tools(body, format, has_content=bool(content))
     if not content and not tools:
         return ""
-    rules = [content] if content else []
     special = vocabulary.markers
-    calls = tool_grammar(format, tools, is_parallel=_is_parallel(body)) if tools else None
-    if calls is not None:
-        rules.append(_calls_rule(calls, special))
-        param = param or "tools"
-    lark = f"start: {' | '.join(f'answer{number}' for number in range(len(rules)))}\n"
-    reasoning = format.reasoning
-    if reasoning is not None and prompt_tail.rstrip().endswith(reasoning.begin):
-        lark = _after_thought(lark, reasoning.end, special)
-    lark += "".join(f"answer{number}: {rule}\n" for number, rule in enumerate(rules))
-    return check_grammar(lark, param)
+    if not tools:
+        return check_grammar(_start(content, format, prompt_tail, special), param)
+    is_free = isinstance(body, ChatBody) and body.choice == "auto"
+    if content and not is_free:
+        check_grammar(f"start: {content}\n", param)  # nothing comes of it: a tool is called
+    calls = _Calls(format, tools, special, is_parallel=_is_parallel(body))
+    if not is_free:
+        start = calls.rule()
+    elif content:
+        start = f"({calls.rule()}) | {content}"
+    else:
+        start, prompt_tail = _in_text(calls, format, prompt_tail, special), ""
+    return check_grammar(_start(start, format, prompt_tail, special), param or "tools")
 
 
 @lru_cache(maxsize=256)
@@ -79,6 +73,7 @@ def has_grammar(body: ChatBody | CompletionBody) -> bool:
         or body.guided_grammar is not None
         or bool(bytes(body.guided_json))
         or (isinstance(body, ChatBody) and (body.response_format is not None or body.choice not in ("none", "auto")))
+        or (isinstance(body, ChatBody) and body.tools is not None and any(tool.grammar for tool in body.tools))
     )
 
 
@@ -100,14 +95,20 @@ def _content(body: ChatBody | CompletionBody) -> tuple[str, str]:
 
 def _of_format(wanted: ResponseFormat) -> dict[str, str]:
     if wanted.type == "json_object":
-        return {"response_format": _json_rule(b'{"type": "object"}', "response_format")}
+        return {"response_format": rules.any_json(b'{"type": "object"}', "response_format")}
     if wanted.type == "text":
         return {}
+    if wanted.type == "grammar":
+        if wanted.grammar is None:
+            raise InvalidRequest(
+                "Missing required parameter: 'response_format.grammar'.", param="response_format.grammar"
+            )
+        return {"response_format.grammar": rules.lark_or_gbnf(wanted.grammar, "response_format.grammar")}
     if wanted.json_schema is None or not bytes(wanted.json_schema.schema):
         raise InvalidRequest(
             "Missing required parameter: 'response_format.json_schema.schema'.", param="response_format.json_schema"
         )
-    return {"response_format": _json_rule(bytes(wanted.json_schema.schema), "response_format.json_schema.schema")}
+    return {"response_format": rules.any_json(bytes(wanted.json_schema.schema), "response_format.json_schema.schema")}
 
 
 def _of_structured(wanted: StructuredOutputs, path: str, prefix: str) -> dict[str, str]:
@@ -117,116 +118,14 @@ def _of_structured(wanted: StructuredOutputs, path: str, prefix: str) -> dict[st
         param = f"{path}{prefix}{name}"
         if isinstance(value, msgspec.Raw):
             if bytes(value) not in (b"", b"null"):
-                found[param] = _json_rule(_unquoted(bytes(value)), param)
+                found[param] = rules.any_json(_unquoted(bytes(value)), param)
         elif isinstance(value, list):
-            _check_length(sum(map(len, value)), param)
-            found[param] = _choice(value)
+            found[param] = rules.choice(value, param)
         elif value is not None:
-            _check_length(len(value), param)
-            found[param] = _regex(value) if name == "regex" else _nested(value, param)
+            found[param] = rules.regex(value, param) if name == "regex" else rules.lark_or_gbnf(value, param)
     if wanted.json_object:
-        found[f"{path}json_object"] = _json_rule(b'{"type": "object"}', path)
+        found[f"{path}json_object"] = rules.any_json(b'{"type": "object"}', path)
     return found
-
-
-def _forced_tools(body: ChatBody | CompletionBody) -> list[Tool]:
-    """Return the tools of which one must be called; raise `InvalidRequest` for a choice that names none of them."""
-    if not isinstance(body, ChatBody) or body.choice in ("none", "auto"):
-        return []
-    tools = list(body.offered)
-    if not tools:
-        reason = "allows none of the 'tools'" if body.tools else "is only allowed when 'tools' are specified"
-        raise InvalidRequest(f"'tool_choice' {reason}.", param="tool_choice")
-    if isinstance(body.choice, str):
-        return tools
-    name = body.choice.function.name
-    named = [tool for tool in tools if tool.function.name == name]
-    if not named:
-        raise InvalidRequest(f"Tool choice {name[:100]!r} is none of the 'tools'.", param="tool_choice")
-    return named[:1]
-
-
-def _is_parallel(body: ChatBody | CompletionBody) -> bool:
-    """Say whether several calls may come; a named function is called once, as OpenAI does it."""
-    return isinstance(body, ChatBody) and body.choice == "required" and body.parallel_tool_calls is not False
-
-
-def _calls_rule(calls: ToolGrammar, special: Mapping[str, int]) -> str:
-    each = " | ".join(
-        f"{_text(call.begin, special)} {_json_rule(call.schema, 'tools')} {_text(call.end, special)}".strip()
-        for call in calls.calls
-    )
-    if not calls.may_repeat:
-        return each
-    separator = _text(calls.separator, special)
-    return f"({each}) ({separator} ({each})){{0,15}}" if separator else f"({each}){{1,16}}"
-
-
-def _after_thought(lark: str, end: str, special: Mapping[str, int]) -> str:
-    """Let the model think first: the grammar takes over after the words that end the thought."""
-    body = lark.removeprefix("start: ")
-    if end in special:
-        return f"start: thought <[{special[end]}]> blank rest\nthought: /(?s:.*)/\nblank: /\\s{{0,4}}/\nrest: {body}"
-    return f"start: thought blank rest\nthought[suffix={json.dumps(end)}]: /(?s:.*)/\nblank: /\\s{{0,4}}/\nrest: {body}"
-
-
-def _text(text: str, special: Mapping[str, int]) -> str:
-    """Return a literal; the special tokens in it are named by their ids, as text cannot be one."""
-    names = sorted((name for name in special if name and name in text), key=len, reverse=True)
-    if not names:
-        return _literal(text) if text else ""
-    parts = re.split(f"({'|'.join(map(re.escape, names))})", text)
-    return " ".join(f"<[{special[part]}]>" if part in special else _literal(part) for part in parts if part)
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _choice(texts: list[str]) -> str:
-    """Return a rule for one of some texts: a terminal, as a rule can have 2,000 alternatives and no more."""
-    return f"CHOICE\nCHOICE: {' | '.join(map(_literal, texts))}"
-
-
-def _regex(expression: str) -> str:
-    return "/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", expression).replace("\n", "\\n") + "/"
-
-
-def _json_rule(schema: bytes, param: str) -> str:
-    """Return a rule for JSON of a schema; what is wrong with the schema itself shows in `check_grammar`."""
-    _check_length(len(schema), param)
-    try:
-        shape = msgspec.json.decode(schema)
-        if isinstance(shape, dict):
-            _close(shape)
-            shape.setdefault("x-guidance", _WHITESPACE)
-        return f"%json {json.dumps(shape, ensure_ascii=False)}"
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param) from error
-
-
-def _close(schema: Any) -> None:
-    """Let objects that name their properties have no others, where the schema leaves that open.
-
-    OpenAI's strict schemas say so themselves; a model that is forced would go on inventing properties.
-    """
-    if not isinstance(schema, dict):
-        return
-    named = schema.get("properties")
-    if isinstance(named, dict):
-        if not schema.keys() & _OPEN:
-            schema["additionalProperties"] = False
-        for each in named.values():
-            _close(each)
-    for key in ("$defs", "definitions"):
-        if isinstance(schema.get(key), dict):
-            for each in schema[key].values():
-                _close(each)
-    _close(schema.get("items"))
-    for key in ("anyOf", "oneOf", "prefixItems"):
-        if isinstance(schema.get(key), list):
-            for each in schema[key]:
-                _close(each)
 
 
 def _unquoted(data: bytes) -> bytes:
@@ -239,19 +138,96 @@ def _unquoted(data: bytes) -> bytes:
         return data
 
 
-def _nested(grammar: str, param: str) -> str:
-    """Return a client's whole grammar, GBNF or Lark, as a rule."""
-    from llguidance.gbnf_to_lark import any_to_lark
+def _tools(body: ChatBody | CompletionBody, format: Format, *, has_content: bool) -> list[Tool]:
+    """Return the tools whose calls the grammar has to describe: of which one must be called, or may be.
 
-    try:
-        lark = any_to_lark(
-            "\n".join(line for line in grammar.split("\n") if line.strip())
-        )  # blank ones cost it their square
-    except Exception as error:  # a parser of its own, which raises whatever it meets
-        raise InvalidRequest(f"Invalid value for '{param}': {error}"[:500], param=param) from error
-    return f"%lark {{\n{lark.replace('%llguidance {}', '')}\n}}"
+    Raises `InvalidRequest` for a choice that names none of them.
+    """
+    if not isinstance(body, ChatBody) or body.choice == "none":
+        return []
+    tools = list(body.offered)
+    if body.choice == "auto":
+        # Without marks around them, calls can be told from other text by no grammar.
+        can_be_told = format.has_calls and not format.is_harmony and (has_content or not format.is_bare)
+        is_asked = has_content or any(tool.grammar for tool in tools)
+        return [_as_promised(tool) for tool in tools] if can_be_told and is_asked else []
+    if not tools:
+        reason = "allows none of the 'tools'" if body.tools else "is only allowed when 'tools' are specified"
+        raise InvalidRequest(f"'tool_choice' {reason}.", param="tool_choice")
+    if isinstance(body.choice, str):
+        return tools
+    name = body.choice.name
+    named = [tool for tool in tools if tool.function.name == name]
+    if not named:
+        raise InvalidRequest(f"Tool choice {name[:100]!r} is none of the 'tools'.", param="tool_choice")
+    return named[:1]
 
 
-def _check_length(length: int, param: str) -> None:
-    if length > MAX_SCHEMA:
-        raise InvalidRequest(f"'{param}' has {length} characters; at most {MAX_SCHEMA} are taken.", param=param)
+def _as_promised(tool: Tool) -> Tool:
+    """Return the tool with no more said of its arguments than what was promised to hold."""
+    if tool.is_custom or tool.function.strict:
+        return tool
+    return Tool(function=FunctionSpec(name=tool.function.name))
+
+
+def _is_parallel(body: ChatBody | CompletionBody) -> bool:
+    """Say whether several calls may come; a named function is called once, as OpenAI does it."""
+    return isinstance(body, ChatBody) and isinstance(body.choice, str) and body.parallel_tool_calls is not False
+
+
+class _Calls:
+    """The rules for calls of some tools."""
+
+    def __init__(self, format: Format, tools: Sequence[Tool], special: Mapping[str, int], *, is_parallel: bool) -> None:
+        self._special = special
+        self._described = tool_grammar(format, tools, is_parallel=is_parallel)
+
+    def rule(self, opened: str = "") -> str:
+        """Return a rule for all calls of an answer; `opened` is what of the first one is there already."""
+        described = self._described
+        each = " | ".join(self._call(call) for call in described.calls)
+        first = each
+        if opened:
+            first = " | ".join(
+                self._call(call._replace(begin=call.begin.removeprefix(opened))) for call in described.calls
+            )
+        if not described.may_repeat:
+            return first
+        return f"({first}) ({rules.text(described.separator, self._special)} ({each})){{0,15}}"
+
+    def _call(self, call: CallSyntax) -> str:
+        begin, end = rules.text(call.begin, self._special), rules.text(call.end, self._special)
+        if call.grammar is not None:
+            return f"{begin} {rules.lark(call.grammar.definition, 'tools')} {end}"
+        return f"{begin} {rules.any_json(call.schema, 'tools')} {end}".strip()
+
+
+def _in_text(calls: _Calls, format: Format, prompt_tail: str, special: Mapping[str, int]) -> str:
+    """Return a rule for any text, and calls after it: what is not called is not ruled."""
+    mark = format.begin
+    thought = ""
+    if format.reasoning is not None:
+        begin, end = (rules.text(each, special) for each in (format.reasoning.begin, format.reasoning.end))
+        tail = prompt_tail.rstrip()
+        if tail.endswith(format.reasoning.begin):
+            thought = f"(ANY {end})? " if format.reasoning.end in special else ""
+        elif format.reasoning.begin in special and not tail.endswith(format.reasoning.end):
+            thought = f"(ANY? {begin} ANY? {end})? "
+    if mark in special:
+        return f"{thought}(ANY | ANY? ({calls.rule()}))\nANY: /(?s:.*)/"
+    found = re.escape(mark).replace("/", "\\/")
+    other = f"ANY: /(?s:.*)/ & ~/(?s:.*){found}(?s:.*)/"
+    opened = f"OPENED: /(?s:.*){found}/ & ~/(?s:.*){found}(?s:.+)/"
+    return f"{thought}(ANY | OPENED ({calls.rule(mark)}))\n{other}\n{opened}"
+
+
+def _start(rule: str, format: Format, prompt_tail: str, special: Mapping[str, int]) -> str:
+    """Return the grammar; where the prompt ends with the opening of a thought, it takes over after that."""
+    if format.reasoning is None or not prompt_tail.rstrip().endswith(format.reasoning.begin):
+        return f"start: {rule}\n"
+    end = format.reasoning.end
+    if end in special:
+        return f"start: thought <[{special[end]}]> blank rest\nthought: /(?s:.*)/\nblank: /\\s{{0,4}}/\nrest: {rule}\n"
+    return (
+        f"start: thought blank rest\nthought[suffix={json.dumps(end)}]: /(?s:.*)/\nblank: /\\s{{0,4}}/\nrest: {rule}\n"
+    )

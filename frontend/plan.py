@@ -7,7 +7,7 @@ import msgspec
 
 from bus.errors import InvalidRequest
 from frontend.deltas import AnswerFacts, Choice, Dialect, Parser
-from frontend.first_call import FirstCall
+from frontend.first_call import FirstCall, ForcedCalls
 from frontend.grammar import grammar_for
 from frontend.hints import Given, apply
 from frontend.joint import JointAnswer, JointStream, Sink, keep_best
@@ -107,8 +107,11 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
         grammar = grammar_for(body, model.format, model.vocabulary, turn.prompt_tail)
         tools = body.offered
         new_parser = parser_for(model.format, turn.prompt_tail, tools, random_characters)
-        if new_parser is not None and tools and body.parallel_tool_calls is False:
-            new_parser = _only_first_call(new_parser)
+        if new_parser is not None and tools:
+            if body.parallel_tool_calls is False:
+                new_parser = _only_first_call(new_parser)
+            if body.choice != "auto":
+                new_parser = _forced_calls(new_parser)
         return Plan(
             model=model,
             generations=_spread(_held([turn.generation], grammar), n),
@@ -133,6 +136,10 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
 
 def _only_first_call(new_parser: Callable[[], Parser]) -> Callable[[], Parser]:
     return lambda: FirstCall(new_parser())
+
+
+def _forced_calls(new_parser: Callable[[], Parser]) -> Callable[[], Parser]:
+    return lambda: ForcedCalls(new_parser())
 
 
 def _held(generations: list[Generation], grammar: str) -> list[Generation]:

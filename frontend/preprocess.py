@@ -9,7 +9,8 @@ from bus.errors import InvalidRequest, Malformed, PromptTooLong
 from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
-from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, Tool, decode_prompts
+from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, decode_prompts
+from frontend.openai.tools import Tool
 from frontend.request import Generation
 
 _MAX_TOOL_BYTES = 256 * 2**10
@@ -233,7 +234,7 @@ def _template_message(message: ChatMessage, knows_developer: bool) -> dict[str, 
         shown["tool_calls"] = [
             {
                 "id": call.id,
-                "type": call.type,
+                "type": "function",
                 "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
             }
             for call in message.tool_calls
@@ -278,5 +279,5 @@ def _template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
                 function["parameters"] = _any.decode(raw)
             except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
                 raise Malformed(f"The body is not valid JSON: tools: {error}") from error
-        shown.append({"type": tool.type, "function": function})
+        shown.append({"type": "function", "function": function})
     return shown

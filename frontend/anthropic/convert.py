@@ -6,20 +6,8 @@ import msgspec
 
 from bus.errors import InvalidRequest
 from frontend.anthropic import body as theirs
-from frontend.openai.body import (
-    ChatBody,
-    ChatMessage,
-    FunctionCall,
-    FunctionSpec,
-    JsonSchema,
-    NamedFunction,
-    NamedTool,
-    ResponseFormat,
-    Scalar,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
+from frontend.openai.body import ChatBody, ChatMessage, JsonSchema, ResponseFormat, Scalar
+from frontend.openai.tools import FunctionCall, FunctionSpec, NamedFunction, NamedTool, Tool, ToolCall, ToolChoice
 
 _VOLATILE = "x-anthropic-billing-header:"
 """Begins a block of the system prompt that a coding agent changes with every request: kept, no prefix would be hit."""

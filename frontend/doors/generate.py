@@ -13,8 +13,9 @@ from frontend.doors.sinks import BodySink, EventSink
 from frontend.hints import read_headers
 from frontend.intake import Intake, open_requests
 from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
-from frontend.openai.body import ChatBody, CompletionBody, NamedTool, StreamOptions, chat_body, completion_body
+from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
+from frontend.openai.tools import Named, custom_names
 from frontend.plan import Plan
 from frontend.request import Request
 
@@ -152,5 +153,6 @@ def _shape(body: ChatBody | CompletionBody, plan: Plan, *, has_logprobs: bool) -
         continuous_usage=bool(options.continuous_usage_stats),
         logprobs_of=plan.model.vocabulary if has_logprobs else None,
         prompts=[unpack_u32(each).tolist() for each in plan.prompts] if body.return_token_ids else (),
-        called="stop" if isinstance(body, ChatBody) and isinstance(body.tool_choice, NamedTool) else "tool_calls",
+        called="stop" if isinstance(body, ChatBody) and isinstance(body.tool_choice, Named) else "tool_calls",
+        custom=custom_names(body.offered) if isinstance(body, ChatBody) and body.tools else frozenset(),
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending, ParsedCall
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.request import Usage
 from frontend.vocabulary import Vocabulary
@@ -58,13 +58,28 @@ class CalledTool(msgspec.Struct, frozen=True):
     type: str = "function"
 
 
+class CalledText(msgspec.Struct, frozen=True):
+    """The custom tool of a call, and its input."""
+
+    name: str
+    input: str
+
+
+class CalledCustom(msgspec.Struct, frozen=True):
+    """A call of a custom tool."""
+
+    id: str
+    custom: CalledText
+    type: str = "custom"
+
+
 class MessageShown(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the model says; its reasoning under the two names that clients look for."""
 
     content: str | None
     role: str
     refusal: str | None
-    tool_calls: list[CalledTool] = []
+    tool_calls: list[CalledTool | CalledCustom] = []
     reasoning_content: str = ""
     reasoning: str = ""
 
@@ -113,6 +128,13 @@ class CompletionShown(msgspec.Struct, frozen=True, kw_only=True):
     usage: UsageBody | None = None
 
 
+class TextPiece(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chunk adds to the call of a custom tool."""
+
+    input: str
+    name: str | None = None
+
+
 class FunctionPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds to the function of a tool call."""
 
@@ -124,7 +146,8 @@ class CallPiece(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a chunk adds to tool call number `index`; the first has id, type and name."""
 
     index: int
-    function: FunctionPiece
+    function: FunctionPiece | None = None
+    custom: TextPiece | None = None
     id: str | None = None
     type: str | None = None
 
@@ -168,8 +191,11 @@ class ChatAnswer:
         logprobs_of: Vocabulary | None,
         prompts: Sequence[Sequence[int]] = (),
         called: Ending = "tool_calls",
+        custom: frozenset[str] = frozenset(),
     ) -> None:
-        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens; `called` as in a stream."""
+        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens; `called` and `custom` as in
+        a stream."""
+        self._custom = custom
         self._called = called
         self._facts = facts
         self._logprobs_of = logprobs_of
@@ -192,13 +218,18 @@ class ChatAnswer:
         )
 
     def _show(self, choice: Choice) -> ChatChoice:
-        calls = [CalledTool(call.call_id, CalledFunction(call.name, call.arguments)) for call in choice.calls]
+        calls = [self._call(call) for call in choice.calls]
         text = None if calls and not choice.text else choice.text
         message = MessageShown(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
         logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
         ids = _token_ids(choice) if self._prompts else msgspec.UNSET
         reason = self._called if choice.end.reason == "tool_calls" else choice.end.reason
         return ChatChoice(message, reason, logprobs, choice.number, ids)
+
+    def _call(self, call: ParsedCall) -> CalledTool | CalledCustom:
+        if call.name in self._custom:
+            return CalledCustom(call.call_id, CalledText(call.name, call.arguments))
+        return CalledTool(call.call_id, CalledFunction(call.name, call.arguments))
 
 
 def _token_ids(choice: Choice) -> list[int]:

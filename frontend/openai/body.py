@@ -10,6 +10,7 @@ from msgspec import Meta
 from bus.errors import InvalidRequest, Malformed
 from frontend.hints import BuswayHints, NvExt
 from frontend.openai.supported import supported_values
+from frontend.openai.tools import AllowedTools, Named, Tool, ToolCall, ToolChoice
 
 _NAMES_UP_TO_BYTES = 256 * 2**10
 """Bodies larger than that get only the first unknown parameter named: listing all would cost memory."""
@@ -90,21 +91,6 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_retention: msgspec.Raw = NOTHING
 
 
-class FunctionCall(msgspec.Struct, frozen=True):
-    """The call inside a tool call of an earlier turn; `arguments` is JSON in a string."""
-
-    name: str
-    arguments: str = ""
-
-
-class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool call of an earlier turn."""
-
-    id: str = ""
-    type: str = "function"
-    function: FunctionCall
-
-
 class ContentPart(msgspec.Struct, frozen=True):
     """One part of a message's content; only text is served so far."""
 
@@ -125,50 +111,6 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str | None = None
 
 
-class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A function that the model may call; `parameters` is a JSON Schema."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-    description: str | None = None
-    parameters: msgspec.Raw = NOTHING
-    strict: bool | None = None
-
-
-class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool that the model may call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionSpec
-
-
-class NamedFunction(msgspec.Struct, frozen=True):
-    """The function of a named `tool_choice`."""
-
-    name: str
-
-
-class NamedTool(msgspec.Struct, frozen=True, tag="function"):
-    """`tool_choice` that names the one function to call."""
-
-    function: NamedFunction
-
-
-class ToolsAllowed(msgspec.Struct, frozen=True):
-    """Functions of which some may be called, or must be."""
-
-    tools: Annotated[list[NamedTool], Meta(max_length=512)]
-    mode: Literal["auto", "required"] = "auto"
-
-
-class AllowedTools(msgspec.Struct, frozen=True, tag="allowed_tools"):
-    """`tool_choice` that names some of the tools."""
-
-    allowed_tools: ToolsAllowed
-
-
-ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
-
-
 class JsonSchema(msgspec.Struct, frozen=True):
     """`response_format.json_schema`."""
 
@@ -181,8 +123,9 @@ class JsonSchema(msgspec.Struct, frozen=True):
 class ResponseFormat(msgspec.Struct, frozen=True):
     """`response_format`: what the text of the answer is to be."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema", "grammar"] = "text"
     json_schema: JsonSchema | None = None
+    grammar: str | None = None
 
 
 Scalar = str | int | float | bool | None
@@ -207,7 +150,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     chat_template_kwargs: Annotated[dict[str, Scalar], Meta(max_length=64)] | None = None
 
     @property
-    def choice(self) -> Literal["none", "auto", "required"] | NamedTool:
+    def choice(self) -> Literal["none", "auto", "required"] | Named:
         """How the model is to choose among `offered`."""
         chosen = self.tool_choice or "auto"
         return chosen.allowed_tools.mode if isinstance(chosen, AllowedTools) else chosen
@@ -219,7 +162,7 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
             return ()
         if not isinstance(self.tool_choice, AllowedTools):
             return self.tools
-        names = {each.function.name for each in self.tool_choice.allowed_tools.tools}
+        names = {each.name for each in self.tool_choice.allowed_tools.tools}
         return [tool for tool in self.tools if tool.function.name in names]
 
 

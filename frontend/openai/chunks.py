@@ -27,6 +27,8 @@ class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids of the prompts, where the client wants ids beside the text."""
     called: Ending = "tool_calls"
     """How a choice ended that calls tools; OpenAI says `stop` where the client named the tool."""
+    custom: frozenset[str] = frozenset()
+    """Names of custom tools: what they are called with is text."""
 
 
 class _Frame:
@@ -83,6 +85,8 @@ class ChatChunks(_Chunks):
 
     def __init__(self, frame: _Frame, facts: AnswerFacts, shape: StreamShape, number: int) -> None:
         self._choice = b'{"index":%d,"delta":{' % number
+        self._custom = -1
+        """The last call of a custom tool."""
         super().__init__(frame, facts, shape, self._choice + b'"content":"', b'"},"logprobs":')
 
     def opening(self) -> bytes:
@@ -102,7 +106,7 @@ class ChatChunks(_Chunks):
         ids = self._ids(pieces)
         chunks = []
         for delta in deltas or (TextDelta(""),):
-            chunks += [self._frame.start, self._choice, _delta(delta), b'},"logprobs":', logprobs]
+            chunks += [self._frame.start, self._choice, self._delta(delta), b'},"logprobs":', logprobs]
             chunks += [b',"finish_reason":null', ids, b"}", end]
             logprobs, ids = b"null", b""
         return b"".join(chunks)
@@ -113,21 +117,31 @@ class ChatChunks(_Chunks):
         shown = b'},"logprobs":null,"finish_reason":"%b"}' % reason.encode()
         return self._frame.start + self._choice + shown + self._frame.end
 
+    def _delta(self, delta: Delta) -> bytes:
+        """Render the inside of `delta`."""
+        if isinstance(delta, TextDelta):
+            return b'"content":"%b"' % escape(delta.text)
+        if isinstance(delta, CallStart):
+            if delta.name in self._shape.custom:
+                self._custom = delta.call
+            kind, field = self._call(delta.call)
+            return b'"tool_calls":[{"index":%d,"id":%b,"type":"%b","%b":{"name":%b,"%b":""}}]' % (
+                delta.call,
+                msgspec.json.encode(delta.call_id),
+                kind,
+                kind,
+                msgspec.json.encode(delta.name),
+                field,
+            )
+        if isinstance(delta, CallArguments):
+            kind, field = self._call(delta.call)
+            return b'"tool_calls":[{"index":%d,"%b":{"%b":"%b"}}]' % (delta.call, kind, field, escape(delta.fragment))
+        text = escape(delta.text)  # under the two names that clients look for
+        return b'"reasoning_content":"%b","reasoning":"%b"' % (text, text)
 
-def _delta(delta: Delta) -> bytes:
-    """Render the inside of `delta`."""
-    if isinstance(delta, TextDelta):
-        return b'"content":"%b"' % escape(delta.text)
-    if isinstance(delta, CallStart):
-        return b'"tool_calls":[{"index":%d,"id":%b,"type":"function","function":{"name":%b,"arguments":""}}]' % (
-            delta.call,
-            msgspec.json.encode(delta.call_id),
-            msgspec.json.encode(delta.name),
-        )
-    if isinstance(delta, CallArguments):
-        return b'"tool_calls":[{"index":%d,"function":{"arguments":"%b"}}]' % (delta.call, escape(delta.fragment))
-    text = escape(delta.text)  # under the two names that clients look for
-    return b'"reasoning_content":"%b","reasoning":"%b"' % (text, text)
+    def _call(self, call: int) -> tuple[bytes, bytes]:
+        """Return what kind of tool is called, and what that calls its input."""
+        return (b"custom", b"input") if call == self._custom else (b"function", b"arguments")
 
 
 class CompletionChunks(_Chunks):
@@ -207,7 +221,8 @@ class ChatDialect(_Dialect):
 
     def whole(self, facts: AnswerFacts) -> ChatAnswer:
         """Return the writer of an answer in one piece."""
-        return ChatAnswer(facts, self._shape.logprobs_of, self._shape.prompts, self._shape.called)
+        shape = self._shape
+        return ChatAnswer(facts, shape.logprobs_of, shape.prompts, shape.called, shape.custom)
 
 
 class CompletionDialect(_Dialect):

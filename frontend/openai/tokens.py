@@ -8,7 +8,8 @@ from msgspec import Meta
 from bus.errors import InvalidRequest
 from bus.messages.base import pack_u32, unpack_u32
 from frontend.model import ServedModel
-from frontend.openai.body import BodyDecoder, ChatBody, ChatMessage, Scalar, Tool
+from frontend.openai.body import BodyDecoder, ChatBody, ChatMessage, Scalar
+from frontend.openai.tools import Tool
 from frontend.preprocess import render_chat
 
 MAX_TOKENS = 2**20

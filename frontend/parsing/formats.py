@@ -132,6 +132,8 @@ QWEN3_CODER = Format(
     call_ends=("</function>",),
     style=Tagged(">", "<parameter=", ">", "", "</parameter>", has_lines=True),
 )
+AS_TEXT = QWEN3_CODER
+"""How any family writes a call whose input is a text that a grammar rules: JSON would have to quote it."""
 GLM = Format(
     name="glm",
     begin="<tool_call>",

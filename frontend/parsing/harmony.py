@@ -6,6 +6,7 @@ from frontend.parsing.formats import HARMONY_MARKERS
 from frontend.parsing.json_calls import copy_json
 from frontend.parsing.output import Output
 from frontend.parsing.tape import Ended, Markers, NotACall, Reading, Tape
+from frontend.parsing.values import quote
 
 _MAX_HEADER = 512
 _MARKERS = Markers(HARMONY_MARKERS)
@@ -19,10 +20,13 @@ _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<]{1,256})")
 _LAST_MESSAGE = re.compile(r"<\|start\|>assistant((?:(?!<\|start\|>).)*)\Z", re.DOTALL)
 
 
-def read_harmony(tape: Tape, out: Output, prompt_tail: str, *, has_tools: bool) -> Reading[None]:
+def read_harmony(
+    tape: Tape, out: Output, prompt_tail: str, *, has_tools: bool, texts: frozenset[str] = frozenset()
+) -> Reading[None]:
     """Read an answer. `analysis` is reasoning, a message to a function is a call, everything else is text.
 
-    The prompt ends where the first header begins, or later. Raises `Ended` at the end.
+    What is sent to one of `texts` may be no JSON: then it becomes the argument `input`. The prompt ends where the first
+    header begins, or later. Raises `Ended` at the end.
     """
     opened = _LAST_MESSAGE.search(prompt_tail)
     header = opened[1].removesuffix("<|message|>") if opened and opened[1].endswith("<|message|>") else None
@@ -32,7 +36,7 @@ def read_harmony(tape: Tape, out: Output, prompt_tail: str, *, has_tools: bool) 
         try:
             if header is None:
                 header = yield from _header(tape, marker)
-            marker = yield from _body(tape, out, header, has_tools=has_tools)
+            marker = yield from _body(tape, out, header, has_tools=has_tools, texts=texts)
         except NotACall:
             marker = ""
         except Ended:
@@ -69,10 +73,17 @@ def _header(tape: Tape, marker: str) -> Reading[str]:
         yield from tape.more()
 
 
-def _body(tape: Tape, out: Output, header: str, *, has_tools: bool) -> Reading[str]:
+def _body(tape: Tape, out: Output, header: str, *, has_tools: bool, texts: frozenset[str]) -> Reading[str]:
     """Read one message; return the marker that ends it."""
     channel = _CHANNEL.search(header)
     recipient = _RECIPIENT.search(header)
+    if recipient and recipient[1] in texts and "<|constrain|>text" in header:
+        tape.mark = None
+        out.start_call(recipient[1])
+        out.arguments('{"input": "')
+        marker = yield from tape.copy_until(_BODY, lambda text: out.arguments(quote(text)[1:-1]))
+        out.arguments('"}')
+        return marker
     if recipient and has_tools:
         yield from tape.skip_blanks()
         if (yield from tape.peek()) != "{":

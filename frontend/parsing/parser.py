@@ -3,9 +3,12 @@
 import re
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from frontend.deltas import Delta, Parser
-from frontend.openai.body import Tool
-from frontend.parsing.formats import Format, Named, Tagged
+from frontend.openai.tools import Tool, custom_names
+from frontend.parsing.custom import CustomInputs
+from frontend.parsing.formats import AS_TEXT, Format, Named, Tagged
 from frontend.parsing.harmony import read_harmony
 from frontend.parsing.json_calls import copy_json, read_call_object
 from frontend.parsing.output import Output
@@ -34,6 +37,9 @@ def parser_for(
     may_reason = format.reasoning is not None and not prompt_tail.rstrip().endswith(format.reasoning.end)
     if not (format.is_harmony or has_calls or may_reason):
         return None
+    custom = custom_names(tools)
+    if custom:
+        return lambda: CustomInputs(_Parser(format, prompt_tail, tools, random_characters), custom)
     return lambda: _Parser(format, prompt_tail, tools, random_characters)
 
 
@@ -51,7 +57,7 @@ class _Parser:
             in_reasoning=reasoning is not None and tail.endswith(reasoning.begin),
         )
         self._reader = (
-            read_harmony(self._tape, self._out, prompt_tail, has_tools=bool(tools))
+            read_harmony(self._tape, self._out, prompt_tail, has_tools=bool(tools), texts=_written_as_text(tools))
             if format.is_harmony
             else _Answer(format, tools, self._tape, self._out).read(tail)
         )
@@ -81,6 +87,11 @@ class _Parser:
             self._is_done = True
 
 
+def _written_as_text(tools: Sequence[Tool]) -> frozenset[str]:
+    """Return the tools whose input may be written as it is (`AS_TEXT`)."""
+    return frozenset(tool.function.name for tool in tools if tool.grammar is not None)
+
+
 def _new_id(format: Format, name: str, number: int, random_characters: RandomCharacters) -> str:
     """Return an id in the form that the family's template wants to see again."""
     if format.ids == "mistral":
@@ -99,14 +110,9 @@ class _Answer:
         self._out = out
         self._names = frozenset(tool.function.name for tool in tools)
         self._openers = frozenset(filter(None, (format.begin, format.call))) if tools else frozenset()
-        self._tagged = (
-            TaggedCalls(
-                format.style,
-                format.call_ends[0] if format.call_ends else format.end,
-                lambda name: parameter_types(tools, name),
-            )
-            if isinstance(format.style, Tagged)
-            else None
+        self._types_of = lambda name: parameter_types(tools, name)
+        self._as_text = (
+            msgspec.structs.replace(AS_TEXT, begin=format.begin, end=format.end) if _written_as_text(tools) else None
         )
 
     def read(self, prompt_tail: str) -> Reading[None]:
@@ -158,11 +164,14 @@ class _Answer:
             if (yield from tape.peek()) in ("{", "["):
                 yield from self._objects(names)
                 return
-            if format.style is None:
+            if self._as_text and (yield from tape.skip(self._as_text.call)):
+                format = self._as_text
+            elif format.style is None:
                 raise NotACall
-            yield from tape.expect(format.call)
+            else:
+                yield from tape.expect(format.call)
         while True:
-            yield from self._call()
+            yield from self._call(format)
             for end in format.call_ends:
                 yield from tape.skip_blanks()
                 yield from tape.skip(end)
@@ -173,11 +182,13 @@ class _Answer:
         tape.mark = None
         yield from tape.skip(format.end)
 
-    def _call(self) -> Reading[None]:
-        if self._tagged:
-            yield from self._tagged.read(self._tape, self._out)
-        elif isinstance(self._format.style, Named):
-            yield from _read_named(self._format.style, self._tape, self._out)
+    def _call(self, format: Format) -> Reading[None]:
+        style = format.style
+        if isinstance(style, Tagged):
+            end = format.call_ends[0] if format.call_ends else format.end
+            yield from TaggedCalls(style, end, self._types_of).read(self._tape, self._out)
+        elif style is not None:
+            yield from _read_named(style, self._tape, self._out)
 
     def _objects(self, names: frozenset[str] | None) -> Reading[None]:
         tape = self._tape

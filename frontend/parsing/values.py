@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from frontend.openai.body import Tool
+from frontend.openai.tools import Tool
 
 Types = frozenset[str]
 STRING: Types = frozenset({"string"})

@@ -11,7 +11,7 @@ from frontend.deltas import ChoiceEnd
 from frontend.errors import ErrorBody
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
-from frontend.responses.tools import Name, to_input
+from frontend.responses.tools import Name
 from frontend.vocabulary import Vocabulary
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -67,6 +67,7 @@ class CustomCallShown(msgspec.Struct, frozen=True, tag="custom_tool_call", kw_on
     """A call of a custom tool."""
 
     id: str
+    status: ItemStatus
     call_id: str
     name: str
     input: str
@@ -297,6 +298,12 @@ def as_asked(call: FunctionCallShown, names: Mapping[str, Name]) -> FunctionCall
         return call
     namespace = known.namespace or msgspec.UNSET
     if known.is_custom:
-        text = to_input(call.arguments)
-        return CustomCallShown(id=call.id, call_id=call.call_id, name=known.name, input=text, namespace=namespace)
+        return CustomCallShown(
+            id=call.id,
+            status=call.status,
+            call_id=call.call_id,
+            name=known.name,
+            input=call.arguments,
+            namespace=namespace,
+        )
     return msgspec.structs.replace(call, name=known.name, namespace=namespace)

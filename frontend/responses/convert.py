@@ -6,18 +6,8 @@ from typing import Literal
 import msgspec
 
 from bus.errors import InvalidRequest
-from frontend.openai.body import (
-    ChatBody,
-    ChatMessage,
-    FunctionCall,
-    JsonSchema,
-    NamedFunction,
-    NamedTool,
-    ResponseFormat,
-    ToolCall,
-    ToolChoice,
-    invalid,
-)
+from frontend.openai.body import ChatBody, ChatMessage, JsonSchema, ResponseFormat, invalid
+from frontend.openai.tools import CustomCall, FunctionCall, NamedFunction, NamedTool, ToolCall, ToolChoice
 from frontend.responses.body import PromptBody, ResponsesBody, TextFormat
 from frontend.responses.items import (
     CustomCallItem,
@@ -28,7 +18,7 @@ from frontend.responses.items import (
     ReasoningItem,
     text_of,
 )
-from frontend.responses.tools import model_name, read_tools, to_arguments
+from frontend.responses.tools import model_name, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
 """What `include` says for log-probabilities."""
@@ -112,8 +102,10 @@ def to_messages(items: Iterable[Item]) -> list[ChatMessage]:
             turn.texts.append(text_of(item.content))
         elif isinstance(item, FunctionCallItem | CustomCallItem):
             name = model_name(item.name, item.namespace)
-            arguments = to_arguments(item.input) if isinstance(item, CustomCallItem) else item.arguments
-            turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(name, arguments)))
+            if isinstance(item, CustomCallItem):
+                turn.calls.append(ToolCall(id=item.call_id, custom=CustomCall(name, item.input)))
+            else:
+                turn.calls.append(ToolCall(id=item.call_id, function=FunctionCall(name, item.arguments)))
         elif isinstance(item, ReasoningItem):
             # Thoughts begin a turn; those that follow calls begin the next one.
             if turn.texts or turn.calls:

@@ -31,7 +31,7 @@ from frontend.responses.answers import (
     item_id,
     usage_shown,
 )
-from frontend.responses.tools import Name, to_input
+from frontend.responses.tools import Name
 from frontend.vocabulary import escape
 
 _json = msgspec.json.encode
@@ -188,11 +188,6 @@ class ResponseChunks:
         if item is None:
             return b""
         item.parts.append(text)
-        if item.family == _CUSTOM:
-            return b""  # its input is known when all of the arguments are
-        return self._delta(item, text, logprobs)
-
-    def _delta(self, item: _OpenItem, text: str, logprobs: bytes) -> bytes:
         number, self._next_number = self._next_number, self._next_number + 1
         shown = b',"logprobs":[%b]' % logprobs if item.family == "output_text" else b""
         return b'%b%d,"delta":"%b"%b}\n\n' % (item.delta, number, escape(text), shown)
@@ -203,14 +198,12 @@ class ResponseChunks:
             return b""
         self._open = None
         text = item.text
-        told = to_input(text) if item.family == _CUSTOM else text
-        out = self._delta(item, told, b"") if item.family == _CUSTOM and told else b""
         shown = item.shown(status)
         fields = item.name + (b'"name":%b,' % _json(shown.name) if isinstance(shown, FunctionCallShown) else b"")
-        fields += b'"%b":"%b"' % (_FIELDS.get(item.family, b"text"), escape(told))
+        fields += b'"%b":"%b"' % (_FIELDS.get(item.family, b"text"), escape(text))
         if item.family == "output_text":
             fields += b',"logprobs":' + item.all_logprobs
-        out += self._event(f"response.{item.family}.done", fields)
+        out = self._event(f"response.{item.family}.done", fields)
         part = item.part(text)
         if part is not None:
             out += self._part_event("done", item, part)

@@ -1,13 +1,13 @@
 """Pure. The tools of a request of the Responses API, as functions that any model can be shown."""
 
-import json
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from bus.errors import InvalidRequest
-from frontend.openai.body import FunctionSpec, Tool, invalid
+from frontend.openai.body import invalid
+from frontend.openai.tools import CustomName, CustomSpec, FunctionSpec, GrammarText, InputGrammar, Tool
 
 EXTRAS = ("web_search", "image_generation", "tool_search")
 """Beginnings of kinds that agents offer to every model and that run at OpenAI: a model here does without them.
@@ -25,7 +25,7 @@ class Name(NamedTuple):
     name: str
     namespace: str = ""
     is_custom: bool = False
-    """A custom tool: its input is a text, which the model writes as the one argument of a function."""
+    """A custom tool: its input is a text."""
 
 
 class Offered(NamedTuple):
@@ -59,13 +59,9 @@ class _Grammar(msgspec.Struct, frozen=True, tag="grammar"):
 
 
 class _Custom(msgspec.Struct, frozen=True):
-    name: str
+    name: CustomName
     description: str | None = None
     format: _Text | _Grammar | None = None
-
-
-class _Input(msgspec.Struct, frozen=True):
-    input: str
 
 
 class _Namespace(msgspec.Struct, frozen=True):
@@ -76,26 +72,12 @@ class _Namespace(msgspec.Struct, frozen=True):
 _head = msgspec.json.Decoder(_Head)
 _function = msgspec.json.Decoder(_Function)
 _custom = msgspec.json.Decoder(_Custom)
-_input = msgspec.json.Decoder(_Input)
 _namespace = msgspec.json.Decoder(_Namespace)
 
 
 def model_name(name: str, namespace: str | None) -> str:
     """Return what a model is shown for a function of a namespace."""
     return f"{namespace}{_BETWEEN}{name}" if namespace else name
-
-
-def to_arguments(text: str) -> str:
-    """Return the input of a custom tool as the arguments that a model is shown."""
-    return json.dumps({"input": text}, ensure_ascii=False)
-
-
-def to_input(arguments: str) -> str:
-    """Return the input of a custom tool; what a model wrote instead of the one argument is that input itself."""
-    try:
-        return _input.decode(arguments).input
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        return arguments
 
 
 def read_tools(given: Iterable[msgspec.Raw]) -> Offered:
@@ -129,27 +111,18 @@ def _add_namespace(offered: Offered, raw: msgspec.Raw, within: str) -> None:
 
 
 def _add_tool(offered: Offered, kind: str, raw: msgspec.Raw, within: str, namespace: str = "") -> None:
-    given = (
-        _decode(_function, raw, within) if kind == "function" else _as_function(_decode(_custom, raw, within), within)
-    )
+    given = _decode(_function, raw, within) if kind == "function" else _decode(_custom, raw, within)
     shown = model_name(given.name, namespace)
+    if isinstance(given, _Function):
+        spec = FunctionSpec(name=shown, description=given.description, parameters=given.parameters, strict=given.strict)
+        offered.tools.append(Tool(function=spec))
+    else:
+        wanted = given.format
+        format = GrammarText(InputGrammar(wanted.definition, wanted.syntax)) if isinstance(wanted, _Grammar) else None
+        custom = CustomSpec(name=shown, description=given.description, format=format)
+        offered.tools.append(Tool(type="custom", custom=custom))
     if namespace or kind == "custom":
         offered.names[shown] = Name(given.name, namespace, is_custom=kind == "custom")
-    spec = FunctionSpec(name=shown, description=given.description, parameters=given.parameters, strict=given.strict)
-    offered.tools.append(Tool(function=spec))
-
-
-def _as_function(tool: _Custom, within: str) -> _Function:
-    text = {"type": "string", "description": "All of the input, as plain text."}
-    if isinstance(tool.format, _Grammar):
-        if tool.format.syntax != "regex":
-            raise InvalidRequest(
-                f"Invalid value for '{within}.format.syntax': custom tools take plain text or a 'regex' here.",
-                param=f"{within}.format.syntax",
-            )
-        text["pattern"] = f"^(?:{tool.format.definition})$"
-    schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
-    return _Function(tool.name, tool.description, msgspec.Raw(msgspec.json.encode(schema)))
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: msgspec.Raw, within: str) -> T:

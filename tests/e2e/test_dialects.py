@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -131,6 +132,41 @@ def test_a_forced_call_goes_around_with_openai_python(up: Up) -> None:
         last = client.responses.create(
             model="busway-tiny", input=output, previous_response_id=first.id, tools=tools, max_output_tokens=8
         )
+    assert last.output_text
+
+
+SUM = 'start: NUMBER ("+" NUMBER)~1..3\nNUMBER: /[0-9]{1,3}/\n'
+
+
+@pytest.mark.parametrize("grammar", [("lark", SUM), ("regex", r"[0-9]{1,3}(\+[0-9]{1,3}){1,3}")], ids=["lark", "regex"])
+def test_what_a_custom_tool_is_called_with_follows_its_grammar(up: Up, grammar: tuple[str, str]) -> None:
+    format: Any = dict(zip(("syntax", "definition"), grammar, strict=True))
+    spec = {"name": "calc", "description": "Adds numbers.", "format": {"type": "grammar", "grammar": format}}
+    tool: Any = {"type": "custom", "name": "calc", "format": {"type": "grammar", **format}}
+    fits = re.compile(r"[0-9]{1,3}(\+[0-9]{1,3}){1,3}")
+    with openai.OpenAI(base_url=f"{up.url()}/v1", api_key="none", max_retries=0) as client:
+        turns: list[Any] = [{"role": "user", "content": "What is one and two?"}]
+        ask: dict[str, Any] = {"model": "busway-tiny", "messages": turns, "tools": [{"type": "custom", "custom": spec}]}
+        chat = client.chat.completions.create(**ask, tool_choice="required", max_tokens=100).choices[0]
+        free = client.chat.completions.create(**ask, max_tokens=100, temperature=1.5).choices[0]
+        cut = client.chat.completions.create(**ask, tool_choice="required", max_tokens=5).choices[0]
+        with client.responses.stream(
+            model="busway-tiny", input="One and two?", tools=[tool], tool_choice="required", max_output_tokens=100
+        ) as stream:
+            deltas = "".join(each.delta for each in stream if each.type == "response.custom_tool_call_input.delta")
+            made = stream.get_final_response()
+        output: Any = [{"type": "custom_tool_call_output", "call_id": made.output[-1].call_id, "output": "3"}]
+        last = client.responses.create(
+            model="busway-tiny", input=output, previous_response_id=made.id, tools=[tool], max_output_tokens=8
+        )
+    assert chat.finish_reason == "tool_calls"
+    for call in (chat.message.tool_calls or []) + (free.message.tool_calls or []):
+        assert call.type == "custom"
+        assert fits.fullmatch(call.custom.input)
+    assert (cut.finish_reason, cut.message.content or "", cut.message.tool_calls or []) == ("length", "", [])
+    assert made.output[-1].type == "custom_tool_call"
+    assert fits.fullmatch(made.output[-1].input)
+    assert deltas == "".join(item.input for item in made.output if item.type == "custom_tool_call")
     assert last.output_text
 
 

@@ -55,6 +55,7 @@ NOT_IN_THE_CLIENT = {
     "Logprob": {"bytes"},
     "LogprobTopLogprob": {"bytes"},
     "ResponseFunctionCallArgumentsDoneEvent": {"name"},
+    "ResponseCustomToolCall": {"status"},
 }
 """What OpenAI sends though its client in Python has no name for it."""
 

@@ -8,10 +8,11 @@ import llguidance
 import pytest
 
 from bus.errors import InvalidRequest
-from frontend.grammar import MAX_SCHEMA, grammar_for
+from frontend.grammar import grammar_for
 from frontend.openai.body import chat_body
 from frontend.parsing import PLAIN, Format
 from frontend.parsing.formats import GRANITE, HERMES, LLAMA3, MISTRAL, THINK
+from frontend.rules import MAX_SCHEMA
 from frontend.vocabulary import Vocabulary, read_vocabulary
 
 FILE = Path(__file__).parents[3] / "components" / "builtin" / "model" / "tokenizer.json"
@@ -61,6 +62,7 @@ def fits(tokenizer: llguidance.LLTokenizer, grammar: str, text: str) -> bool:
         ({"structured_outputs": {"choice": ["a", "ab"]}}, "ab", "aba"),
         ({"structured_outputs": {"choice": [f"n{number}" for number in range(4096)]}}, "n4095", "n4096"),
         ({"structured_outputs": {"grammar": 'root ::= "a"' + "\n" * 120_000}}, "a", "b"),
+        ({"response_format": {"type": "grammar", "grammar": 'start: "a" x\nx: /b+/'}}, "abb", "a"),
         ({"guided_json": SCHEMA}, '{"a":1}', "{}"),
         ({"guided_choice": ["x"]}, "x", "y"),
         ({"guided_json": {"type": "object", "properties": {}}}, "{}", '{"a": 1}'),
@@ -115,6 +117,82 @@ def test_tools_that_must_be_called_are(tokenizer: llguidance.LLTokenizer, vocabu
     assert not grammar(vocabulary, tools=TOOLS, tool_choice=allow("g", "auto"))
 
 
+SUM = 'start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]+/\n'
+PATCH = """start: begin_patch hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+end_patch: "*** End Patch" LF?
+
+hunk: "*** Add File: " filename LF add_line+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+%import common.LF
+"""
+
+
+def custom(name: str, **grammar: str) -> dict[str, Any]:
+    format = {"type": "grammar", "grammar": grammar} if grammar else {"type": "text"}
+    return {"type": "custom", "custom": {"name": name, "format": format}}
+
+
+def written(name: str, text: str) -> str:
+    return f"<tool_call>\n<function={name}>\n<parameter=input>\n{text}\n</parameter>\n</function>\n</tool_call>"
+
+
+def call(name: str, **arguments: Any) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("format", [HERMES, GRANITE, MISTRAL])
+def test_the_input_of_a_custom_tool_follows_its_grammar(
+    tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary, format: Format
+) -> None:
+    tools = [custom("sum", syntax="lark", definition=SUM), custom("word", syntax="regex", definition="a[b/]+"), *TOOLS]
+
+    def shown(text: str) -> str:
+        return text.replace("<tool_call>", format.begin).replace("</tool_call>", format.end)
+
+    for choice in ("auto", "required", {"type": "custom", "custom": {"name": "sum"}}):
+        made = grammar(vocabulary, format, tools=tools, tool_choice=choice)
+        assert fits(tokenizer, made, shown(written("sum", "1+22"))), choice
+        assert not fits(tokenizer, made, shown(written("sum", "1+x"))), choice
+        assert not fits(tokenizer, made, shown(call("sum", input="1+22"))), choice
+        assert fits(tokenizer, made, "Two\n\nare one.") == (choice == "auto")
+    if format is HERMES:
+        both = f"{call('word', input='a/b')}\n{written('sum', '7')}"
+        for choice in ("auto", "required"):
+            made = grammar(vocabulary, format, tools=tools, tool_choice=choice)
+            assert fits(tokenizer, made, both)
+            assert not fits(tokenizer, made, call("word", input="b"))
+            assert fits(tokenizer, made, call("f", a=1))
+        auto = grammar(vocabulary, format, tools=tools)
+        assert fits(tokenizer, auto, f"Let me see.\n{both}")
+        assert fits(tokenizer, auto, call("f", a="x")), "nothing was promised of this one's arguments"
+
+
+def test_a_grammar_in_lark_may_be_as_real_ones_are(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
+    made = grammar(vocabulary, tools=[custom("apply_patch", syntax="lark", definition=PATCH)])
+    patch = '*** Begin Patch\n*** Add File: a.py\n+x = "\\n"\n+\n*** End Patch'
+    assert fits(tokenizer, made, f"Here:\n{written('apply_patch', patch)}")
+    assert fits(tokenizer, made, written("apply_patch", patch + "\n"))
+    assert not fits(tokenizer, made, written("apply_patch", patch.replace("+x", "x")))
+
+
+def test_with_a_format_for_text_a_tool_may_be_called_as_well(
+    tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary
+) -> None:
+    made = grammar(vocabulary, tools=TOOLS, response_format=JSON)
+    assert all(fits(tokenizer, made, text) for text in ('{"a": 5}', F, G, call("f", b=[])))
+    assert not any(fits(tokenizer, made, text) for text in ("Hi", call("h")))
+    strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
+    assert not fits(tokenizer, grammar(vocabulary, tools=[strict], response_format=JSON), call("f", b=[]))
+    forced = grammar(vocabulary, tools=TOOLS, response_format=JSON, tool_choice="required")
+    assert fits(tokenizer, forced, F)
+    assert not fits(tokenizer, forced, '{"a": 5}')
+    none = grammar(vocabulary, tools=TOOLS, response_format=JSON, tool_choice="none")
+    assert not fits(tokenizer, none, F)
+
+
 def test_a_thought_comes_before_what_is_asked(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> None:
     thinking = Format(name="hermes", begin="<tool_call>", end="</tool_call>", reasoning=THINK)
     for fields, answer in (({"tools": TOOLS, "tool_choice": "required"}, F), ({"response_format": JSON}, '{"a":1}')):
@@ -122,6 +200,9 @@ def test_a_thought_comes_before_what_is_asked(tokenizer: llguidance.LLTokenizer,
         assert fits(tokenizer, made, f"Let me see {{}}.\n</think>\n\n{answer}")
         assert not fits(tokenizer, made, "Let me see")
         assert fits(tokenizer, grammar(vocabulary, thinking, "assistant\n", **fields), answer)
+    made = grammar(vocabulary, thinking, "assistant\n<think>\n", tools=[custom("sum", syntax="lark", definition=SUM)])
+    assert all(fits(tokenizer, made, f"So.\n</think>\n{text}") for text in ("Hm.", written("sum", "5")))
+    assert not fits(tokenizer, made, f"So.\n</think>\n{written('sum', 'x')}")
 
 
 @pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL, GRANITE])
@@ -144,6 +225,18 @@ def test_every_family_has_a_sound_grammar(format: Format) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": allow("h")}, "tool_choice"),
+        ({"tools": [custom("c", syntax="lark", definition="start: x")]}, "tools"),
+        ({"tools": [custom("c", syntax="regex", definition="(")]}, "tools"),
+        ({"tools": [custom("c", syntax="lark", definition="x" * (MAX_SCHEMA + 1))]}, "tools"),
+        ({"response_format": {"type": "grammar"}}, "response_format.grammar"),
+        (
+            {
+                "tools": TOOLS,
+                "tool_choice": "required",
+                "response_format": {**JSON, "json_schema": {"schema": {"type": 5}}},
+            },
+            "response_format",
+        ),
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "frob"}}}], "tool_choice": "required"}, "tools"),
     ],
 )

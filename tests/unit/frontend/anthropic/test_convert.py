@@ -8,7 +8,8 @@ import pytest
 from bus.errors import InvalidRequest, Malformed
 from frontend.anthropic.body import messages_body
 from frontend.anthropic.convert import to_chat
-from frontend.openai.body import ChatBody, ChatMessage, FunctionCall, NamedFunction, NamedTool, ToolCall
+from frontend.openai.body import ChatBody, ChatMessage
+from frontend.openai.tools import FunctionCall, NamedFunction, NamedTool, ToolCall
 
 ASK: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
 

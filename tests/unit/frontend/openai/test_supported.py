@@ -26,8 +26,8 @@ TURNS = {"messages": [{"role": "user", "content": "Hi"}]}
         ),
         (
             chat_body,
-            TURNS | {"tools": [{"type": "custom"}]},
-            "'tools[0].type': 'custom'; supported values: 'function",
+            TURNS | {"tools": [{"type": "x"}]},
+            "'tools[0].type': 'x'; supported values: 'custom', 'function'",
         ),
         (chat_body, TURNS | {"service_tier": "x" * 200, "new": 1}, "'service_tier': 'xxx"),
         (batch_body, {"input_file_id": "f", "endpoint": "/v1/x", "completion_window": "24h"}, "'/v1/completions'"),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from frontend.openai.body import FunctionSpec, Tool
+from frontend.openai.tools import FunctionSpec, Tool
 
 TOOLS = [
     Tool(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from frontend.deltas import CallStart, Delta, ReasoningDelta, TextDelta
-from frontend.openai.body import Tool
+from frontend.openai.tools import Tool
 from frontend.parsing import Format, parser_for
 from frontend.parsing.formats import FORMATS, THINK, THINK_BRACKETS, THOUGHT_PROCESS
 

@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from frontend.openai.body import FunctionSpec, Tool
+from frontend.openai.tools import FunctionSpec, Tool
 from frontend.parsing.values import is_text, parameter_types, to_json
 
 

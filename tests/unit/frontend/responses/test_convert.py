@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.errors import InvalidRequest, Malformed
-from frontend.openai.body import ChatBody, NamedFunction, NamedTool
+from frontend.openai.body import ChatBody
+from frontend.openai.tools import NamedFunction, NamedTool
 from frontend.pages import Page, read_page, read_query
 from frontend.responses.answers import item_id, owner_of, response_id, response_of
 from frontend.responses.body import responses_body
@@ -101,7 +102,8 @@ def test_allowed_tools_are_the_only_ones() -> None:
         ({}, "input"),
         ({"input": []}, "input"),
         ({"input": "x", "tools": [{"type": "web_search"}, {"type": "file_search"}]}, "tools[1].type"),
-        ({"input": "x", "tools": [{**PATCH, "format": LARK}]}, "tools[0].format.syntax"),
+        ({"input": "x", "tools": [{**PATCH, "format": {**LARK, "syntax": "yacc"}}]}, "tools[0].format.syntax"),
+        ({"input": "x", "tools": [{**PATCH, "name": "a b"}]}, "tools[0].name"),
         ({"input": "x", "tools": [{"type": "local_shell"}]}, "tools[0].type"),
         (
             {"input": "x", "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]},

@@ -154,24 +154,25 @@ def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(['{"input": "say \\"h', 'i\\"\\n"}'], 'say "hi"\n'), (['{"a":', "1}"], '{"a":1}'), ([], "")],
+    "told",
+    [['say "h', 'i"\n'], ['{"a":', "1}"], []],
 )
-def test_a_call_of_a_custom_tool_tells_its_input_as_text(arguments: list[str], told: str) -> None:
+def test_a_call_of_a_custom_tool_tells_its_input_as_text(told: list[str]) -> None:
     names = {"patch": Name("patch", is_custom=True)}
     spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, names=names))
     chunks = spoken.chunks(FACTS, 0)
-    deltas: list[Delta] = [CallStart(0, "c", "patch"), *(CallArguments(0, fragment) for fragment in arguments)]
+    deltas: list[Delta] = [CallStart(0, "c", "patch"), *(CallArguments(0, fragment) for fragment in told)]
     end = ChoiceEnd("tool_calls")
     events = read(chunks.opening() + chunks.deltas(deltas, []) + chunks.closing(end, USAGE))
     adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
     for event in events:
         adapter.validate_python(event)
     kind = "response.custom_tool_call_input"
-    assert [event["delta"] for event in events if event["type"] == f"{kind}.delta"] == [told] * bool(told)
-    assert [event["input"] for event in events if event["type"] == f"{kind}.done"] == [told]
+    assert [event["delta"] for event in events if event["type"] == f"{kind}.delta"] == told
+    assert [event["input"] for event in events if event["type"] == f"{kind}.done"] == ["".join(told)]
     item = events[-1]["response"]["output"][0]
-    assert (item["type"], item["name"], item["call_id"], item["input"]) == ("custom_tool_call", "patch", "c", told)
-    call = ParsedCall("c", "patch", "".join(arguments))
+    shown = (item["type"], item["status"], item["name"], item["call_id"], item["input"])
+    assert shown == ("custom_tool_call", "completed", "patch", "c", "".join(told))
+    call = ParsedCall("c", "patch", "".join(told))
     whole = json.loads(spoken.whole(FACTS).render([Choice(0, "", "", (call,), (), end)], USAGE))
     assert whole == events[-1]["response"]
