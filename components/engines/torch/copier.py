@@ -2,12 +2,14 @@
 
 What orders the copies is that this process waits: the engine's stream is drained before a block is named to others
 (`TorchEngine.take_notes`), and a copy has ended before the engine hears of it. So no stream waits for another one.
+
+A thread that calls CUDA names its GPU first: otherwise that is the first one, where it takes some 0.5 GB for nothing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,27 +97,37 @@ class DeviceCopier:
 async def open_copier(blocks: Tensor, payloads: Payloads) -> AsyncIterator[DeviceCopier]:
     """Copy blocks of a GPU while the context is open; host memory is page-locked that long, all of it at once.
 
-    That takes some 0.1 s for each GB. Where the system does not allow it, copies are slower.
+    That takes time (0.1 s for each GB, as vLLM measured). Where the system does not allow it, copies are slower.
     """
     locked: list[int] = []
     try:
         # What fails here leaves an error with its thread, for which torch would blame the next kernel it starts there:
         # this thread starts none.
         with ThreadPoolExecutor(1, thread_name_prefix="page-lock") as thread:
-            lock = partial(lock_pages, payloads, locked, _register)
-            await asyncio.get_running_loop().run_in_executor(thread, lock)
-        lane = partial(Lane, enter=torch.cuda.stream, make_event=partial(torch.cuda.Event, blocking=True))
-        inward, outward = (lane(torch.cuda.Stream(blocks.device)) for _ in range(2))  # type: ignore[no-untyped-call]
-        yield DeviceCopier(blocks, payloads, inward=inward, outward=outward)
+            lock = partial(lock_pages, payloads, locked, partial(_register, blocks.device))
+            with anyio.CancelScope(shield=True):
+                await asyncio.get_running_loop().run_in_executor(thread, lock)
+        yield DeviceCopier(blocks, payloads, inward=_make_lane(blocks.device), outward=_make_lane(blocks.device))
     finally:
         with anyio.CancelScope(shield=True):
-            await to_thread.run_sync(_unlock_pages, locked)
+            await to_thread.run_sync(_unlock_pages, blocks.device, locked)
+
+
+def _make_lane(device: torch.device) -> Lane:
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return Lane(stream, _on_stream, partial(torch.cuda.Event, blocking=True))
+
+
+@contextmanager
+def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+        yield
 
 
 def lock_pages(payloads: Payloads, locked: list[int], register: Register) -> None:
     """Page-lock host memory, and note where each part of it begins; what cannot be locked is left as it is.
 
-    No block lies in two parts: CUDA copies none that does.
+    No block lies in two parts: CUDA may refuse to copy one that does.
     """
     size = max(1, LOCK_BYTES // payloads.stride) * payloads.stride
     for start in range(0, len(payloads.buffer), size):
@@ -131,12 +143,14 @@ def lock_pages(payloads: Payloads, locked: list[int], register: Register) -> Non
         locked.append(payloads.address + start)
 
 
-def _register(address: int, num_bytes: int) -> int:
-    return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))  # type: ignore[no-untyped-call]
+def _register(device: torch.device, address: int, num_bytes: int) -> int:
+    with torch.cuda.device(device):
+        return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))  # type: ignore[no-untyped-call]
 
 
-def _unlock_pages(locked: list[int]) -> None:
-    for address in locked:
-        failure = int(torch.cuda.cudart().cudaHostUnregister(address))  # type: ignore[no-untyped-call]
-        if failure:
-            log.warning("host_memory.not_unlocked", reason=f"CUDA error {failure}")
+def _unlock_pages(device: torch.device, locked: list[int]) -> None:
+    with torch.cuda.device(device):
+        for address in locked:
+            failure = int(torch.cuda.cudart().cudaHostUnregister(address))  # type: ignore[no-untyped-call]
+            if failure:
+                log.warning("host_memory.not_unlocked", reason=f"CUDA error {failure}")
