@@ -59,8 +59,9 @@ async def test_everything_goes_over_tls_and_on_after_a_cut(tls_server, namespace
                 await jobs.wait(number)
                 await heard.wait(number)
                 assert jobs.items[-1] == heard.items[-1].payload == payload
-                bus._link._session._transport.abort()
-                await eventually(lambda: not bus.is_connected)
+                session = bus._link._session
+                session._transport.abort()
+                await eventually(lambda: bus._link._session is not session)  # noqa: B023
                 await bus.append(lane, b"", timeout_s=5)
                 await jobs.until(lambda items: items[-1] == b"")
                 jobs.items.pop()
