@@ -172,7 +172,9 @@ def _as_promised(tool: Tool) -> Tool:
 
 def _is_parallel(body: ChatBody | CompletionBody) -> bool:
     """Say whether several calls may come; a named function is called once, as OpenAI does it."""
-    return isinstance(body, ChatBody) and isinstance(body.choice, str) and body.parallel_tool_calls is not False
+    if not isinstance(body, ChatBody) or body.calls_functions:
+        return False
+    return isinstance(body.choice, str) and body.parallel_tool_calls is not False
 
 
 class _Calls:

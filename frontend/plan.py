@@ -108,7 +108,7 @@ def make_plan(body: ChatBody | CompletionBody, model: ServedModel, defaults: Def
         tools = body.offered
         new_parser = parser_for(model.format, turn.prompt_tail, tools, random_characters)
         if new_parser is not None and tools:
-            if body.parallel_tool_calls is False:
+            if body.parallel_tool_calls is False or body.calls_functions:
                 new_parser = _only_first_call(new_parser)
             if body.choice != "auto":
                 new_parser = _forced_calls(new_parser)

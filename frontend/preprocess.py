@@ -10,7 +10,7 @@ from bus.messages.base import pack_u32
 from bus.messages.inference import LatencyClass, Sampling, Stopping
 from frontend.model import ServedModel
 from frontend.openai.body import ChatBody, ChatMessage, CompletionBody, SamplingBody, decode_prompts
-from frontend.openai.tools import Tool
+from frontend.openai.tools import Tool, ToolCall
 from frontend.request import Generation
 
 _MAX_TOOL_BYTES = 256 * 2**10
@@ -230,14 +230,19 @@ def _template_message(message: ChatMessage, knows_developer: bool) -> dict[str, 
         shown["reasoning_content"] = shown["reasoning"] = reasoning
         if not message.content:
             shown["thinking"] = reasoning  # gpt-oss's name; its template refuses it beside a content
-    if message.tool_calls:
+    if message.role == "function":
+        shown |= {"role": "tool", "tool_call_id": message.name or ""}
+    calls = message.tool_calls
+    if message.function_call is not None:
+        calls = [ToolCall(id=message.function_call.name, function=message.function_call)]
+    if calls:
         shown["tool_calls"] = [
             {
                 "id": call.id,
                 "type": "function",
                 "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
             }
-            for call in message.tool_calls
+            for call in calls
         ]
     return shown
 

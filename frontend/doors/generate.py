@@ -12,10 +12,10 @@ from frontend.doors.routes import Doc, Route
 from frontend.doors.sinks import BodySink, EventSink
 from frontend.hints import read_headers
 from frontend.intake import Intake, open_requests
-from frontend.openai.answers import ChatShown, ChunkShown, CompletionShown
+from frontend.openai.answers import TOOL_CALLS, CallShape, ChatShown, ChunkShown, CompletionShown
 from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
-from frontend.openai.tools import Named, custom_names
+from frontend.openai.tools import custom_names
 from frontend.plan import Plan
 from frontend.request import Request
 
@@ -148,11 +148,18 @@ def completion_dialect(body: CompletionBody, plan: Plan) -> CompletionDialect:
 
 def _shape(body: ChatBody | CompletionBody, plan: Plan, *, has_logprobs: bool) -> StreamShape:
     options = body.stream_options or _NO_OPTIONS
+    calls = _calls_of(body) if isinstance(body, ChatBody) and (body.tools or body.functions) else TOOL_CALLS
     return StreamShape(
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
         logprobs_of=plan.model.vocabulary if has_logprobs else None,
         prompts=[unpack_u32(each).tolist() for each in plan.prompts] if body.return_token_ids else (),
-        called="stop" if isinstance(body, ChatBody) and isinstance(body.tool_choice, Named) else "tool_calls",
-        custom=custom_names(body.offered) if isinstance(body, ChatBody) and body.tools else frozenset(),
+        calls=calls,
     )
+
+
+def _calls_of(body: ChatBody) -> CallShape:
+    """Return how tools are called; OpenAI says `stop` where the client named the one."""
+    if body.calls_functions:
+        return CallShape(ending="function_call" if isinstance(body.choice, str) else "stop", is_function=True)
+    return CallShape(ending="tool_calls" if isinstance(body.choice, str) else "stop", custom=custom_names(body.offered))

@@ -1,10 +1,11 @@
 """Pure. Whole answers in the shapes of OpenAI's API."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, Ending, ParsedCall
+from frontend.deltas import AnswerFacts, Choice, ChoiceEnd, ParsedCall
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.request import Usage
 from frontend.vocabulary import Vocabulary
@@ -12,6 +13,20 @@ from frontend.vocabulary import Vocabulary
 NULL = msgspec.Raw(b"null")
 
 _json = msgspec.json.encode
+
+
+class CallShape(msgspec.Struct, frozen=True, kw_only=True):
+    """How calls are shown."""
+
+    ending: Literal["tool_calls", "function_call", "stop"] = "tool_calls"
+    """How a choice ended that calls."""
+    custom: frozenset[str] = frozenset()
+    """Names of custom tools: what they are called with is text."""
+    is_function: bool = False
+    """There is one call at most, in `function_call`, as before there were tools."""
+
+
+TOOL_CALLS = CallShape()
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -80,6 +95,7 @@ class MessageShown(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str
     refusal: str | None
     tool_calls: list[CalledTool | CalledCustom] = []
+    function_call: CalledFunction | None = None
     reasoning_content: str = ""
     reasoning: str = ""
 
@@ -160,6 +176,7 @@ class DeltaShown(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[CallPiece] = []
+    function_call: FunctionPiece | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -190,13 +207,10 @@ class ChatAnswer:
         facts: AnswerFacts,
         logprobs_of: Vocabulary | None,
         prompts: Sequence[Sequence[int]] = (),
-        called: Ending = "tool_calls",
-        custom: frozenset[str] = frozenset(),
+        calls: CallShape = TOOL_CALLS,
     ) -> None:
-        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens; `called` and `custom` as in
-        a stream."""
-        self._custom = custom
-        self._called = called
+        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens."""
+        self._calls = calls
         self._facts = facts
         self._logprobs_of = logprobs_of
         self._prompts = prompts
@@ -220,14 +234,17 @@ class ChatAnswer:
     def _show(self, choice: Choice) -> ChatChoice:
         calls = [self._call(call) for call in choice.calls]
         text = None if calls and not choice.text else choice.text
-        message = MessageShown(text, "assistant", None, calls, choice.reasoning, choice.reasoning)
+        function = None
+        if self._calls.is_function and choice.calls:
+            function, calls = CalledFunction(choice.calls[0].name, choice.calls[0].arguments), []
+        message = MessageShown(text, "assistant", None, calls, function, choice.reasoning, choice.reasoning)
         logprobs = NULL if self._logprobs_of is None else msgspec.Raw(chat_logprobs(self._logprobs_of, choice.pieces))
         ids = _token_ids(choice) if self._prompts else msgspec.UNSET
-        reason = self._called if choice.end.reason == "tool_calls" else choice.end.reason
+        reason = self._calls.ending if choice.end.reason == "tool_calls" else choice.end.reason
         return ChatChoice(message, reason, logprobs, choice.number, ids)
 
     def _call(self, call: ParsedCall) -> CalledTool | CalledCustom:
-        if call.name in self._custom:
+        if call.name in self._calls.custom:
             return CalledCustom(call.call_id, CalledText(call.name, call.arguments))
         return CalledTool(call.call_id, CalledFunction(call.name, call.arguments))
 

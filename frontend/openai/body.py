@@ -10,7 +10,17 @@ from msgspec import Meta
 from bus.errors import InvalidRequest, Malformed
 from frontend.hints import BuswayHints, NvExt
 from frontend.openai.supported import supported_values
-from frontend.openai.tools import AllowedTools, Named, Tool, ToolCall, ToolChoice
+from frontend.openai.tools import (
+    AllowedTools,
+    FunctionCall,
+    FunctionSpec,
+    Named,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
 _NAMES_UP_TO_BYTES = 256 * 2**10
 """Bodies larger than that get only the first unknown parameter named: listing all would cost memory."""
@@ -107,6 +117,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
@@ -141,6 +152,8 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=512)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: Annotated[list[FunctionSpec], Meta(max_length=512)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
     modalities: list[str] | None = None
@@ -152,13 +165,24 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     @property
     def choice(self) -> Literal["none", "auto", "required"] | Named:
         """How the model is to choose among `offered`."""
-        chosen = self.tool_choice or "auto"
-        return chosen.allowed_tools.mode if isinstance(chosen, AllowedTools) else chosen
+        chosen = self.tool_choice or self.function_call or "auto"
+        if isinstance(chosen, AllowedTools):
+            return chosen.allowed_tools.mode
+        return NamedTool(chosen) if isinstance(chosen, NamedFunction) else chosen
+
+    @property
+    def calls_functions(self) -> bool:
+        """It is of the time before there were tools: `functions` are offered, and one at most is called."""
+        return bool(self.functions) and not self.tools
 
     @property
     def offered(self) -> Sequence[Tool]:
         """The tools that may be called."""
-        if not self.tools or self.tool_choice == "none":
+        if not self.tools:
+            if self.functions and self.function_call != "none":
+                return [Tool(function=each) for each in self.functions]
+            return ()
+        if self.tool_choice == "none":
             return ()
         if not isinstance(self.tool_choice, AllowedTools):
             return self.tools

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, Ending, TextDelta
+from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, TextDelta
 from frontend.errors import ErrorBody, envelope
-from frontend.openai.answers import ChatAnswer, CompletionAnswer, usage_body
+from frontend.openai.answers import TOOL_CALLS, CallShape, ChatAnswer, CompletionAnswer, usage_body
 from frontend.openai.logprobs import chat_logprobs, completion_logprobs
 from frontend.pieces import TokenPiece
 from frontend.request import Usage
@@ -25,10 +25,7 @@ class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
     """None leaves log-probabilities out."""
     prompts: Sequence[Sequence[int]] = ()
     """Token ids of the prompts, where the client wants ids beside the text."""
-    called: Ending = "tool_calls"
-    """How a choice ended that calls tools; OpenAI says `stop` where the client named the tool."""
-    custom: frozenset[str] = frozenset()
-    """Names of custom tools: what they are called with is text."""
+    calls: CallShape = TOOL_CALLS
 
 
 class _Frame:
@@ -113,7 +110,7 @@ class ChatChunks(_Chunks):
 
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Render the chunk with the finish reason."""
-        reason = self._shape.called if end.reason == "tool_calls" else end.reason
+        reason = self._shape.calls.ending if end.reason == "tool_calls" else end.reason
         shown = b'},"logprobs":null,"finish_reason":"%b"}' % reason.encode()
         return self._frame.start + self._choice + shown + self._frame.end
 
@@ -122,7 +119,9 @@ class ChatChunks(_Chunks):
         if isinstance(delta, TextDelta):
             return b'"content":"%b"' % escape(delta.text)
         if isinstance(delta, CallStart):
-            if delta.name in self._shape.custom:
+            if self._shape.calls.is_function:
+                return b'"function_call":{"name":%b,"arguments":""}' % msgspec.json.encode(delta.name)
+            if delta.name in self._shape.calls.custom:
                 self._custom = delta.call
             kind, field = self._call(delta.call)
             return b'"tool_calls":[{"index":%d,"id":%b,"type":"%b","%b":{"name":%b,"%b":""}}]' % (
@@ -134,6 +133,8 @@ class ChatChunks(_Chunks):
                 field,
             )
         if isinstance(delta, CallArguments):
+            if self._shape.calls.is_function:
+                return b'"function_call":{"arguments":"%b"}' % escape(delta.fragment)
             kind, field = self._call(delta.call)
             return b'"tool_calls":[{"index":%d,"%b":{"%b":"%b"}}]' % (delta.call, kind, field, escape(delta.fragment))
         text = escape(delta.text)  # under the two names that clients look for
@@ -222,7 +223,7 @@ class ChatDialect(_Dialect):
     def whole(self, facts: AnswerFacts) -> ChatAnswer:
         """Return the writer of an answer in one piece."""
         shape = self._shape
-        return ChatAnswer(facts, shape.logprobs_of, shape.prompts, shape.called, shape.custom)
+        return ChatAnswer(facts, shape.logprobs_of, shape.prompts, shape.calls)
 
 
 class CompletionDialect(_Dialect):
