@@ -26,6 +26,7 @@ from bus.metrics import MALFORMED_MESSAGES
 from components.engines.exchange import BlockMemory
 from components.transfer.checks import allowed_s, digest
 from components.transfer.leases import NUM_SLOTS, Seals
+from components.transfer.leftovers import sweep
 from components.transfer.memory import Neighbours, this_host
 from components.transfer.wire import OnNote
 
@@ -66,6 +67,8 @@ async def open_loopback(
     """
     if memory.buffer is None:
         raise BadConfig(f"loopback cannot reach KV blocks on {memory.device}: set the transport to nixl")
+    if num_swept := sweep(_DIRECTORY, _SOCKET):
+        log.info("leftovers.removed", num_directories=num_swept)
     with tempfile.TemporaryDirectory(prefix=_DIRECTORY) as directory:
         path = f"{directory}/{_SOCKET}"
         try:
