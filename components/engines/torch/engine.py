@@ -92,8 +92,8 @@ class TorchEngine:
     def take_notes(self) -> list[Note]:
         """Return what is to be told since the last call, once the device is through with the blocks that it names."""
         notes = self.scheduler.take_notes()
-        if notes and self._cache.blocks.is_cuda:
-            torch.cuda.current_stream(self._cache.blocks.device).synchronize()
+        if notes:
+            self._wait_for_device()
         return notes
 
     def can_compute(self, plan: Plan) -> bool:
@@ -129,6 +129,8 @@ class TorchEngine:
             prompts = score_prompts(plan, states, self._network)
             vectors = embed_prompts(plan, states, self._network)
             outcomes = outcomes + self.scheduler.finish(plan, sampled.tokens, sampled.broken)
+            if not sequences:  # with tokens the step has ended; without, a GPU has only been told what to do
+                self._wait_for_device()
         stats = StepStats(
             duration_s=time.perf_counter() - started,
             prefill_tokens=sum([chunk.count for chunk in plan.prefill]),
@@ -149,6 +151,10 @@ class TorchEngine:
         broken = {keys[row] for row in sampled.broken}
         step = msgspec.structs.replace(step, vectors=[each for each in vectors if each.key not in broken])
         return without_rows(step, broken | silent)
+
+    def _wait_for_device(self) -> None:
+        if self._cache.blocks.is_cuda:
+            torch.cuda.current_stream(self._cache.blocks.device).synchronize()
 
 
 def check_request(request: EngineRequest, spec: EngineSpec) -> None:
