@@ -14,7 +14,10 @@ MIN_SLOTS = 16
 
 
 class HostArena:
-    """Memory for whole frames, page-aligned, and the books over it. Pages are taken from the system when first used."""
+    """Memory for whole frames, page-aligned, and the books over it.
+
+    Pages are taken from the system when first used, unless a copier for a GPU page-locks them all.
+    """
 
     def __init__(self, num_bytes: int, block_bytes: int, *, policy: str = "lru") -> None:
         """Raise `BadConfig` when there is no room for `MIN_SLOTS` blocks, or the system has not so much memory."""
