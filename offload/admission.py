@@ -11,7 +11,7 @@ from collections import OrderedDict
 NUM_ROWS = 4
 MAX_COUNT = 15
 SAMPLE_FACTOR = 8
-"""After so many notes for each slot, all counts are halved: what was hot long ago cools down."""
+"""Notes for each slot that counts stand for: then all are halved, and what was hot long ago cools down."""
 MAX_SAMPLE = 64
 MIN_MODEL = 256
 """Blocks of a model, at least."""
@@ -36,7 +36,7 @@ class Frequencies:
         self._num_notes = 0
 
     def note(self, block_hash: int) -> None:
-        """Count one use; every `SAMPLE_FACTOR` times the slots, this halves all counts."""
+        """Count one use; this halves all counts after `SAMPLE_FACTOR` for each slot, then after each half as many."""
         for row, odd in zip(self._rows, _ODD, strict=True):
             place = (block_hash * odd & _MASK) >> self._shift
             if row[place] < MAX_COUNT:

@@ -17,7 +17,7 @@ _SMALL, _MAIN = 0, 1
 
 
 class S3Fifo:
-    """Two queues and the ghosts of who left the small one: 14 bytes for each slot.
+    """Two queues and the ghosts of who left the small one: 14 to 18 bytes for each slot.
 
     Ghosts are kept in a table with one place for each value of the hash's low bits, where a new one displaces an old
     one: forgetting a ghost too early costs a second pass through the small queue.
