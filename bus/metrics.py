@@ -4,6 +4,7 @@ Names start with `busway_`, units are seconds and bytes, labels come from closed
 `from bus.metrics import MALFORMED_MESSAGES`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -213,14 +214,6 @@ KV_QUERIES = Counter("busway_kv_queries", "Questions to workers about missed KV 
 
 # Frontend
 
-FRONTEND_REQUESTS = Counter(
-    "busway_frontend_requests",
-    "Requests that were answered, by endpoint and HTTP status.",
-    ["endpoint", "status"],
-    registry=REGISTRY,
-)
-"""`endpoint`: a route of ours, `ask` (NATS) or `other`; `status`: as in HTTP, 499 where the client went away."""
-
 FRONTEND_IN_FLIGHT = Gauge("busway_frontend_requests_in_flight", "Generations in flight.", registry=REGISTRY)
 
 FRONTEND_RETRIES = Counter(
@@ -296,10 +289,35 @@ class Tally(Collector):
         yield family
 
 
+class PairTally(Collector):
+    """As `Tally`, by two labels whose values nobody lists before."""
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, str]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self.counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Return the counts as Prometheus knows them."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in list(self.counts.items()):
+            family.add_metric(values, float(count))
+        yield family
+
+
 TRANSFER_WAIT = DoublingHistogram("busway_transfer_wait_seconds", "Time that a read of KV blocks waited for its turn.")
 TRANSFER_SECONDS = DoublingHistogram(
     "busway_transfer_seconds", "Time from its turn to the end of a read that was used."
 )
+
+FRONTEND_REQUESTS = PairTally(
+    "busway_frontend_requests",
+    "Requests that were answered, by endpoint and HTTP status.",
+    ("endpoint", "status"),
+)
+"""`endpoint`: a route of ours, `ask` (NATS) or `other`; `status`: as in HTTP, 499 where the client went away."""
 
 FRONTEND_GENERATIONS = Tally(
     "busway_frontend_generations",

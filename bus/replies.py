@@ -3,7 +3,8 @@
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import NamedTuple
+
+import msgspec
 
 from bus.errors import BusUnavailable
 from bus.protocol import Incoming
@@ -18,7 +19,7 @@ OnReply = Callable[[Incoming | BusUnavailable], None]
 """Called once, with the first reply or why there is none."""
 
 
-class _Wait(NamedTuple):
+class _Wait(msgspec.Struct, frozen=True):
     on_reply: OnReply
     what: str
     timeout_s: float

@@ -19,6 +19,7 @@ class Books:
 
     def __init__(self, publisher: UsagePublisher) -> None:
         self._publisher = publisher
+        self._log = log.bind()  # the proxy that `log` is looks for it anew each time
 
     def finished(self, request: Request, reason: FinishReason, now: float) -> None:
         """The request ended by itself."""
@@ -33,26 +34,25 @@ class Books:
         self._write(request, "failed", now, code=answer_for(error).error.code)
 
     def _write(self, request: Request, outcome: str, now: float, **details: str) -> None:
-        usage = request.usage()
-        duration_s = now - request.opened_at
+        num_prompt, duration_s = request.generation.num_prompt_tokens, now - request.opened_at
         ttft_s = None
         metrics.FRONTEND_GENERATIONS.counts[outcome] += 1
         tokens = metrics.FRONTEND_TOKENS.counts
-        tokens["prompt"] += usage.prompt_tokens
-        tokens["cached"] += usage.cached_tokens
-        tokens["output"] += usage.output_tokens
+        tokens["prompt"] += num_prompt
+        tokens["cached"] += request.cached_tokens
+        tokens["output"] += request.num_tokens
         metrics.FRONTEND_DURATION.observe(duration_s)
         if request.num_tokens:
             ttft_s = round(request.first_token_at - request.opened_at, 4)
             metrics.FRONTEND_TTFT.observe(ttft_s)
-        log.info(
+        self._log.info(
             "request.finished",
             request_id=request.request_id,
             model=request.generation.model,
             finish_reason=outcome,
-            tokens_in=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            tokens_out=usage.output_tokens,
+            tokens_in=num_prompt,
+            cached_tokens=request.cached_tokens,
+            tokens_out=request.num_tokens,
             ttft_s=ttft_s,
             duration_s=round(duration_s, 4),
             attempts=request.attempt + 1,
@@ -65,9 +65,9 @@ class Books:
                 request_id=request.request_id,
                 model=request.generation.model,
                 tenant=request.generation.tenant,
-                prompt_tokens=usage.prompt_tokens,
-                output_tokens=usage.output_tokens,
-                cached_tokens=usage.cached_tokens,
+                prompt_tokens=num_prompt,
+                output_tokens=request.num_tokens,
+                cached_tokens=request.cached_tokens,
                 finish_reason=outcome,
                 finished_at=time.time(),
             )

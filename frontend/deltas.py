@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from frontend.errors import ErrorBody
 from frontend.pieces import TokenPiece
 from frontend.request import Usage
@@ -59,7 +61,7 @@ class ParsedCall(NamedTuple):
     arguments: str
 
 
-class ChoiceEnd(NamedTuple):
+class ChoiceEnd(msgspec.Struct, frozen=True):
     """How one choice ended; `stop_string` is the one that was found."""
 
     reason: Ending
@@ -108,7 +110,7 @@ class WholeAnswer(Protocol):
         """Render it; `usage` is that of all choices together."""
 
 
-class AnswerFacts(NamedTuple):
+class AnswerFacts(msgspec.Struct, frozen=True):
     """What every answer says about itself."""
 
     request_id: str

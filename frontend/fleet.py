@@ -36,6 +36,8 @@ class Fleet:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._workers: dict[str, _Worker] = {}
+        self._served: set[str] = set()
+        """Models that a worker with a card has: every request asks for that."""
         self._stalled: dict[str, tuple[str, float]] = {}
         """Model and moment of workers that fell silent: the broker may hold requests of theirs for more jobs."""
         self._turn = 0
@@ -49,12 +51,14 @@ class Fleet:
         state.model_slug = slug(card.model)
         state.block_size = card.block_size
         state.is_common = "both" in card.roles
+        self._note_served()
 
     def leave(self, worker: str) -> None:
         """A card is gone: the worker drains, or is dead."""
         state = self._workers.get(worker)
         if state is not None:
             state.has_card = False
+            self._note_served()
 
     def hear(self, worker: str, now: float) -> None:
         """The worker said something."""
@@ -132,11 +136,13 @@ class Fleet:
         ]
         for worker in dead:
             del self._workers[worker]
+        if dead:
+            self._note_served()
         return dead
 
     def serves(self, model_slug: str) -> bool:
         """Whether a worker that takes jobs for the model is there."""
-        return any(state.has_card and state.model_slug == model_slug for state in self._workers.values())
+        return model_slug in self._served
 
     def workers_of(self, model_slug: str) -> list[str]:
         """Return the workers that take jobs for the model."""
@@ -146,6 +152,9 @@ class Fleet:
         """Return the sizes of KV blocks that the model's workers have, in tokens."""
         workers = self._workers.values()
         return sorted({state.block_size for state in workers if state.has_card and state.model_slug == model_slug})
+
+    def _note_served(self) -> None:
+        self._served = {state.model_slug for state in self._workers.values() if state.has_card}
 
     def __len__(self) -> int:
         return len(self._workers)

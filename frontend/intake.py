@@ -1,10 +1,8 @@
 """I/O. What both doors do with a request: prepare it, hand it to the dispatcher, wait for its end."""
 
-import asyncio
-import functools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
 import anyio
@@ -14,6 +12,7 @@ import msgspec
 from bus.config import FrontendConfig
 from bus.errors import BuswayError, InvalidRequest
 from frontend.auth.identity import caller, salt_of
+from frontend.auth.limits import Account
 from frontend.deltas import Dialect
 from frontend.dispatch import Dispatcher
 from frontend.grammar import has_grammar
@@ -43,9 +42,8 @@ class WaitedSink(Protocol):
     """A sink that somebody waits for."""
 
     @property
-    def done(self) -> asyncio.Event: ...
-    @property
     def error(self) -> BuswayError | None: ...
+    def wait(self) -> Awaitable[None]: ...
 
 
 class AnswerSink(Sink, WaitedSink, Protocol):
@@ -64,8 +62,12 @@ class Intake:
     async def decode(self, decoder: BodyDecoder[B], data: bytes) -> tuple[B, tuple[str, ...]]:
         """Return a body and the names in it that are unknown here; raise `InvalidRequest` for those, if so configured,
         and what `BodyDecoder.decode` raises."""
-        body, unknown = await off_loop(len(data), decoder.decode, data)
-        self.check_known(unknown)
+        if len(data) < IN_THREAD_FROM_BYTES:
+            body, unknown = decoder.decode(data)
+        else:
+            body, unknown = await anyio.to_thread.run_sync(decoder.decode, data)
+        if unknown:
+            self.check_known(unknown)
         return body, unknown
 
     def check_known(self, unknown: Sequence[str]) -> None:
@@ -99,11 +101,11 @@ class Intake:
         identity = caller.get()
         seed = random.getrandbits(63)
         defaults = Defaults(self.config.default_max_tokens, seed, tenant or identity.tenant, lowers_bound)
-        make = functools.partial(make_plan, model=model, defaults=defaults)
-        if has_grammar(body):
-            plan = await anyio.to_thread.run_sync(make, body, limiter=self.compilers)
+        if num_bytes < IN_THREAD_FROM_BYTES and not has_grammar(body):
+            plan = make_plan(body, model, defaults)
         else:
-            plan = await off_loop(num_bytes, make, body)
+            limiter = self.compilers if has_grammar(body) else None
+            plan = await anyio.to_thread.run_sync(make_plan, body, model, defaults, limiter=limiter)
         salt = salt_of(tenant) if tenant else identity.cache_salt
         merged = merge(body, hints)
         if salt or merged is not NOTHING_GIVEN:
@@ -125,15 +127,15 @@ class Intake:
         outputs = make(dialect, plan.facts(request_id, time.time()), sink)
         await self.run(open_requests(request_id, plan, outputs), sink)
 
-    async def run(self, requests: Sequence[Request], sink: WaitedSink) -> None:
+    def run(self, requests: Sequence[Request], sink: WaitedSink) -> Awaitable[None]:
         """Have the choices served; return when their sink is done, raise the error that ended it before its first byte.
 
         When the caller is cancelled, so are they. A caller with limits is charged; raises `RateLimited`.
         """
         account = caller.get().account
-        if account is None:
-            await self._serve(requests, sink)
-            return
+        return self._serve(requests, sink) if account is None else self._charge(account, requests, sink)
+
+    async def _charge(self, account: Account, requests: Sequence[Request], sink: WaitedSink) -> None:
         bound = 0
         for each in requests:
             bound += each.generation.num_prompt_tokens + min(MAX_CHARGED, each.generation.stopping.max_tokens)
@@ -152,7 +154,7 @@ class Intake:
                 except BuswayError as error:
                     # The first choices may be on their way to the client already: then it is told there.
                     request.output.fail(error)
-            await sink.done.wait()
+            await sink.wait()
         finally:
             self.cancel(requests)
         if sink.error is not None:
@@ -161,7 +163,8 @@ class Intake:
     def cancel(self, requests: Sequence[Request]) -> None:
         """Nobody wants these any more; those that have ended stay as they are."""
         for request in requests:
-            self.dispatcher.cancel(request)
+            if request.is_live:
+                self.dispatcher.cancel(request)
 
 
 def open_requests(request_id: str, plan: Plan, outputs: Sequence[Output]) -> list[Request]:

@@ -60,7 +60,7 @@ class JointStream:
         """`ending` renders what comes after the last choice."""
         self._sink = sink
         self._ending = ending
-        self._total = _Total(num_choices, per_prompt)
+        self._total = _Total(num_choices, per_prompt) if num_choices > 1 else None
         self._is_over = False
         self.send: Callable[[bytes, bytes, bytes], None] = sink.send if num_choices == 1 else self._send
         """Send three parts of a choice as one piece."""
@@ -73,9 +73,10 @@ class JointStream:
         """Choice `number` ends with these two pieces, the first of which may be empty."""
         if self._is_over:
             return
-        if self._total.add(number, usage):
+        total = self._total
+        if total is None or total.add(number, usage):
             self._is_over = True
-            self._sink.close(rest, last + self._ending(self._total.used))
+            self._sink.close(rest, last + self._ending(usage if total is None else total.used))
         elif rest or last:
             self._sink.send(rest, last, b"")
 

@@ -1,7 +1,7 @@
 """Pure. From a decoded body to what an engine needs: prompt ids, sampling, stopping, all within bounds."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -36,7 +36,7 @@ class Defaults(msgspec.Struct, frozen=True):
     """A bound of the output for which the context has no room is lowered instead of refused."""
 
 
-class Turn(NamedTuple):
+class Turn(msgspec.Struct, frozen=True):
     """A conversation, ready to be continued."""
 
     generation: Generation
@@ -143,21 +143,23 @@ def _generation(
         raise InvalidRequest(
             f"'min_tokens' is {min_tokens}, above the {max_tokens} of 'max_tokens'.", param="min_tokens"
         )
-    check_ids(body.stop_token_ids or (), model, "stop_token_ids")
-    check_ids(body.logit_bias or (), model, "logit_bias")
-    stop = body.stop or ()
+    if body.stop_token_ids:
+        check_ids(body.stop_token_ids, model, "stop_token_ids")
+    if body.logit_bias:
+        check_ids(body.logit_bias, model, "logit_bias")
+    stop, default, repetition = body.stop or (), model.sampling, body.repetition_penalty
     return Generation(
         model=model.name,
         model_slug=model.slug,
         prompt=prompt,
         sampling=Sampling(
-            temperature=_or(body.temperature, model.sampling.temperature),
-            top_p=_or(body.top_p, model.sampling.top_p),
-            top_k=model.sampling.top_k if body.top_k is None else max(0, body.top_k),
-            min_p=_or(body.min_p, model.sampling.min_p),
-            presence_penalty=_or(body.presence_penalty, 0.0),
-            frequency_penalty=_or(body.frequency_penalty, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, model.sampling.repetition_penalty),
+            temperature=default.temperature if body.temperature is None else body.temperature,
+            top_p=default.top_p if body.top_p is None else body.top_p,
+            top_k=default.top_k if body.top_k is None else max(0, body.top_k),
+            min_p=default.min_p if body.min_p is None else body.min_p,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            repetition_penalty=default.repetition_penalty if repetition is None else repetition,
             logit_bias=body.logit_bias or {},
             seed=defaults.seed if body.seed is None else body.seed % 2**63,
             top_logprobs=top_logprobs,
@@ -176,10 +178,6 @@ def _generation(
         shows_stop=bool(body.include_stop_str_in_output),
         shows_tokens=bool(body.return_token_ids),
     )
-
-
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
 
 
 def _output_bound(num_prompt: int, wanted: int | None, context: int, default: int, field: str) -> int:

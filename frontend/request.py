@@ -89,67 +89,47 @@ class Output(Protocol):
         """End without success."""
 
 
-class Request:
+def _no_tokens() -> "array[int]":
+    return array("I")
+
+
+class Request(msgspec.Struct, eq=False):
     """One request in flight. `now` and `_at` are seconds of one monotonic clock."""
 
-    __slots__ = (
-        "addressee",
-        "attempt",
-        "cached_tokens",
-        "dispatched_at",
-        "expires_at",
-        "first_token_at",
-        "flush_at",
-        "generation",
-        "is_held",
-        "is_live",
-        "is_routed",
-        "last_token_at",
-        "num_deaths",
-        "num_faults",
-        "num_tokens",
-        "opened_at",
-        "output",
-        "prefilled_by",
-        "request_id",
-        "suspect_at",
-        "ticket",
-        "tokens",
-        "vector",
-        "worker",
-    )
-
-    def __init__(self, request_id: str, generation: Generation, output: Output) -> None:
-        self.request_id = request_id
-        self.generation = generation
-        self.output = output
-        self.tokens = array("I")
-        self.num_tokens = 0
-        self.vector = b""
-        """Of an embedding: packed float32, once it is there."""
-        self.attempt = 0
-        self.ticket = 0
-        self.num_faults = 0
-        """Attempts that ended through somebody's fault, which may be its own."""
-        self.num_deaths = 0
-        """Workers that died while they computed its first token of an attempt."""
-        self.addressee = ""
-        """The worker whose own lane has the present attempt; empty where it went to routers, or to all."""
-        self.is_held = False
-        """It waits to be tried again alone (`frontend.suspects`)."""
-        self.worker = ""
-        """Empty until a worker accepts the present attempt."""
-        self.prefilled_by = ""
-        """The worker that computed the prompt, where another one goes on."""
-        self.is_live = False
-        self.is_routed = False
-        """Whether the present attempt went to the routers."""
-        self.opened_at = self.dispatched_at = self.first_token_at = self.last_token_at = self.suspect_at = 0.0
-        self.expires_at = float("inf")
-        """When its time is over, by the clock of all these."""
-        self.cached_tokens = 0
-        self.flush_at = 0.0
-        """When its output may be flushed again."""
+    request_id: str
+    generation: Generation
+    output: Output
+    tokens: "array[int]" = msgspec.field(default_factory=_no_tokens)
+    num_tokens: int = 0
+    vector: bytes = b""
+    """Of an embedding: packed float32, once it is there."""
+    attempt: int = 0
+    ticket: int = 0
+    num_faults: int = 0
+    """Attempts that ended through somebody's fault, which may be its own."""
+    num_deaths: int = 0
+    """Workers that died while they computed its first token of an attempt."""
+    addressee: str = ""
+    """The worker whose own lane has the present attempt; empty where it went to routers, or to all."""
+    is_held: bool = False
+    """It waits to be tried again alone (`frontend.suspects`)."""
+    worker: str = ""
+    """Empty until a worker accepts the present attempt."""
+    prefilled_by: str = ""
+    """The worker that computed the prompt, where another one goes on."""
+    is_live: bool = False
+    is_routed: bool = False
+    """Whether the present attempt went to the routers."""
+    opened_at: float = 0.0
+    dispatched_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    suspect_at: float = 0.0
+    expires_at: float = float("inf")
+    """When its time is over, by the clock of all these."""
+    cached_tokens: int = 0
+    flush_at: float = 0.0
+    """When its output may be flushed again."""
 
     @property
     def has_token_of_attempt(self) -> bool:
@@ -166,7 +146,7 @@ class Request:
             ticket=self.ticket,
             model=generation.model,
             prompt=generation.prompt,
-            output=pack_u32(self.tokens),
+            output=pack_u32(self.tokens) if self.tokens else b"",
             sampling=generation.sampling,
             stopping=generation.stopping,
             latency_class=generation.latency_class,

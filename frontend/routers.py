@@ -20,4 +20,4 @@ class Routers:
 
     def take(self, model: str) -> bool:
         """Whether requests for a model (by name) are to go to routers."""
-        return any(not models or model in models for models in self._models.values())
+        return bool(self._models) and any(not models or model in models for models in self._models.values())

@@ -39,8 +39,9 @@ class UsagePublisher:
         if len(self._waiting) >= MAX_WAITING:
             FRONTEND_USAGE_LOST.inc()
             return
+        if not self._waiting:
+            self._arrived.set()
         self._waiting.append(usage)
-        self._arrived.set()
 
     def close(self) -> None:
         """Take no more; `run` returns when what waits is stored."""

@@ -18,11 +18,8 @@ class Cors:
     def __init__(self, origins: Iterable[str]) -> None:
         """`*` allows all."""
         self._origins = frozenset(origin.encode() for origin in origins)
-
-    @property
-    def is_on(self) -> bool:
+        self.is_on = bool(self._origins)
         """Whether any origin is allowed."""
-        return bool(self._origins)
 
     def headers(self, origin: bytes) -> Headers:
         """Return the headers of an answer to a page of this origin; only `vary` for a page that may not read it."""

@@ -1,6 +1,6 @@
 """I/O. The body of a call, read and decoded within bounds."""
 
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -11,7 +11,7 @@ from frontend.openai.body import BodyDecoder
 B = TypeVar("B", bound=msgspec.Struct)
 
 
-class Read(NamedTuple):
+class Read(msgspec.Struct, frozen=True):
     """What there is to know of a body beside itself."""
 
     num_bytes: int

@@ -2,10 +2,11 @@
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import anyio
+import msgspec
 
 from frontend.doors.exchange import Exchange
 from frontend.errors import BodyTooLarge, UnsupportedMediaType
@@ -21,7 +22,7 @@ _MAX_IGNORED = 1000
 """Characters of the header that names ignored parameters."""
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct):
     """One HTTP request."""
 
     exchange: Exchange
@@ -36,7 +37,7 @@ class Call(NamedTuple):
     def shown_id(self) -> bytes:
         """What `x-request-id` says: the client's own id if it sent a usable one, else ours."""
         given = self.find_header(b"x-request-id")
-        return given if _REQUEST_ID.match(given) else self.request_id.encode()
+        return given if given and _REQUEST_ID.match(given) else self.request_id.encode()
 
     @property
     def is_anthropic(self) -> bool:
@@ -53,12 +54,14 @@ class Call(NamedTuple):
         Raises `UnsupportedMediaType` for what is said to be no JSON, or compressed; `BodyTooLarge` before more than
         `limit_bytes` are read. How long the body may take is the connection's business.
         """
-        kind = self.find_header(b"content-type").split(b";")[0].strip().lower()
-        if kind and kind != b"application/json" and not kind.endswith(b"+json"):
-            shown = kind.decode("latin-1")[:80]
-            raise UnsupportedMediaType(
-                f"The body is {shown}; send JSON with the header content-type: application/json."
-            )
+        kind = self.find_header(b"content-type")
+        if kind != b"application/json":
+            kind = kind.split(b";")[0].strip().lower()
+            if kind and kind != b"application/json" and not kind.endswith(b"+json"):
+                shown = kind.decode("latin-1")[:80]
+                raise UnsupportedMediaType(
+                    f"The body is {shown}; send JSON with the header content-type: application/json."
+                )
         encoding = self.find_header(b"content-encoding").lower()
         if encoding not in (b"", b"identity"):
             shown = encoding.decode("latin-1")[:80]
@@ -68,7 +71,7 @@ class Call(NamedTuple):
             raise BodyTooLarge(f"The body has {int(length)} bytes; at most {limit_bytes} are taken.")
         pieces: list[bytes] = []
         num_bytes = 0
-        while data := await self.exchange.receive():
+        while not self.exchange.is_read and (data := await self.exchange.receive()):
             num_bytes += len(data)
             if num_bytes > limit_bytes:
                 raise BodyTooLarge(f"The body has more than the {limit_bytes} bytes that are taken.")
@@ -89,13 +92,15 @@ def processing_line(arrived_at: float) -> bytes:
     return b"openai-processing-ms: %d\r\n" % ((time.monotonic() - arrived_at) * 1000)
 
 
-def ignored_header(names: Iterable[str]) -> Headers:
+def ignored_header(names: Sequence[str]) -> Headers:
     """Return the header that names parameters nobody looked at; what is no plain name is cut down to one."""
+    if not names:
+        return ()
     shown = ",".join(_NOT_IN_HEADER.sub("_", name[:64]) for name in names)[:_MAX_IGNORED]
     return ((b"x-busway-ignored-params", shown.encode()),) if shown else ()
 
 
-def json_reply(body: bytes, ignored: Iterable[str] = ()) -> Reply:
+def json_reply(body: bytes, ignored: Sequence[str] = ()) -> Reply:
     """Return an answer in JSON that names the parameters nobody looked at."""
     return Reply(body, headers=(*JSON, *ignored_header(ignored)))
 

@@ -191,17 +191,19 @@ class Connection(asyncio.Protocol):
             raise self._too_many_headers()
         parser = self._parser
         path, query = _split(self._url)
+        may_chunk = parser.get_http_version() == "1.1"
         exchange = Exchange(
             self,
+            self.transport,
             method=parser.get_method().decode("ascii"),
             path=path,
             query=query,
             headers=dict(reversed(self._headers)),
             limit_bytes=self._limits.slow_client_bytes,
+            expects_continue=self._expects_continue,
+            is_chunked=may_chunk,
+            keeps_alive=may_chunk and parser.should_keep_alive(),
         )
-        exchange.expects_continue = self._expects_continue
-        exchange.is_chunked = parser.get_http_version() == "1.1"
-        exchange.keeps_alive = exchange.is_chunked and parser.should_keep_alive()
         self._arriving = exchange
         if self._running is None:
             self._start(exchange)

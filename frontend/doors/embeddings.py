@@ -1,6 +1,5 @@
 """I/O. The handlers of embeddings, and of rerank and score, which are the cosine of two embeddings."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -38,19 +37,14 @@ from frontend.openai.embeddings import (
     show_ranking,
 )
 from frontend.request import Generation, Logprobs, Request, Usage
+from frontend.waited import Waited
 
 MAX_IN_FLIGHT = 64
 """Inputs of one request that are computed at a time: others get their turn between them."""
 
 
-class _End:
+class _End(Waited):
     """The output of a request whose answer is a vector: only its end counts."""
-
-    __slots__ = ("done", "error")
-
-    def __init__(self) -> None:
-        self.done = asyncio.Event()
-        self.error: BuswayError | None = None
 
     def push(self, token: int) -> None:
         """Take no token: there is none."""
@@ -66,12 +60,12 @@ class _End:
         """End; what was aborted has no vector."""
         if reason == "abort":
             self.error = GenerationFailed("The worker gave the input up.", code="aborted")
-        self.done.set()
+        self.end()
 
     def fail(self, error: BuswayError) -> None:
         """End without a vector."""
         self.error = error
-        self.done.set()
+        self.end()
 
 
 class Embeddings:

@@ -11,6 +11,8 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Protocol
 
+import msgspec
+
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 
 
@@ -27,62 +29,38 @@ class Wire(Protocol):
         """The response is complete: the next request may be served."""
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its response. Whoever handles it is alone to read and to write."""
 
-    __slots__ = (
-        "_body",
-        "_limit_bytes",
-        "_transport",
-        "_waiter",
-        "_wire",
-        "expects_continue",
-        "has_arrived",
-        "has_begun",
-        "headers",
-        "is_chunked",
-        "is_disconnected",
-        "is_finished",
-        "keeps_alive",
-        "late_headers",
-        "method",
-        "on_lost",
-        "path",
-        "query",
-    )
-
-    def __init__(
-        self, wire: Wire, *, method: str, path: str, query: bytes, headers: Mapping[bytes, bytes], limit_bytes: int
-    ) -> None:
-        """`limit_bytes` of a stream may wait for a client that does not read."""
-        self._wire = wire
-        self._transport = wire.transport
-        self._limit_bytes = limit_bytes
-        self._body = b""
-        self._waiter: asyncio.Future[None] | None = None
-        self.method = method
-        self.path = path
-        """Decoded."""
-        self.query = query
-        self.headers = headers
-        """By lower-case name; the first of those with the same name."""
-        self.has_arrived = False
-        """All of the body came."""
-        self.expects_continue = False
-        """The client sends its body when it is told to."""
-        self.is_chunked = True
-        """The response may be of unknown length."""
-        self.keeps_alive = True
-        """The connection may serve another request."""
-        self.has_begun = False
-        """The head of the response was made."""
-        self.is_finished = False
-        """The response is complete."""
-        self.is_disconnected = False
-        self.on_lost: Callable[[], None] | None = None
-        """Called at most once, when the client is gone before the response is complete."""
-        self.late_headers: Callable[[], Iterable[tuple[bytes, bytes]]] | None = None
-        """Asked for headers of any response, stream or not, when it begins."""
+    _wire: Wire
+    _transport: asyncio.Transport
+    method: str
+    path: str
+    """Decoded."""
+    query: bytes
+    headers: Mapping[bytes, bytes]
+    """By lower-case name; the first of those with the same name."""
+    limit_bytes: int
+    """So much of a stream may wait for a client that does not read."""
+    expects_continue: bool
+    """The client sends its body when it is told to."""
+    is_chunked: bool
+    """The response may be of unknown length."""
+    keeps_alive: bool
+    """The connection may serve another request."""
+    _body: bytes = b""
+    _waiter: asyncio.Future[None] | None = None
+    has_arrived: bool = False
+    """All of the body came."""
+    has_begun: bool = False
+    """The head of the response was made."""
+    is_finished: bool = False
+    """The response is complete."""
+    is_disconnected: bool = False
+    on_lost: Callable[[], None] | None = None
+    """Called at most once, when the client is gone before the response is complete."""
+    late_headers: Callable[[], Iterable[tuple[bytes, bytes]]] | None = None
+    """Asked for headers of any response, stream or not, when it begins."""
 
     @property
     def is_lost(self) -> bool:
@@ -90,6 +68,11 @@ class Exchange:
         return self.is_disconnected or self._transport.is_closing()
 
     # The request
+
+    @property
+    def is_read(self) -> bool:
+        """All of the body came, and was taken."""
+        return self.has_arrived and not self._body
 
     async def receive(self) -> bytes:
         """Return what came of the body since the last call, waiting for some; nothing at its end, or without client."""
@@ -151,7 +134,7 @@ class Exchange:
     def write(self, data: bytes) -> None:
         """Write bytes of the response as they go over the wire; a client that does not read is cut off."""
         self._transport.write(data)
-        if self._wire.is_write_paused and self._transport.get_write_buffer_size() > self._limit_bytes:
+        if self._wire.is_write_paused and self._transport.get_write_buffer_size() > self.limit_bytes:
             self.abort()
 
     async def drain(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from bus.messages.base import unpack_u32
 from frontend.deltas import Dialect
@@ -61,13 +61,13 @@ class Generate:
             call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(read.ignored)
         )
 
-    async def prepare(
+    def prepare(
         self, call: Call, num_bytes: int, body: ChatBody | CompletionBody, *, lowers_bound: bool = False
-    ) -> Plan:
+    ) -> Awaitable[Plan]:
         """Say what a body of that size asks for; raise what the client is to be told."""
         model = self._intake.find_model(body.model)
         hints = read_headers(call.exchange.headers)
-        return await self._intake.prepare(num_bytes, body, model, hints=hints, lowers_bound=lowers_bound)
+        return self._intake.prepare(num_bytes, body, model, hints=hints, lowers_bound=lowers_bound)
 
     async def respond(
         self, call: Call, plan: Plan, dialect: Dialect, *, is_stream: bool, headers: Headers = ()
@@ -78,7 +78,7 @@ class Generate:
         """
         facts = plan.facts(call.request_id, time.time())
         if is_stream:
-            lines = EVENT_LINES % call.shown_id + header_lines(headers)
+            lines = EVENT_LINES % call.shown_id + (header_lines(headers) if headers else b"")
             events = EventSink(call.exchange, lines, call.arrived_at)
             requests = open_requests(call.request_id, plan, plan.streams(dialect, facts, events))
             self._streams[events] = requests
@@ -123,7 +123,7 @@ class Generate:
 
         def give_up() -> None:
             self._intake.cancel(requests)
-            sink.done.set()
+            sink.end()
 
         if call.exchange.is_lost:
             return

@@ -3,11 +3,9 @@
 import math
 import time
 from collections.abc import Iterable
-from functools import cache
 
 import anyio
 import structlog
-from prometheus_client import Counter
 
 from bus.metrics import FRONTEND_REQUESTS
 from frontend.anthropic.errors import anthropic_envelope, to_anthropic
@@ -57,7 +55,7 @@ class HttpDoor:
                 route, params = self._router.find(exchange.path, exchange.method)
                 endpoint = route.pattern
                 if params:
-                    call = call._replace(params=params)
+                    call.params = params
                 if self._keys is not None:
                     self._identify(call, self._keys)
                 reply = await route.handler(call)
@@ -78,7 +76,7 @@ class HttpDoor:
             elif reply is not None and not exchange.is_lost:
                 status = reply.status
                 _send(call, reply)
-        _count(endpoint, status).inc()
+        FRONTEND_REQUESTS.counts[endpoint, str(status)] += 1
 
     def _identify(self, call: Call, keys: Keys) -> None:
         """Make the caller known to this task; raise `InvalidKey`, `RateLimited`."""
@@ -104,11 +102,6 @@ class HttpDoor:
     def _allow_origin(self, call: Call) -> None:
         headers = self._cors.headers(call.find_header(b"origin"))
         call.exchange.late_headers = lambda: headers
-
-
-@cache
-def _count(endpoint: str, status: int) -> Counter:
-    return FRONTEND_REQUESTS.labels(endpoint=endpoint, status=str(status))
 
 
 def _error_reply(call: Call, error: Exception, family: Family) -> Reply:

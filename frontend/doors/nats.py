@@ -99,7 +99,7 @@ class NatsDoor:
         finally:
             self._num_running -= 1
             call.finish()
-            FRONTEND_REQUESTS.labels(endpoint="ask", status=str(status)).inc()
+            FRONTEND_REQUESTS.counts["ask", str(status)] += 1
 
     async def _answer(self, call: Call, sink: SubjectSink) -> None:
         slug, tenant = self._bus.subjects.parse(call.subject).fields

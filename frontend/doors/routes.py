@@ -44,13 +44,6 @@ class Route(NamedTuple):
     doc: Doc = NO_DOC
 
 
-class Found(NamedTuple):
-    """A route and what its varying segments are in the path at hand."""
-
-    route: Route
-    params: dict[str, str]
-
-
 _NO_PARAMS: dict[str, str] = {}
 
 
@@ -66,8 +59,11 @@ class Router:
             table = self._varying if "{" in route.pattern else self._fixed
             table.setdefault(route.pattern, {})[route.method] = route
 
-    def find(self, path: str, method: str) -> Found:
-        """Return the route of a request (HEAD is answered as GET); raise `NoSuchRoute` or `MethodNotAllowed`."""
+    def find(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
+        """Return the route of a request (HEAD is answered as GET) and what its varying segments are in the path.
+
+        Raises `NoSuchRoute` or `MethodNotAllowed`.
+        """
         methods = self._fixed.get(path)
         params = _NO_PARAMS
         if methods is None:
@@ -82,7 +78,7 @@ class Router:
         if route is None:
             allow = ", ".join(methods)
             raise MethodNotAllowed(f"{path[:200]} takes {allow}, not {method[:20]}.", allow=allow)
-        return Found(route, params)
+        return route, params
 
     def methods_of(self, path: str) -> list[str]:
         """Return the methods that a path takes, none where there is no such path."""

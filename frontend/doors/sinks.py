@@ -1,22 +1,19 @@
 """I/O. Where the output of a request goes: server-sent events, one HTTP body, or messages on a NATS subject."""
 
-import asyncio
-
 from bus.errors import BusUnavailable, BuswayError
 from bus.protocol import Bus
 from frontend.doors.call import processing_line
 from frontend.doors.exchange import Exchange
+from frontend.waited import Waited
 
 _COMMENT = b": keep-alive\n\n"
 
 
-class EventSink:
+class EventSink(Waited):
     """Server-sent events, written to the transport; the response begins with the first of them.
 
-    Up to then an error can still be an HTTP status: it is kept in `error` for the handler that waits for `done`.
+    Up to then an error can still be an HTTP status: it is kept in `error` for the handler that waits.
     """
-
-    __slots__ = ("_arrived_at", "_exchange", "_has_begun", "_headers", "_is_quiet", "done", "error")
 
     def __init__(self, exchange: Exchange, headers: bytes, arrived_at: float) -> None:
         """`arrived_at` is when the request came, on the clock of `time.monotonic`."""
@@ -25,8 +22,6 @@ class EventSink:
         self._arrived_at = arrived_at
         self._has_begun = False
         self._is_quiet = False
-        self.done = asyncio.Event()
-        self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Write one event, given in three parts."""
@@ -39,7 +34,7 @@ class EventSink:
 
     def keep_alive(self) -> None:
         """Write a comment, which clients skip, if nothing was written since the last call."""
-        if self._is_quiet and not self.done.is_set():
+        if self._is_quiet and not self.is_over:
             self.send(_COMMENT, b"", b"")
         else:
             self._is_quiet = True
@@ -51,7 +46,7 @@ class EventSink:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
         self._exchange.write(data if self._has_begun else self._begin() + data)
         self._exchange.finish()
-        self.done.set()
+        self.end()
 
     def _begin(self) -> bytes:
         self._has_begun = True
@@ -63,18 +58,14 @@ class EventSink:
             self.close(b"", last)
         else:
             self.error = error
-            self.done.set()
+            self.end()
 
 
-class BodySink:
-    """One body, kept in `body` (or `error`) for the handler that waits for `done`."""
-
-    __slots__ = ("body", "done", "error")
+class BodySink(Waited):
+    """One body, kept in `body` (or `error`) for the handler that waits for its end."""
 
     def __init__(self) -> None:
         self.body = b""
-        self.done = asyncio.Event()
-        self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Add a part of the body."""
@@ -83,25 +74,21 @@ class BodySink:
     def close(self, rest: bytes, last: bytes) -> None:
         """Add the last parts."""
         self.body += rest + last
-        self.done.set()
+        self.end()
 
     def fail(self, error: BuswayError, last: bytes) -> None:
         """End with the error instead of a body."""
         self.error = error
-        self.done.set()
+        self.end()
 
 
-class SubjectSink:
-    """Messages on a NATS subject. A bus that takes no more ends the answer: `done` is set, the rest is dropped."""
-
-    __slots__ = ("_bus", "_is_broken", "done", "error", "subject")
+class SubjectSink(Waited):
+    """Messages on a NATS subject. A bus that takes no more ends the answer: it is over, the rest is dropped."""
 
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus = bus
         self._is_broken = False
         self.subject = subject
-        self.done = asyncio.Event()
-        self.error: BuswayError | None = None
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Publish one message, given in three parts."""
@@ -112,19 +99,19 @@ class SubjectSink:
         except BusUnavailable as error:
             self._is_broken = True
             self.error = error
-            self.done.set()
+            self.end()
 
     def close(self, rest: bytes, last: bytes) -> None:
         """Publish the last messages."""
         if rest:
             self.send(rest, b"", b"")
         self.send(last, b"", b"")
-        self.done.set()
+        self.end()
 
     def fail(self, error: BuswayError, last: bytes) -> None:
-        """Leave the error to who waits for `done`: it is published with its headers."""
+        """Leave the error to who waits for its end: it is published with its headers."""
         self.error = error
-        self.done.set()
+        self.end()
 
 
 class ChunkSink(SubjectSink):
@@ -133,8 +120,6 @@ class ChunkSink(SubjectSink):
     What is no event, an answer in one piece, is one message. JSON holds no line ends, so that the lines of the events
     are found without reading them.
     """
-
-    __slots__ = ()
 
     def send(self, head: bytes, text: bytes, tail: bytes) -> None:
         """Publish what the events carry."""

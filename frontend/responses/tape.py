@@ -7,6 +7,7 @@ from itertools import islice
 
 from bus.errors import BuswayError
 from bus.messages.responses import StoredResponse
+from frontend.waited import Waited
 
 MAX_TAPE_BYTES = 8 * 2**20
 """Of one response: the oldest events go first, and who comes late begins with what is left."""
@@ -19,12 +20,10 @@ Listener = Callable[[bytes], None]
 _ENDINGS = tuple(f"event: response.{status}".encode() for status in ("completed", "incomplete", "failed", "cancelled"))
 
 
-class Tape:
+class Tape(Waited):
     """A sink of events, numbered from 0 as they come, and those who listen to them."""
 
     def __init__(self) -> None:
-        self.done = asyncio.Event()
-        self.error: BuswayError | None = None
         self._events: deque[bytes] = deque()
         self._num_dropped = 0
         self.num_bytes = 0
@@ -34,7 +33,7 @@ class Tape:
         """Hand over the events after number `after`, then those that come; return what ends that."""
         for event in list(islice(self._events, max(0, after + 1 - self._num_dropped), None)):
             listener(event)
-        if self.done.is_set() or len(self._listeners) >= MAX_LISTENERS:
+        if self.is_over or len(self._listeners) >= MAX_LISTENERS:
             listener(b"")
             return _nothing
         self._listeners.append(listener)
@@ -67,7 +66,7 @@ class Tape:
 
     def end(self) -> None:
         """No more will come. Ending twice is ending once."""
-        self.done.set()
+        super().end()
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener(b"")
