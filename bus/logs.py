@@ -4,12 +4,14 @@ Use `log = structlog.get_logger()` and `log.info("request.finished", tokens_out=
 and no prompt, token or secret is ever a value.
 """
 
+import asyncio
+import atexit
 import logging
 import os
 import sys
-from collections.abc import Callable
+import threading
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 import msgspec
 import structlog
@@ -27,7 +29,7 @@ def set_up_logs(config: LogConfig, process: str) -> None:
     """
     on_terminal = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[config.level.upper()]
-    shared: list[Processor]
+    shared: list[Processor] = []
     if on_terminal:
         shared = [
             _add_process(process),
@@ -38,12 +40,12 @@ def set_up_logs(config: LogConfig, process: str) -> None:
             colors=has_colours(sys.stderr), exception_formatter=structlog.dev.plain_traceback
         )
     else:
-        shared = [_add_json_fields(process)]
-        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+        renderer = _to_json(process)
+    lines = _Lines(sys.stderr)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda: lines,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -69,17 +71,56 @@ def _add_process(process: str) -> Processor:
     return add
 
 
-def _add_json_fields(process: str) -> Processor:
-    """Return one processor for what JSON lines have beside their event: each more costs every request a call."""
+def _to_json(process: str) -> Processor:
+    """Return one processor for all that JSON lines need: each more costs every request a call."""
 
-    def add(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
         event["process"] = process
         event["level"] = "error" if method == "exception" else method
         event["timestamp"] = datetime.now(UTC)
-        return structlog.processors.format_exc_info(logger, method, event) if "exc_info" in event else event
+        if "exc_info" in event:
+            event = structlog.processors.format_exc_info(logger, method, event)
+        return _encoder.encode(event).decode()
 
-    return add
+    return render
 
 
-def _to_json(event: Any, **_options: Callable[[Any], Any]) -> str:
-    return _encoder.encode(event).decode()
+class _Lines:
+    """Writes lines to a stream: those of one turn of an event loop at once, unless something is wrong.
+
+    A write for each would cost a frontend as much as all else that its lines do.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._held: list[str] = []
+        self._lock = threading.Lock()
+        atexit.register(self._write_held)
+
+    def info(self, line: str) -> None:
+        """Write a line before the event loop's next turn is over."""
+        with self._lock:
+            self._held.append(line + "\n")
+            is_first = len(self._held) == 1
+        if is_first:
+            try:
+                asyncio.get_running_loop().call_soon(self._write_held)
+            except RuntimeError:  # no loop runs in this thread
+                self._write_held()
+
+    debug = info
+
+    def warning(self, line: str) -> None:
+        """Write a line now."""
+        with self._lock:
+            self._held.append(line + "\n")
+        self._write_held()
+
+    error = critical = warning
+
+    def _write_held(self) -> None:
+        with self._lock:
+            if self._held:
+                text, self._held = "".join(self._held), []
+                self._stream.write(text)
+                self._stream.flush()
