@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -32,12 +33,30 @@ class UsageBody(msgspec.Struct, frozen=True):
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
     output_tokens_details: OutputDetails = OutputDetails(0)
+    server_tool_use: None = None
+
+
+class CacheCreation(msgspec.Struct, frozen=True):
+    """`usage.cache_creation`: nobody pays for writing to the cache here."""
+
+    ephemeral_1h_input_tokens: int = 0
+    ephemeral_5m_input_tokens: int = 0
+
+
+class MessageUsage(UsageBody, frozen=True):
+    """`usage` of a message."""
+
+    cache_creation: CacheCreation = CacheCreation()
+    inference_geo: None = None
+    service_tier: str = "standard"
+    speed: None = None
 
 
 class TextShown(msgspec.Struct, frozen=True, tag="text"):
     """A text block."""
 
     text: str
+    citations: None = None
 
 
 class ThinkingShown(msgspec.Struct, frozen=True, tag="thinking"):
@@ -47,12 +66,18 @@ class ThinkingShown(msgspec.Struct, frozen=True, tag="thinking"):
     signature: str
 
 
+class Direct(msgspec.Struct, frozen=True, tag="direct"):
+    """`caller` of a tool: the model, and no program of its."""
+
+
 class ToolUseShown(msgspec.Struct, frozen=True, tag="tool_use"):
     """A tool call."""
 
     id: str
     name: str
     input: msgspec.Raw
+    caller: Direct = Direct()
+    toolset_name: None = None
 
 
 BlockShown = TextShown | ThinkingShown | ToolUseShown
@@ -67,7 +92,10 @@ class MessageShown(msgspec.Struct, frozen=True, tag="message", kw_only=True):
     content: Sequence[BlockShown]
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    usage: UsageBody
+    stop_details: None = None
+    container: None = None
+    diagnostics: None = None
+    usage: MessageUsage
 
 
 class StopShown(msgspec.Struct, frozen=True):
@@ -75,6 +103,8 @@ class StopShown(msgspec.Struct, frozen=True):
 
     stop_reason: str
     stop_sequence: str | None
+    stop_details: None = None
+    container: None = None
 
 
 class ModelShown(msgspec.Struct, frozen=True, tag="model", kw_only=True):
@@ -86,6 +116,10 @@ class ModelShown(msgspec.Struct, frozen=True, tag="model", kw_only=True):
     lifecycle: str = "active"
     max_input_tokens: int
     max_tokens: int
+    capabilities: None = None
+    line: None = None
+    deprecated_at: None = None
+    retires_at: None = None
 
 
 class ModelsShown(msgspec.Struct, frozen=True):
@@ -108,9 +142,12 @@ def message_id(facts: AnswerFacts) -> str:
     return f"msg_{facts.request_id}"
 
 
-def usage_body(usage: Usage) -> UsageBody:
+UsageT = TypeVar("UsageT", bound=UsageBody)
+
+
+def usage_shown(kind: type[UsageT], usage: Usage) -> UsageT:
     """Say in Anthropic's words what a request took."""
-    return UsageBody(
+    return kind(
         usage.prompt_tokens - usage.cached_tokens,
         usage.output_tokens,
         usage.cached_tokens,
@@ -160,7 +197,7 @@ class WholeMessage:
                 content=_blocks(choice, facts.request_id),
                 stop_reason=stop.stop_reason,
                 stop_sequence=stop.stop_sequence,
-                usage=usage_body(usage),
+                usage=usage_shown(MessageUsage, usage),
             )
         )
 

@@ -11,6 +11,7 @@ import msgspec
 from frontend.anthropic.answers import (
     BlockShown,
     MessageShown,
+    MessageUsage,
     StopShown,
     TextShown,
     ThinkingShown,
@@ -19,7 +20,7 @@ from frontend.anthropic.answers import (
     WholeMessage,
     message_id,
     stop_shown,
-    usage_body,
+    usage_shown,
 )
 from frontend.anthropic.errors import stream_error
 from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Delta, ReasoningDelta
@@ -137,7 +138,7 @@ class MessageChunks:
     def opening(self) -> bytes:
         """Render the start of the message: how much of the prompt comes from the cache is known at its end only."""
         facts = self._facts
-        usage = UsageBody(facts.prompt_tokens, 0, 0)
+        usage = MessageUsage(facts.prompt_tokens, 0, 0)
         start = MessageStart(MessageShown(id=message_id(facts), model=facts.model, content=(), usage=usage))
         opened = self._open("text", TextShown("")) if self._is_text else b""
         return _event(b"message_start", msgspec.json.encode(start)) + _PING + opened
@@ -163,7 +164,7 @@ class MessageChunks:
     def closing(self, end: ChoiceEnd, usage: Usage) -> bytes:
         """Close the last block and say how the message ended; one without any block gets an empty text."""
         opened = self._open("text", TextShown("")) if self._index < 0 else b""
-        data = msgspec.json.encode(MessageDelta(stop_shown(end), usage_body(usage)))
+        data = msgspec.json.encode(MessageDelta(stop_shown(end), usage_shown(UsageBody, usage)))
         return opened + self._close() + _event(b"message_delta", data) + _STOP
 
     def broken(self, error: ErrorBody) -> bytes:

@@ -17,6 +17,7 @@ from frontend.vocabulary import Vocabulary
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 _json = msgspec.json.encode
+_tool = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class OutputText(msgspec.Struct, frozen=True, tag="output_text"):
@@ -227,7 +228,7 @@ def new_response(
         temperature=temperature,
         text=_text_shown(body.text),
         tool_choice=body.tool_choice if bytes(body.tool_choice) not in (b"", b"null") else msgspec.Raw(b'"auto"'),
-        tools=list(body.tools or ()),
+        tools=[_tool_shown(tool) for tool in body.tools or ()],
         top_logprobs=body.top_logprobs or 0,
         top_p=top_p,
         truncation=body.truncation or "disabled",
@@ -246,6 +247,14 @@ def _text_shown(config: TextConfig | None) -> msgspec.Raw:
     if asked.verbosity is not None:
         text["verbosity"] = asked.verbosity
     return msgspec.Raw(_json(text))
+
+
+def _tool_shown(tool: msgspec.Raw) -> msgspec.Raw:
+    """Return a tool as it was asked with; of functions all is said that clients look for."""
+    fields = _tool.decode(tool)
+    if bytes(fields["type"]) != b'"function"':
+        return tool
+    return msgspec.Raw(_json({"parameters": None, "strict": None, **fields}))
 
 
 def ended(

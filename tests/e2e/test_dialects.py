@@ -4,12 +4,18 @@ import json
 import os
 import re
 import signal
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import anthropic
 import openai
 import pytest
+from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
+from openai.types import Batch, Completion, CreateEmbeddingResponse, FileDeleted, FileObject, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import InputTokenCountResponse, Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -168,6 +174,88 @@ def test_what_a_custom_tool_is_called_with_follows_its_grammar(up: Up, grammar: 
     assert fits.fullmatch(made.output[-1].input)
     assert deltas == "".join(item.input for item in made.output if item.type == "custom_tool_call")
     assert last.output_text
+
+
+ASKED: Any = {"model": "busway-tiny", "messages": [{"role": "user", "content": "What is Busway?"}], "max_tokens": 40}
+CALLED: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+PROMPT: Any = {"model": "busway-tiny", "input": "What is Busway?", "max_output_tokens": 40}
+OBJECT: Any = {
+    "type": "json_schema",
+    "name": "x",
+    "schema": {"type": "object", "properties": {"a": {"type": "boolean"}}},
+}
+SHAPES: Any = [
+    ("chat/completions", ASKED, ChatCompletion, ChatCompletionChunk),
+    ("chat/completions", ASKED | {"logprobs": True, "top_logprobs": 2, "n": 2}, ChatCompletion, ChatCompletionChunk),
+    ("chat/completions", ASKED | {"tools": [CALLED], "tool_choice": "required"}, ChatCompletion, ChatCompletionChunk),
+    ("chat/completions", ASKED | {"functions": [CALLED["function"]]}, ChatCompletion, ChatCompletionChunk),
+    ("completions", {"model": "busway-tiny", "prompt": "Hi", "max_tokens": 9, "logprobs": 2}, Completion, None),
+    ("responses", PROMPT, Response, ResponseStreamEvent),
+    ("responses", PROMPT | {"text": {"format": OBJECT}}, Response, ResponseStreamEvent),
+    ("responses", PROMPT | {"include": ["message.output_text.logprobs"]}, Response, ResponseStreamEvent),
+    (
+        "responses",
+        PROMPT | {"tools": [{"type": "custom", "name": "c"}, CALLED["function"] | {"type": "function"}],
+                  "tool_choice": "required"},
+        Response,
+        ResponseStreamEvent,
+    ),
+    ("responses/input_tokens", {"model": "busway-tiny", "input": "Hi"}, InputTokenCountResponse, None),
+    ("embeddings", {"model": "busway-tiny", "input": ["Hi", "Ho"]}, CreateEmbeddingResponse, None),
+    ("messages", ASKED, Message, RawMessageStreamEvent),
+    ("messages", ASKED | {"tools": [{"name": "weather", "input_schema": SCHEMA}]}, Message, RawMessageStreamEvent),
+    ("messages/count_tokens", {k: ASKED[k] for k in ("model", "messages")}, MessageTokensCount, None),
+]  # fmt: skip
+
+
+def fetch(url: str, body: Any = None) -> bytes:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, {"content-type": "application/json"})) as answer:
+        return bytes(answer.read())
+
+
+@pytest.mark.parametrize(("path", "body", "whole", "event"), SHAPES)
+def test_every_answer_is_of_the_type_that_the_clients_say(up: Up, path: str, body: Any, whole: Any, event: Any) -> None:
+    url = f"{up.url()}/v1/{path}"
+    TypeAdapter(whole).validate_json(fetch(url, body), strict=True)
+    if event is None:
+        return
+    lines = fetch(url, {**body, "stream": True}).decode().split("\n")
+    events = [data for line in lines if (data := line.removeprefix("data: ")) != line and data != "[DONE]"]
+    assert len(events) > 2
+    for data in events:
+        if data != '{"type":"ping"}':
+            TypeAdapter(event).validate_json(data, strict=True)
+
+
+def test_files_and_batches_are_of_the_types_that_the_client_says(up: Up, wait_for: Callable[..., float]) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": ASKED}
+    url = f"{up.url()}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        upload = client.files.with_raw_response.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch")
+        file = TypeAdapter(FileObject).validate_json(upload.text, strict=True)
+        made = client.batches.with_raw_response.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        batch = TypeAdapter(Batch).validate_json(made.text, strict=True)
+
+        def read() -> Batch:
+            found: Batch = TypeAdapter(Batch).validate_json(fetch(f"{url}/batches/{batch.id}"), strict=True)
+            return found
+
+        wait_for(lambda: read().status == "completed")
+        answer = json.loads(fetch(f"{url}/files/{read().output_file_id}/content"))
+        TypeAdapter(ChatCompletion).validate_python(answer["response"]["body"], strict=True)
+        listed = {
+            "files": (json.loads(fetch(f"{url}/files")), FileObject),
+            "batches": (json.loads(fetch(f"{url}/batches")), Batch),
+            "models": (json.loads(fetch(f"{url}/models")), Model),
+        }
+        for kind, (page, shape) in listed.items():
+            assert page["object"] == "list", kind
+            assert TypeAdapter(list[shape]).validate_python(page["data"], strict=True), kind
+        deleted = client.files.with_raw_response.delete(file.id)
+        TypeAdapter(FileDeleted).validate_json(deleted.text, strict=True)
 
 
 def test_a_background_response_of_a_frontend_that_was_killed_has_failed(up: Up, wait_for: Callable[..., float]) -> None:

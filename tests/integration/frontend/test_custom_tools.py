@@ -67,7 +67,7 @@ async def test_a_custom_tool_goes_around_with_openai_python(stage: OpenStage) ->
 
 async def test_a_custom_tool_goes_around_over_the_responses_api(stage: OpenStage) -> None:
     tools: Any = [{"type": "custom", "name": "patch", "format": {"type": "grammar", **LARK}}]
-    ask: dict[str, Any] = {"model": "tiny", "input": QUESTION, "tools": tools}
+    ask: dict[str, Any] = {"model": "tiny", "input": QUESTION, "tools": [*tools, {"type": "function", "name": "look"}]}
     async with stage(template=TEMPLATE) as on, openai_of(on) as client:
         on.worker.script = lambda job: on.worker.echo(job, SAID)
         _, _, body = await on.post("/v1/responses", {**ask, "stream": True})
@@ -92,7 +92,7 @@ async def test_a_custom_tool_goes_around_over_the_responses_api(stage: OpenStage
         assert [item[key] for key in ("type", "status", "name", "input")] == [
             "custom_tool_call", "completed", "patch", PATCH,
         ]  # fmt: skip
-        assert response["tools"] == tools
+        assert response["tools"] == [*tools, {"type": "function", "name": "look", "parameters": None, "strict": None}]
     assert prompt.endswith("<|im_start|>tool\nchanged<|im_end|>\n<|im_start|>assistant")
     assert second.output_text == "Done."
 

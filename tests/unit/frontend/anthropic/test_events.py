@@ -129,6 +129,7 @@ def test_blocks_hold_what_was_said_however_it_is_cut(given: list[Any], cuts: lis
         "cache_read_input_tokens": 3,
         "cache_creation_input_tokens": 0,
         "output_tokens_details": {"thinking_tokens": 2},
+        "server_tool_use": None,
     }
 
 
@@ -160,7 +161,7 @@ def test_a_whole_message_has_the_same_blocks() -> None:
 )
 def test_reasons_to_stop(end: ChoiceEnd, stop_reason: str, stop_sequence: str | None) -> None:
     stop = read(MessageChunks(FACTS).closing(end, USAGE))[-2]["delta"]
-    assert stop == {"stop_reason": stop_reason, "stop_sequence": stop_sequence}
+    assert (stop["stop_reason"], stop["stop_sequence"]) == (stop_reason, stop_sequence)
 
 
 @pytest.mark.parametrize(
