@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import anyio
-from anyio import to_thread
 
 from bus.metrics import OFFLOAD_BLOCKS, OFFLOAD_BYTES, OFFLOAD_SECONDS
 from offload.host import HostArena
@@ -13,9 +12,9 @@ from offload.key import BlockKey
 from offload.tier import ORDINARY, Presence, Retention, Tier
 
 BATCH = 64
-"""Blocks of one store: pinned in host memory while it lasts."""
-NUM_STORES = 4
-"""Under way at a time: checksums are made and books are kept while the tier writes."""
+"""Blocks of one store, at most: pinned in host memory while it lasts."""
+NUM_STORES = 6
+"""Under way at a time: books are kept and checksums made while the tier writes."""
 MAX_PINNED_PART = 0.25
 """Of host memory: with less, one store at a time."""
 MAX_QUEUED = 65_536
@@ -64,24 +63,37 @@ class WriteBehind:
             self._became_idle.set()
 
     async def _store_queued(self, retention: Retention) -> None:
-        """Store what comes next with this retention, piece by piece."""
-        while self._queue and self._queue[0][1] == retention:
-            keys, _ = self._queue.popleft()
-            self._num_queued -= len(keys)
-            await self._store(keys, retention)
+        """Store what comes next with this retention, batch by batch."""
+        while chains := self._take_batch(retention):
+            await self._store(chains, retention)
 
-    async def _store(self, keys: Sequence[BlockKey], retention: Retention) -> None:
-        found = self._tier.lookup(keys)
+    def _take_batch(self, retention: Retention) -> list[Sequence[BlockKey]]:
+        """Return the chains that come next with this retention, of one space, and of `BATCH` blocks together."""
+        chains: list[Sequence[BlockKey]] = []
+        room = BATCH
+        while self._queue:
+            keys, kept = self._queue[0]
+            if kept != retention or len(keys) > room or (chains and keys[0].space != chains[0][0].space):
+                break
+            chains.append(keys)
+            room -= len(keys)
+            self._num_queued -= len(keys)
+            self._queue.popleft()
+        return chains
+
+    async def _store(self, chains: Sequence[Sequence[BlockKey]], retention: Retention) -> None:
+        keys = [key for chain in chains for key in chain]
+        found = [presence for chain in chains for presence in self._tier.lookup(chain)]
         if retention != ORDINARY:
             held = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.HIT]
             await self._tier.retain(held, retention)
-        new = [key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS]
+        new = dict.fromkeys([key for key, presence in zip(keys, found, strict=True) if presence is Presence.MISS])
         slots = self._host.slots.prepare_load_any(new)
         if not slots:
             return
         started_at = time.perf_counter()
         try:
-            frames = await to_thread.run_sync(self._host.seal, slots)
+            frames = [self._host.frame(slot) for slot in slots]
             stored = sum(await self._tier.store(frames, retention))
         finally:
             self._host.slots.complete_load(slots)

@@ -3,10 +3,12 @@
 Unbuffered I/O takes no memory from the engine and no second copy; several threads keep the device busy.
 """
 
+import asyncio
 import fcntl
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from operator import itemgetter
@@ -15,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 
 from bus.errors import BadConfig
 from bus.messages.kv import KvEvent
@@ -27,8 +29,8 @@ from offload.slots import Slots
 from offload.tier import Frame, Medium, Presence, Retention
 
 NUM_READERS = 4
-NUM_WRITERS = 3
-"""Threads. Readers never wait for writers, and other stores are ready when one is written: the disk has no pauses."""
+NUM_WRITERS = 4
+"""Threads. Readers never wait for writers; some make checksums while others write."""
 MAX_RUN_BYTES = 8 * 2**20
 """Of neighbouring frames that one call of the system moves: it is cut up there, and the device kept busy with all."""
 MAX_FRAMES = 512
@@ -40,8 +42,10 @@ MAX_FILES = 64
 """Workers that can share a directory."""
 
 T = TypeVar("T")
-Run = tuple[int, list[memoryview]]
+U = TypeVar("U")
+Run = tuple[int, list[T]]
 """A slot, and what belongs into it and those behind it."""
+Stored = tuple[Frame, Entry]
 
 log = structlog.get_logger()
 _held = OFFLOAD_HELD_BLOCKS.labels("disk")
@@ -55,15 +59,23 @@ class DiskTier:
     medium: Medium = "disk"
     owner = ""
 
-    def __init__(self, slots: Slots, files: "_Files", found: Sequence[Entry]) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        files: "_Files",
+        found: Sequence[Entry],
+        readers: ThreadPoolExecutor,
+        writers: ThreadPoolExecutor,
+    ) -> None:
         """`found` is what an earlier worker left in the slots, oldest first."""
         self.newest = [(entry.key, entry.parent_hash) for entry in found[-NUM_NEWEST:]]
         """Blocks that were here at the start, and the hashes of those before them: something to measure with."""
         self._slots = slots
         self._files = files
         self._order = count(found[-1].order + 1 if found else 0)
-        self._readers = CapacityLimiter(NUM_READERS)
-        self._writers = CapacityLimiter(NUM_WRITERS)
+        self._most = min(MAX_FRAMES, max(1, MAX_RUN_BYTES // files.stride))
+        self._readers = readers
+        self._writers = writers
 
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
         """See `Tier.lookup`."""
@@ -86,17 +98,16 @@ class DiskTier:
         self._slots.remove(keys)
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
-        """See `Tier.store`; a disk that hangs is waited for. Takes one thread: several stores keep the disk busy."""
+        """See `Tier.store`; a disk that hangs is waited for."""
         now = time.time()
         taken = [self._slots.prepare_store(frame.key, frame.parent_hash, retention, now) for frame in frames]
         places = [(slot, frame) for slot, frame in zip(taken, frames, strict=True) if slot is not None]
         written: set[int] = set()
         try:
+            stored = [(slot, (frame, self._entry(slot, frame.key, frame.parent_hash))) for slot, frame in places]
+            hauls = [_runs(part, self._most) for part in _cut(stored, self._most)]
             with anyio.CancelScope(shield=True):  # the threads read the frames
-                entries = {slot: self._entry(slot, frame.key, frame.parent_hash) for slot, frame in places}
-                written.update(
-                    await to_thread.run_sync(self._files.write, self._runs(places), entries, limiter=self._writers)
-                )
+                written = await _in_threads(self._writers, self._files.write, hauls)
         finally:
             self._slots.complete_store([slot for slot, _ in places if slot in written])
             self._slots.abort_store([slot for slot, _ in places if slot not in written])
@@ -115,7 +126,7 @@ class DiskTier:
             changed = [slot for slot, was in zip(pinned, before, strict=True) if slots.retention_at(slot) != was]
             entries = [(slot, self._entry(slot, slots.key_at(slot), slots.parent_at(slot))) for slot in changed]
             with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(self._files.note, entries, limiter=self._writers)
+                await _in_threads(self._writers, self._files.note, [_runs(entries, MAX_FRAMES)])
         finally:
             slots.complete_load(pinned)
 
@@ -124,28 +135,13 @@ class DiskTier:
         pinned = [next(iter(self._slots.prepare_load([frame.key])), None) for frame in frames]
         places = [(slot, frame) for slot, frame in zip(pinned, frames, strict=True) if slot is not None]
         try:
+            runs = _runs(places, self._most)
+            hauls = _cut(runs, max(1, min(MAX_HAUL, -(-len(runs) // NUM_READERS))))
             with anyio.CancelScope(shield=True):  # the threads write into the frames
-                read = await self._read(self._runs(places))
+                read = await _in_threads(self._readers, self._files.read, hauls)
         finally:
             self._slots.complete_load([slot for slot, _ in places])
         return [slot in read for slot in pinned]
-
-    async def _read(self, runs: Sequence[Run]) -> set[int]:
-        """Read runs of frames, some at a time; return the slots for which that worked."""
-        read: set[int] = set()
-
-        async def haul(some: Sequence[Run]) -> None:
-            read.update(await to_thread.run_sync(self._files.read, some, limiter=self._readers))
-
-        size = max(1, min(MAX_HAUL, -(-len(runs) // NUM_READERS)))
-        async with anyio.create_task_group() as tasks:
-            for first in range(0, len(runs), size):
-                tasks.start_soon(haul, runs[first : first + size])
-        return read
-
-    def _runs(self, places: Iterable[tuple[int, Frame]]) -> list[Run]:
-        most = min(MAX_FRAMES, max(1, MAX_RUN_BYTES // self._files.stride))
-        return _runs([(slot, frame.pages) for slot, frame in places], most)
 
     def _entry(self, slot: int, key: BlockKey, parent_hash: int) -> Entry:
         return Entry(key, parent_hash, self._slots.retention_at(slot), next(self._order))
@@ -158,33 +154,36 @@ class _Files(NamedTuple):
     journal: int
     stride: int
 
-    def write(self, runs: Sequence[Run], entries: Mapping[int, Entry]) -> list[int]:
-        """Write runs of frames, then what is in their slots; return the slots but for runs that failed."""
-        written = self._move(os.pwritev, runs)
-        self.note([(slot, entries[slot]) for slot in written])
-        return written
+    def write(self, runs: Sequence[Run[Stored]]) -> list[int]:
+        """Seal and write runs of frames, then what is in their slots; return the slots but for runs that failed."""
+        written: list[Run[Entry]] = []
+        for first, stored in runs:
+            for frame, _ in stored:
+                frame.seal()
+            if self._move(os.pwritev, first, [frame.pages for frame, _ in stored]):
+                written.append((first, [entry for _, entry in stored]))
+        return self.note(written)
 
-    def read(self, runs: Sequence[Run]) -> list[int]:
+    def read(self, runs: Sequence[Run[Frame]]) -> list[int]:
         """Read runs of frames; return the slots but for runs that failed."""
-        return self._move(os.preadv, runs)
+        read = [run for run in runs if self._move(os.preadv, run[0], [frame.pages for frame in run[1]])]
+        return [slot for first, frames in read for slot in range(first, first + len(frames))]
 
-    def _move(self, call: Callable[[int, list[memoryview], int], int], runs: Sequence[Run]) -> list[int]:
-        moved: list[int] = []
-        for first, pages in runs:
-            try:
-                if call(self.frames, pages, first * self.stride) == len(pages) * self.stride:
-                    moved += range(first, first + len(pages))
-            except OSError as error:
-                log.warning("disk.failed", call=call.__name__, reason=error.strerror)
-        return moved
-
-    def note(self, entries: Sequence[tuple[int, Entry]]) -> None:
-        """Write down what is in slots. A failure costs what a restarted worker would have found."""
+    def _move(self, call: Callable[[int, list[memoryview], int], int], first: int, pages: list[memoryview]) -> bool:
         try:
-            for first, found in _runs(entries, len(entries)):
-                os.pwrite(self.journal, b"".join(map(write_entry, found)), (first + 1) * ENTRY_BYTES)
+            return call(self.frames, pages, first * self.stride) == len(pages) * self.stride
+        except OSError as error:
+            log.warning("disk.failed", call=call.__name__, reason=error.strerror)
+            return False
+
+    def note(self, runs: Sequence[Run[Entry]]) -> list[int]:
+        """Write down what is in slots, and return these. A failure costs what a restarted worker would have found."""
+        try:
+            for first, entries in runs:
+                os.pwrite(self.journal, b"".join(map(write_entry, entries)), (first + 1) * ENTRY_BYTES)
         except OSError as error:
             log.warning("disk.journal_failed", reason=error.strerror)
+        return [slot for first, entries in runs for slot in range(first, first + len(entries))]
 
 
 @asynccontextmanager
@@ -202,12 +201,16 @@ async def open_disk(
         raise BadConfig(
             f"offload.disk_bytes = {num_bytes} holds no block of {stride} bytes: set more, or 0 for no disk"
         )
-    with _open_files(directory, space, num_slots, stride) as files:
+    with (
+        _open_files(directory, space, num_slots, stride) as files,
+        ThreadPoolExecutor(NUM_READERS, "disk-read") as readers,
+        ThreadPoolExecutor(NUM_WRITERS, "disk-write") as writers,
+    ):
         journal = await to_thread.run_sync(_read_journal, files, write_superblock(space, num_slots, stride), num_slots)
         slots = Slots(num_slots, policy=policy, medium="disk", is_selective=True)
         found = await to_thread.run_sync(_restore, slots, journal)
         log.info("disk.opened", directory=str(directory), num_slots=num_slots, num_found=len(slots))
-        yield DiskTier(slots, files, found)
+        yield DiskTier(slots, files, found, readers, writers)
 
 
 def _restore(slots: Slots, journal: bytes) -> list[Entry]:
@@ -282,7 +285,25 @@ def _open_frames(path: Path, size: int) -> int:
     return frames
 
 
-def _runs(items: Iterable[tuple[int, T]], most: int) -> list[tuple[int, list[T]]]:
+async def _in_threads(
+    threads: ThreadPoolExecutor, move: Callable[[Sequence[Run[T]]], list[int]], hauls: Sequence[Sequence[Run[T]]]
+) -> set[int]:
+    """Have threads move runs, each one haul at a time; return the slots for which that worked.
+
+    A thread that is done takes the next haul by itself: no turn of the event loop is between two calls.
+    """
+    loop = asyncio.get_running_loop()
+    moving = [loop.run_in_executor(threads, move, runs) for runs in hauls]
+    if moving:
+        await asyncio.wait(moving)
+    return {slot for future in moving for slot in future.result()}
+
+
+def _cut(items: Sequence[U], most: int) -> list[Sequence[U]]:
+    return [items[first : first + most] for first in range(0, len(items), most)]
+
+
+def _runs(items: Iterable[tuple[int, T]], most: int) -> list[Run[T]]:
     """Join what belongs to slots that follow each other, up to `most`; return first slot and items of each run."""
     runs: list[tuple[int, list[T]]] = []
     start, run = 0, list[T]()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bus.errors import BadConfig
 from offload.copier import Copier, MemoryCopier, Payloads
-from offload.key import HEADER_BYTES, frame_bytes, seal
+from offload.key import HEADER_BYTES, UNSEALED, frame_bytes
 from offload.slots import Slots
 from offload.tier import PAGE_BYTES, Frame
 
@@ -37,15 +37,14 @@ class HostArena:
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._view = memoryview(self._memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._is_sealed = bytearray(num_slots)
         self.copier: Copier = MemoryCopier(self.payloads)
         """How blocks come and go: another one, before the first does, where an engine has them on a device."""
 
     def frame(self, slot: int) -> Frame:
         """Return the frame in a slot that is filled or being filled."""
         start = slot * self._stride
-        view = self._view[start : start + frame_bytes(self.block_bytes)]
         pages = self._view[start : start + self._stride]
+        view = pages[: frame_bytes(self.block_bytes)]
         return Frame(self.slots.key_at(slot), self.slots.parent_at(slot), view, pages)
 
     @property
@@ -66,26 +65,12 @@ class HostArena:
     def read_in(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
         """Copy an engine's blocks at these addresses into slots; other threads run meanwhile."""
         for slot in slots:
-            self._is_sealed[slot] = False
+            self._view[slot * self._stride] = UNSEALED
         self.copier.read_in(slots, addresses)
 
     def write_out(self, slots: Sequence[int], addresses: Sequence[int]) -> None:
         """Copy the blocks in slots to these addresses of an engine; other threads run meanwhile."""
         self.copier.write_out(slots, addresses)
-
-    def seal(self, slots: Sequence[int]) -> list[Frame]:
-        """Return the frames in pinned slots, with headers: what goes to other tiers. Takes a pass over new ones."""
-        frames = [self.frame(slot) for slot in slots]
-        for slot, frame in zip(slots, frames, strict=True):
-            if not self._is_sealed[slot]:
-                seal(frame.view, frame.key, frame.parent_hash)
-                self._is_sealed[slot] = True
-        return frames
-
-    def note_sealed(self, slots: Sequence[int]) -> None:
-        """Note that what came into these slots came with headers."""
-        for slot in slots:
-            self._is_sealed[slot] = True
 
 
 def stride_bytes(block_bytes: int) -> int:

@@ -1,6 +1,7 @@
 """Pure. What a stored block is called, and the frame in which its bytes travel: header, checksum, payload.
 
 A frame is one contiguous piece of memory: `HEADER_BYTES` of header, then the block's bytes as the engine has them.
+A frame whose first byte is `UNSEALED` has no header yet.
 """
 
 import struct
@@ -16,6 +17,7 @@ Space = NewType("Space", bytes)
 SPACE_BYTES = 16
 HEADER_BYTES = 64
 MAGIC = b"busway\r\n"
+UNSEALED = 0
 VERSION = 1
 
 _HEADER = struct.Struct("<8sHHI16sQQQ")
@@ -77,11 +79,10 @@ def frame_bytes(payload_bytes: int) -> int:
 
 
 def seal(frame: memoryview, key: BlockKey, parent_hash: int) -> None:
-    """Write the header of a frame whose payload is in place; takes one pass over the payload."""
+    """Write the header of a frame whose payload is in place, all of it at once; takes one pass over the payload."""
     payload_bytes = len(frame) - HEADER_BYTES
-    header = (MAGIC, VERSION, HEADER_BYTES, 0, key.space, key.block_hash, parent_hash, payload_bytes)
-    _HEADER.pack_into(frame, 0, *header)
-    _CHECKSUM.pack_into(frame, _CHECKED_BYTES, _checksum(frame))
+    header = _HEADER.pack(MAGIC, VERSION, HEADER_BYTES, 0, key.space, key.block_hash, parent_hash, payload_bytes)
+    frame[:HEADER_BYTES] = header + _CHECKSUM.pack(_checksum(header, frame))
 
 
 def read_header(data: bytes | memoryview) -> Header | None:
@@ -99,9 +100,9 @@ def is_sound(frame: memoryview, key: BlockKey) -> bool:
     header = read_header(frame)
     if header is None or header.key != key or header.payload_bytes != len(frame) - HEADER_BYTES:
         return False
-    return _CHECKSUM.unpack_from(frame, _CHECKED_BYTES) == (_checksum(frame),)
+    return _CHECKSUM.unpack_from(frame, _CHECKED_BYTES) == (_checksum(frame[:_CHECKED_BYTES], frame),)
 
 
-def _checksum(frame: memoryview) -> int:
+def _checksum(header: bytes | memoryview, frame: memoryview) -> int:
     """Return a checksum over the payload that starts from the one over the header's fields."""
-    return xxh3_64_intdigest(frame[HEADER_BYTES:], seed=xxh3_64_intdigest(frame[:_CHECKED_BYTES]))
+    return xxh3_64_intdigest(frame[HEADER_BYTES:], seed=xxh3_64_intdigest(header))

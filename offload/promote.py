@@ -116,7 +116,6 @@ class Promoter:
             sound = await self._load_checked(arrival.tier, frames)
         finally:
             good = [slot for slot, is_good in zip(slots, sound, strict=True) if is_good]
-            self._host.note_sealed(good)
             self._host.slots.complete_store(good)
             self._host.slots.abort_store([slot for slot, is_good in zip(slots, sound, strict=True) if not is_good])
             for frame in frames:

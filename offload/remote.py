@@ -15,6 +15,7 @@ from contextlib import aclosing
 import anyio
 import msgspec
 import structlog
+from anyio import to_thread
 
 from bus.codec import Codec, codec, encode
 from bus.errors import BusUnavailable, BuswayError, Malformed
@@ -247,6 +248,7 @@ class RemoteTier:
         keys = {frame.key for frame in frames}
         self._storing |= keys
         try:
+            await to_thread.run_sync(_seal, frames)
             done = await self._store.put([Blob(frame.key, frame.view) for frame in frames], keep_s)
         except TierUnavailable as error:
             self._note_failure(error)
@@ -319,6 +321,11 @@ class RemoteTier:
 
     def _is_resting(self) -> bool:
         return self._failed_at is not None and time.monotonic() - self._failed_at < PAUSE_S
+
+
+def _seal(frames: Iterable[Frame]) -> None:
+    for frame in frames:
+        frame.seal()
 
 
 def _stored_events(frames: Sequence[Frame]) -> list[BlocksStored]:

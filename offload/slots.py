@@ -110,7 +110,11 @@ class Slots:
 
     def prepare_load_any(self, keys: Iterable[BlockKey]) -> list[int]:
         """Pin the slots of those that are here, whichever they are. Ends with `complete_load`."""
-        return [slot for key in keys for slot in self.prepare_load([key])]
+        found = [self._index.find(key) for key in keys]
+        slots = [slot for slot in found if slot is not None and self._states[slot] == _READY]
+        for slot in slots:
+            self._pins[slot] += 1
+        return slots
 
     def complete_load(self, slots: Iterable[int]) -> None:
         """Unpin slots."""

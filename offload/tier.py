@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Literal, NamedTuple, Protocol
 
 from bus.messages.kv import KvEvent
-from offload.key import BlockKey
+from offload.key import UNSEALED, BlockKey, seal
 
 Medium = Literal["host", "disk", "remote"]
 """As KV events name it (`bus.messages.kv.Tier` without the device)."""
@@ -33,6 +33,11 @@ class Frame(NamedTuple):
     """`frame_bytes(block_bytes)` long."""
     pages: memoryview
     """The view and what is behind it, up to a whole number of aligned `PAGE_BYTES`: what unbuffered I/O moves."""
+
+    def seal(self) -> None:
+        """Give the frame its header, unless it has it: takes one pass over a new payload. For any thread."""
+        if self.view[0] == UNSEALED:
+            seal(self.view, self.key, self.parent_hash)
 
 
 class Retention(NamedTuple):
@@ -75,9 +80,10 @@ class Tier(Protocol):
         """Note that a request uses these blocks of a chain, wherever they are found."""
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
-        """Keep sealed frames of one chain, in its order; say of each whether it is (or was already) here.
+        """Keep frames of one space, those of a chain in its order; say of each whether it is (or was already) here.
 
-        Either the whole frame can be loaded afterwards or nothing of it, whatever happens meanwhile.
+        The tier seals what it keeps (`Frame.seal`), in a thread of its own. Either the whole frame can be loaded
+        afterwards or nothing of it, whatever happens meanwhile.
         """
 
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:

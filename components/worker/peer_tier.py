@@ -170,7 +170,8 @@ class PeerTier:
         slots = self._host.slots.prepare_load([BlockKey(Space(query.space), block) for block in hashes])
         answer = PeerAnswer()
         if slots:
-            self._host.seal(slots)
+            for slot in slots:
+                self._host.frame(slot).seal()
             release: Callable[[Ending], None] = partial(self._release, slots)
             try:
                 answer = PeerAnswer(offer=self._transfer.offer(slots, release))

@@ -28,7 +28,7 @@ from anyio import CapacityLimiter, to_thread
 from offload.behind import WriteBehind
 from offload.disk import NUM_READERS, open_disk
 from offload.host import HostArena, stride_bytes
-from offload.key import BlockKey, is_sound, space_of
+from offload.key import UNSEALED, BlockKey, is_sound, space_of
 from offload.tier import ORDINARY
 
 SPACE = space_of("bench")
@@ -123,6 +123,7 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
     size = num_blocks * stride
     host = HostArena(size, block_bytes)
     keys = fill(host, num_blocks)
+    frames = [host.frame(slot) for slot in range(num_blocks)]
     limiter = CapacityLimiter(NUM_READERS)
     title = f"{block_bytes >> 10} KiB"
 
@@ -143,7 +144,8 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
 
         async def store(*, is_sealed: bool) -> None:
             if not is_sealed:
-                host._is_sealed = bytearray(num_blocks)
+                for frame in frames:
+                    frame.view[0] = UNSEALED
             behind.offer(keys, ORDINARY)
             await behind.wait_idle()
 
@@ -161,7 +163,6 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
         }
         await compare(stores | plainly(os.pwritev, "plain writes"), size, rounds, prepare=forget)
         await store(is_sealed=True)
-        frames = [host.frame(slot) for slot in range(num_blocks)]
         loads: dict[str, Work] = {f"disk load, {title}": partial(disk.load, frames)}
         await compare(loads | plainly(os.preadv, "plain reads"), size, rounds)
         assert all(await disk.load(frames))

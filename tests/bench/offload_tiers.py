@@ -68,8 +68,8 @@ class _Peer(PeerTier):
         for frame in frames:
             slot = slots.prepare_store(frame.key, frame.parent_hash, retention, 0.0)
             if slot is not None:
+                frame.seal()
                 self._other.frame(slot).view[:] = frame.view
-                self._other.note_sealed([slot])
                 slots.complete_store([slot])
         slots.take_events()
         self._holders.store("w-2", [frame.key.block_hash for frame in frames])

@@ -64,6 +64,7 @@ class ToldTier:
         self.is_dead = False
         self.num_loads = 0
         self.num_storing = 0
+        self.stores: list[list[BlockKey]] = []
         self.retained: list[BlockKey] = []
 
     def lookup(self, keys: Sequence[BlockKey]) -> list[Presence]:
@@ -74,11 +75,14 @@ class ToldTier:
 
     async def store(self, frames: Sequence[Frame], retention: Retention) -> list[bool]:
         self.num_storing += 1
+        self.stores.append([frame.key for frame in frames])
         await self.may_go_on.wait()
         self.num_storing -= 1
         if self.is_dead:
             return [False] * len(frames)
-        self.frames |= {frame.key: bytes(frame.view) for frame in frames}
+        for frame in frames:
+            frame.seal()
+            self.frames[frame.key] = bytes(frame.view)
         return [True] * len(frames)
 
     async def retain(self, keys: Sequence[BlockKey], retention: Retention) -> None:

@@ -15,7 +15,7 @@ from bus.messages.kv import BlocksStored
 from offload.disk import DiskTier, open_disk
 from offload.host import HostArena, stride_bytes
 from offload.journal import ENTRY_BYTES
-from offload.key import HEADER_BYTES, BlockKey, is_sound, space_of
+from offload.key import HEADER_BYTES, UNSEALED, BlockKey, is_sound, space_of
 from offload.tier import ORDINARY, Frame, Presence, Retention
 
 pytestmark = pytest.mark.anyio
@@ -50,19 +50,13 @@ class Memory:
         slots.abort_store([slot for slot in taken if slot is not None])
         return frames
 
-    def sealed(self, *numbers: int) -> list[Frame]:
+    def filled(self, *numbers: int) -> list[Frame]:
         """Return frames with these blocks in them."""
         frames = self.empty(*numbers)
-        slots = self._arena.slots
-        taken = [slots.prepare_store(frame.key, frame.parent_hash, ORDINARY, 0.0) for frame in frames]
         for frame in frames:
+            frame.view[0] = UNSEALED
             frame.view[HEADER_BYTES:] = frame.key.block_hash.to_bytes(8, "little") * (BLOCK_BYTES // 8)
-        places = [slot for slot in taken if slot is not None]
-        sealed = self._arena.seal(places)
-        slots.abort_store(places)
-        for slot in places:
-            self._arena._is_sealed[slot] = False
-        return sealed
+        return frames
 
 
 async def sound(disk: DiskTier, memory: Memory, *numbers: int) -> list[int]:
@@ -79,7 +73,7 @@ async def sound(disk: DiskTier, memory: Memory, *numbers: int) -> list[int]:
 async def test_what_was_stored_is_loaded_and_found_again_by_the_next_worker(tmp_path: Path) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as disk:
-        assert await disk.store(memory.sealed(*range(1, 21)), Retention(3, 5e9)) == [True] * 20
+        assert await disk.store(memory.filled(*range(1, 21)), Retention(3, 5e9)) == [True] * 20
         assert await sound(disk, memory, *range(1, 21)) == list(range(1, 21))
         assert await sound(disk, memory, 99) == []
     async with open_slots(tmp_path) as disk:
@@ -88,7 +82,7 @@ async def test_what_was_stored_is_loaded_and_found_again_by_the_next_worker(tmp_
         assert (event.parent_hash, len(event.block_hashes)) == (0, 160)
         assert await sound(disk, memory, *range(1, 21)) == list(range(1, 21))
         assert disk._slots.retention_at(0) == Retention(3, 5e9)
-        assert await disk.store(memory.sealed(*range(100, 113)), ORDINARY) == [True] * 13
+        assert await disk.store(memory.filled(*range(100, 113)), ORDINARY) == [True] * 13
 
 
 async def test_a_pin_that_comes_later_keeps_blocks_through_restarts_and_hours_of_others(
@@ -98,19 +92,19 @@ async def test_a_pin_that_comes_later_keeps_blocks_through_restarts_and_hours_of
     monkeypatch.setattr("time.time", lambda: now)
     keys = [BlockKey(SPACE, number) for number in (1, 2, 3)]
     async with open_slots(tmp_path) as disk:
-        await disk.store(memory.sealed(1, 2, 3), ORDINARY)
+        await disk.store(memory.filled(1, 2, 3), ORDINARY)
         await disk.retain(keys, Retention(0, now + 8 * 3600))
     for hour in range(12):
         now = 1e9 + 3600 * hour + 60
         async with open_slots(tmp_path) as disk:
-            await disk.store(memory.sealed(*range(100 * (hour + 1), 100 * (hour + 1) + 40)), ORDINARY)
+            await disk.store(memory.filled(*range(100 * (hour + 1), 100 * (hour + 1) + 40)), ORDINARY)
             assert (await sound(disk, memory, 1, 2, 3) == [1, 2, 3]) == (hour < 8)
 
 
 async def test_nothing_of_another_model_or_shape_is_found(tmp_path: Path) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as disk:
-        await disk.store(memory.sealed(1, 2, 3), ORDINARY)
+        await disk.store(memory.filled(1, 2, 3), ORDINARY)
     async with open_slots(tmp_path, fingerprint="another model") as disk:
         assert len(disk._slots) == 0
     async with open_slots(tmp_path, num_slots=16) as disk:
@@ -122,8 +116,8 @@ async def test_nothing_of_another_model_or_shape_is_found(tmp_path: Path) -> Non
 async def test_workers_of_one_machine_have_files_of_their_own(tmp_path: Path) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as one, open_slots(tmp_path) as other:
-        await one.store(memory.sealed(1), ORDINARY)
-        await other.store(memory.sealed(2), ORDINARY)
+        await one.store(memory.filled(1), ORDINARY)
+        await other.store(memory.filled(2), ORDINARY)
         assert other.lookup([BlockKey(SPACE, 1), BlockKey(SPACE, 2)]) == [Presence.MISS, Presence.HIT]
     assert len(os.listdir(tmp_path)) == 4
 
@@ -132,7 +126,7 @@ async def test_workers_of_one_machine_have_files_of_their_own(tmp_path: Path) ->
 async def test_a_flipped_bit_on_the_disk_is_found(tmp_path: Path, at: int) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as disk:
-        await disk.store(memory.sealed(1, 2, 3), ORDINARY)
+        await disk.store(memory.filled(1, 2, 3), ORDINARY)
     path = only(tmp_path, "*.frames")
     data = bytearray(path.read_bytes())
     data[STRIDE + at] ^= 1
@@ -147,7 +141,7 @@ async def test_a_flipped_bit_on_the_disk_is_found(tmp_path: Path, at: int) -> No
 async def test_a_journal_that_was_cut_or_overwritten_loses_blocks_and_invents_none(tmp_path: Path, left: int) -> None:
     memory = Memory()
     async with open_slots(tmp_path) as disk:
-        await disk.store(memory.sealed(1, 2, 3, 4), ORDINARY)
+        await disk.store(memory.filled(1, 2, 3, 4), ORDINARY)
     path = only(tmp_path, "*.journal")
     journal = path.read_bytes()
     path.write_bytes(journal[:left] + b"\x5a" * (len(journal) - left))
@@ -160,11 +154,11 @@ async def test_an_entry_of_a_frame_that_was_overwritten_since_is_a_miss(tmp_path
     """A worker was killed between a frame and its entry."""
     memory = Memory()
     async with open_slots(tmp_path, num_slots=2) as disk:
-        await disk.store(memory.sealed(1, 2), ORDINARY)
+        await disk.store(memory.filled(1, 2), ORDINARY)
         path = only(tmp_path, "*.journal")
         before = path.read_bytes()
         for _ in range(2):
-            await disk.store(memory.sealed(7), ORDINARY)
+            await disk.store(memory.filled(7), ORDINARY)
         assert await sound(disk, memory, 7) == [7]
     path.write_bytes(before)
     async with open_slots(tmp_path, num_slots=2) as disk:
@@ -188,10 +182,10 @@ async def test_what_a_full_disk_does_not_take_is_not_there(tmp_path: Path) -> No
     async with open_slots(tmp_path) as disk:
         with full_disk(10 * STRIDE):
             for number in range(1, 21):
-                stored = await disk.store(memory.sealed(number), ORDINARY)
+                stored = await disk.store(memory.filled(number), ORDINARY)
                 assert stored == [number <= 10]
         assert await sound(disk, memory, *range(1, 21)) == list(range(1, 11))
-        assert await disk.store(memory.sealed(*range(11, 21)), ORDINARY) == [True] * 10
+        assert await disk.store(memory.filled(*range(11, 21)), ORDINARY) == [True] * 10
         assert await sound(disk, memory, *range(1, 21)) == list(range(1, 21))
 
 
@@ -211,7 +205,7 @@ async def test_a_file_for_which_there_is_no_room_leaves_the_disk_as_it_was(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async with open_slots(tmp_path) as disk:
-        await disk.store(memory.sealed(1, 2), ORDINARY)
+        await disk.store(memory.filled(1, 2), ORDINARY)
     frames = only(tmp_path, "*.frames")
     taken = frames.stat().st_blocks
     monkeypatch.setattr(os, "posix_fallocate", allocate_until_full)
@@ -235,6 +229,6 @@ async def test_more_than_the_disk_holds_goes_through_it(tmp_path: Path) -> None:
     memory, seen = Memory(), list[int]()
     async with open_slots(tmp_path, num_slots=8) as disk:
         for number in range(1, 100):
-            if all(await disk.store(memory.sealed(number), ORDINARY)):
+            if all(await disk.store(memory.filled(number), ORDINARY)):
                 seen.append(number)
         assert await sound(disk, memory, *seen[-8:]) == seen[-8:]
