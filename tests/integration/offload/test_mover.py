@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from bus.metrics import OFFLOAD_LATE
-from offload.key import is_sound
+from offload.key import BlockKey, is_sound, space_of
+from offload.promote import Link
 from offload.tier import Presence, Retention
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,24 @@ async def test_stores_go_side_by_side_and_what_is_kept_for_longer_waits_for_them
         assert not tier.retained
         tier.may_go_on.set()
         await eventually(lambda: len(tier.retained) == len(tier.frames) == len(numbers))
+
+
+async def test_short_chains_are_stored_together_and_tenants_apart(
+    stage: Any, told_tier: Any, links: Any, eventually: Any
+) -> None:
+    tier = told_tier()
+    ours = links(*NUMBERS)
+    others = [Link(BlockKey(space_of("model", "another"), link.key.block_hash), 0) for link in ours]
+    async with stage(tier) as at:
+        tier.is_dead = True
+        for chain in (ours, others):
+            await at.mover.store(chain, at.device.addresses(range(20)), Retention())
+        await eventually(lambda: sum(len(store) for store in tier.stores) == 40 and not tier.num_storing)
+        tier.stores, tier.is_dead = [], False
+        for link in (*ours, ours[0], *others):
+            at.mover.retain([link], Retention(priority=5))
+        await eventually(lambda: len(tier.frames) == 40)
+        assert tier.stores == [[link.key for link in ours], [link.key for link in others]]
 
 
 async def test_two_tiers_are_read_at_the_same_time(stage: Any, told_tier: Any, eventually: Any) -> None:
