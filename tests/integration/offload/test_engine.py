@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bus.config import MockConfig, OffloadConfig, WorkerConfig
-from bus.errors import EngineDied
+from bus.errors import BadConfig, EngineDied
 from bus.messages.inference import Hints, Sampling, Stopping
 from bus.testing import MemoryBroker
 from components.builtin import MODEL_DIR
@@ -367,3 +367,23 @@ async def test_an_engine_whose_blocks_cannot_be_copied_any_more_has_died(asked: 
             await died.wait()
         assert not any(host.slots._pins)
         tasks.cancel_scope.cancel()
+
+
+async def test_an_engine_whose_blocks_nobody_can_reach_has_no_tiers() -> None:
+    core = torch_core(NUM_BLOCKS)
+    core.memory = msgspec.structs.replace(core.memory, device="npu:0", buffer=None)
+    no_stores: list[Store] = []
+    with pytest.raises(BadConfig, match="on npu:0, out of reach: set offload"):
+        async with (
+            MemoryBroker().connect("w-1") as bus,
+            open_tiers(
+                OffloadConfig(host_bytes=2**24),
+                TorchDriver(core),
+                bus,
+                model=MODEL,
+                worker="w-1",
+                open_transfer=open_transfer,
+                find_stores=lambda _: no_stores,
+            ),
+        ):
+            pass
