@@ -36,6 +36,7 @@ class Replies:
         self._waiting: dict[str, _Wait] = {}
         self._last = 0
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
 
     @property
     def filter(self) -> str:
@@ -59,7 +60,7 @@ class Replies:
         token = f"{self._last:x}"
         self._waiting[token] = _Wait(on_reply, what, timeout_s, loop.time() + timeout_s)
         if self._sweep_timer is None:
-            self._sweep_timer = loop.call_later(SWEEP_S, self._sweep)
+            self._sweep_soon()
         return self._prefix + token
 
     def close(self, reply: str) -> None:
@@ -78,11 +79,17 @@ class Replies:
         for wait in waiting.values():
             asyncio.get_running_loop().call_soon(wait.on_reply, BusUnavailable(reason))
 
-    def _sweep(self) -> None:
+    def _sweep_soon(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for token in [token for token, wait in self._waiting.items() if wait.ends_at <= now]:
+        self._sweep_at = loop.time() + SWEEP_S
+        self._sweep_timer = loop.call_at(self._sweep_at, self._sweep)
+
+    def _sweep(self) -> None:
+        """End what was over when this was due: a process that stood still first reads what came meanwhile."""
+        for token in [token for token, wait in self._waiting.items() if wait.ends_at <= self._sweep_at]:
             wait = self._waiting.pop(token)
             error = BusUnavailable(f"{wait.what}: no answer within {wait.timeout_s:.3g} s")
-            loop.call_soon(wait.on_reply, error)
-        self._sweep_timer = loop.call_later(SWEEP_S, self._sweep) if self._waiting else None
+            asyncio.get_running_loop().call_soon(wait.on_reply, error)
+        self._sweep_timer = None
+        if self._waiting:
+            self._sweep_soon()

@@ -20,6 +20,7 @@ settings.load_profile("busway")
 
 # Enough for a machine that stands still every other second.
 NUM_RACES = 20
+NUM_QUIET_RACES = 2
 
 # One plain line an event: the default renders tracebacks with all locals, which takes seconds.
 structlog.configure(
@@ -111,10 +112,12 @@ def eventually() -> Callable[..., Any]:
 def undisturbed() -> Callable[..., Awaitable[None]]:
     """Run what races against real time on purpose, again where this machine stood still meanwhile.
 
-    `bar_s` is how late the machine may be before what failed is its fault.
+    `bar_s` is how late the machine may be before what failed is its fault. What another process was late is not seen
+    here: so what failed on a machine that seems quiet has another try, too.
     """
 
     async def run(race: Callable[[], Awaitable[None]], bar_s: float) -> None:
+        num_quiet = 0
         for _ in range(NUM_RACES):
             stalls, failure = Stalls(), None
             async with stalls.watch():
@@ -125,7 +128,8 @@ def undisturbed() -> Callable[..., Awaitable[None]]:
                     await anyio.sleep(2 * PULSE_S)  # a stall that has just ended is noticed
             if failure is None:
                 return
-            if stalls.longest_s < bar_s:
+            num_quiet += stalls.longest_s < bar_s
+            if num_quiet == NUM_QUIET_RACES:
                 raise failure
         pytest.fail(f"this machine stood still for more than {bar_s} s in each of {NUM_RACES} races")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 class Shell:
@@ -65,7 +65,7 @@ class Shell:
             process.send_signal(signal.SIGTERM)
         for process in running:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -50,7 +50,7 @@ class System:
 
     def metric(self, worker: str, line_start: str) -> float:
         """Return the sum of a worker's metrics that begin so."""
-        with urllib.request.urlopen(f"{self.url}/metrics/fleet", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics/fleet", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(line_start) and f'"{worker}"' in line)
 

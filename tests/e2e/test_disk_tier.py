@@ -32,7 +32,7 @@ def test_a_worker_that_is_killed_while_it_stores_leaves_nothing_wrong_on_its_dis
         return max(path.stat().st_mtime_ns for path in directory.glob("*.journal"))
 
     def num_loaded() -> float:
-        with urllib.request.urlopen(f"{url}/metrics/fleet", timeout=10.0) as answer:
+        with urllib.request.urlopen(f"{url}/metrics/fleet", timeout=60.0) as answer:
             text = answer.read().decode()
         lines = re.findall(r"busway_offload_blocks_total\{([^}]*)\} (\S+)", text)
         return sum(float(count) for labels, count in lines if 'tier="disk"' in labels and 'outcome="loaded"' in labels)

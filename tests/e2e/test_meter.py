@@ -19,7 +19,7 @@ from components.meter import TenantUsage
 
 NUM_USAGES = 1200
 NUM_HOSTILE = 40
-DEADLINE_S = 90.0
+DEADLINE_S = 300.0
 TENANTS = ("acme", "zen", "Größe & Co", "d.o.t")
 
 

@@ -68,7 +68,7 @@ def test_a_command_does_what_it_says(line: str, shared_shell: Any, addresses: di
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_a_command_serves_until_it_is_stopped(
     process = shared_shell.start(*translate(f"{line} {more}", addresses).split()[1:])
     wait_for(lambda: is_up in shared_shell.output(), explain=shared_shell.output)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0, shared_shell.output()
+    assert process.wait(60) == 0, shared_shell.output()
 
 
 def test_the_python_example_prints_an_answer(shared_shell: Any, addresses: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ def test_the_python_example_prints_an_answer(shared_shell: Any, addresses: dict[
         env=environment(shared_shell),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

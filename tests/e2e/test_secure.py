@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class System:
         request = urllib.request.Request(
             f"{state['url']}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             tokens: int = json.load(answer)["usage"]["completion_tokens"]
         return tokens
 
@@ -87,7 +89,7 @@ def test_https_is_checked_and_http_is_not_answered(system: System) -> None:
         system.ask(ssl.create_default_context())
     plain = system.state["url"].replace("https:", "http:")
     with pytest.raises(OSError, match=r".*"):
-        urllib.request.urlopen(f"{plain}/live", timeout=5)
+        urllib.request.urlopen(f"{plain}/live", timeout=60)
 
 
 def test_tenants_ask_for_themselves_and_read_nothing_else(system: System) -> None:
@@ -135,8 +137,8 @@ def test_a_worker_from_elsewhere_joins_with_its_own_credentials_until_they_are_r
     assert name[0] in system.shell.output()
     revoked = system.shell.run("keys", "revoke", name[0])
     assert revoked.returncode == 0, revoked.stderr
-    wait_for(lambda: "bus.disconnected" in system.shell.output(), within_s=5, explain=system.shell.output)
-    wait_for(lambda: "Authorization Violation" in system.shell.output(), within_s=5, explain=system.shell.output)
+    wait_for(lambda: "bus.disconnected" in system.shell.output(), explain=system.shell.output)
+    wait_for(lambda: "Authorization Violation" in system.shell.output(), explain=system.shell.output)
     worker.send_signal(signal.SIGKILL)
     worker.wait(10)
     assert system.ask() == 8
@@ -146,8 +148,8 @@ def test_a_worker_from_elsewhere_joins_with_its_own_credentials_until_they_are_r
 def test_it_heals(system: System, wait_for: Wait, victim: str) -> None:
     pid = system.pid_of(victim)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: system.pid_of(victim) not in (0, pid), within_s=15)
-    wait_for(system.answers, within_s=15, explain=system.logs)
+    wait_for(lambda: system.pid_of(victim) not in (0, pid))
+    wait_for(system.answers, explain=system.logs)
 
 
 def test_secrets_stay_in_their_files(system: System) -> None:
@@ -186,7 +188,7 @@ def test_what_a_dead_process_was_given_is_gone(system: System, wait_for: Wait) -
     living = {process["role"] for process in system.state["processes"]} - {"nats"}
     assert living == {"worker", "router", "frontend"}
     kept = len([p for p in system.state["processes"] if p["role"] != "nats"]) + len({"operator", "observer"})
-    wait_for(lambda: len(list(folder.iterdir())) == kept, within_s=5)
+    wait_for(lambda: len(list(folder.iterdir())) == kept)
 
 
 def test_credentials_end_and_are_renewed_while_everything_runs(shell: Any, wait_for: Wait) -> None:
@@ -200,14 +202,15 @@ def test_credentials_end_and_are_renewed_while_everything_runs(shell: Any, wait_
         return system.logs().count("User Authentication Expired")
 
     processes = system.state["processes"]
-    answered = []
+    answered, deadline = [], time.monotonic() + 180
     while num_renewed() < 2 * len(processes):
         answered.append(system.answers())
-        assert len(answered) < 5000
-    assert answered.count(False) < 4 * len(processes), "a frontend that is just being cut off says 503"
+        assert time.monotonic() < deadline, system.logs()[-5000:]
+    outages = [before for before, after in pairwise(answered) if before and not after]
+    assert len(outages) < 4 * len(processes), "a frontend that is just being cut off says 503"
     assert system.state["processes"] == processes, "nobody died of it"
     assert system.logs().count("bus.reconnected") >= len(processes)
     assert "bus.refused" not in system.logs()
     assert shell.run("tap", "--count", "1").returncode == 0
     up.terminate()
-    assert up.wait(15) == 0
+    assert up.wait(60) == 0

@@ -69,7 +69,7 @@ def ask(url: str, text: str, **fields: str) -> tuple[str, int]:
     body = {"model": "busway-tiny", "prompt": text, "max_tokens": 8, "temperature": 0, "ignore_eos": True, **fields}
     headers = {"content-type": "application/json"}
     question = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(question, timeout=60.0) as answer:
+    with urllib.request.urlopen(question, timeout=120.0) as answer:
         got = json.load(answer)
     return got["choices"][0]["text"], got["usage"]["prompt_tokens_details"]["cached_tokens"]
 
@@ -77,7 +77,7 @@ def ask(url: str, text: str, **fields: str) -> tuple[str, int]:
 def is_ready(url: str) -> bool:
     """Whether a worker is there for whom asks now."""
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5.0):
+        with urllib.request.urlopen(f"{url}/ready", timeout=60.0):
             return True
     except urllib.error.HTTPError:
         return False
@@ -127,7 +127,7 @@ def test_a_conversation_that_changes_its_worker_brings_its_blocks_along(
     url = json.loads((shell.directory / ".busway" / "up.json").read_text())["url"]
 
     def num_read() -> int:
-        with urllib.request.urlopen(f"{url}/metrics/fleet", timeout=10.0) as answer:
+        with urllib.request.urlopen(f"{url}/metrics/fleet", timeout=60.0) as answer:
             text = answer.read().decode()
         return int(sum(map(float, re.findall(r'busway_transfer_blocks_total\{process="w-[^"]*"\} (\S+)', text))))
 

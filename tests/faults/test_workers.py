@@ -9,8 +9,8 @@ import pytest
 
 from components.chaos.ask import ask
 from components.chaos.history import gap_across
-from tests.faults.loads import read_loads
-from tests.faults.system import STEP_S, make_questions, seconds_of_day
+from tests.faults.loads import watch_loads
+from tests.faults.system import STEP_S, make_questions, seconds_of_day, until
 
 pytestmark = pytest.mark.anyio
 
@@ -19,10 +19,13 @@ async def test_a_killed_workers_streams_go_on_at_once(
     open_system: Any, under_load: Any, measured: Any, stalls: Any
 ) -> None:
     system = await open_system()
-    async with under_load(system, streams=96) as load:
+    victim = str(system.events("worker-0", "worker.started")[0]["worker"])
+    async with under_load(system, streams=96) as load, watch_loads(system.config) as loads:
         await anyio.sleep(2.0)
+        await until(lambda: loads.held.get(victim, 0) > 0)
         at, clock = time.monotonic(), time.time()
         system.kill("worker-0")
+        await until(lambda: bool(system.events("frontend-0", "worker.disconnected")))
         await anyio.sleep(0.5)
     told = min(seconds_of_day(event) for event in system.events("frontend-0", "worker.disconnected"))
     gap_s = gap_across(load.answers, at)
@@ -104,7 +107,8 @@ async def test_a_request_in_prefill_is_prefilled_elsewhere(open_system: Any, mea
 
 async def _who_works(system: Any) -> str:
     """Return the name of the only worker that holds a request."""
-    loads = await read_loads(system.config, within_s=0.3)
     names = {str(system.events(name, "worker.started")[0]["worker"]): name for name in ("worker-0", "worker-1")}
-    (busy,) = [names[worker] for worker, num_held in loads.items() if num_held]
+    async with watch_loads(system.config) as loads:
+        await until(lambda: loads.total == 1)
+        (busy,) = [names[worker] for worker, num_held in loads.held.items() if num_held]
     return busy

@@ -1,5 +1,9 @@
 """Waits for replies: each ends once, in time, and there are never too many."""
 
+import asyncio
+import os
+import threading
+
 import pytest
 
 from bus import replies
@@ -39,12 +43,26 @@ async def test_a_wait_ends_in_time_and_others_go_on(collect):
     waits, short, long = Replies("test"), collect(), collect()
     late = waits.open(short, "a.b", 0.01)
     reply = waits.open(long, "c", 30.0)
-    (error,) = await short.wait(1, timeout_s=1.0)
+    (error,) = await short.wait(1)
     assert isinstance(error, BusUnavailable)
     assert "a.b: no answer within 0.01 s" in str(error)
     waits.take(reply_to(late))
     waits.take(reply_to(reply))
     assert len(short.items) == len(long.items) == 1
+
+
+async def test_a_reply_that_came_while_this_process_stood_still_is_in_time(collect):
+    waits, got = Replies("test"), collect()
+    reply = waits.open(got, "a", 0.06)
+    reading, writing = os.pipe()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(reading, lambda: waits.take(reply_to(reply)))
+    os.write(writing, b"x")
+    threading.Event().wait(0.2)  # on purpose: time passes, and the event loop does nothing
+    assert await got.wait(1) == [reply_to(reply)]
+    loop.remove_reader(reading)
+    os.close(reading)
+    os.close(writing)
 
 
 async def test_a_lost_connection_ends_every_wait_and_new_ones_may_begin_meanwhile(collect):

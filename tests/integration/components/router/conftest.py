@@ -116,7 +116,7 @@ class Owner:
             "stopping": Stopping(max_tokens=16),
         }
         job = GenerateJob(**{**known, **fields})
-        await self.bus.append(self.bus.subjects.req("m", job.latency_class, job.tenant), encode(job))
+        await self.bus.append(self.bus.subjects.req("m", job.latency_class, job.tenant), encode(job), timeout_s=30)
 
     def _on_batch(self, incoming: Incoming) -> None:
         batch = _batches.decode(incoming.payload)

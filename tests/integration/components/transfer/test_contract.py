@@ -134,21 +134,28 @@ async def test_a_peer_killed_while_it_is_read_is_an_error_and_its_next_life_is_r
 
 
 async def test_the_blocks_of_a_reader_that_dies_come_back(
-    start_peer: StartPeer, memory: BlockMemory, transport: str, eventually: Callable[..., Any]
+    start_peer: StartPeer,
+    memory: BlockMemory,
+    transport: str,
+    eventually: Callable[..., Any],
+    undisturbed: Callable[..., Any],
 ) -> None:
-    endings: list[Ending] = []
-    async with (
-        open_transfer(memory, "w-test", transport=own_transport(transport), lease_s=0.5) as ours,
-        start_peer() as reader,
-        start_peer() as other,
-    ):
-        await reader.tell("hold", encode(ours.offer(range(1000), endings.append)).hex())
-        assert await reader.hear("held") == []
-        assert endings == []
-        reader.process.kill()
-        await eventually(lambda: endings == ["expired"])
-        assert await other.ask("read", encode(ours.offer(range(1000), endings.append)).hex()) == [None]
-        await eventually(lambda: endings == ["expired", "released"])
+    async def lose_a_reader() -> None:
+        endings: list[Ending] = []
+        async with (
+            open_transfer(memory, "w-test", transport=own_transport(transport), lease_s=0.5) as ours,
+            start_peer() as reader,
+            start_peer() as other,
+        ):
+            await reader.tell("hold", encode(ours.offer(range(1000), endings.append)).hex())
+            assert await reader.hear("held", timeout_s=3.0) == []
+            assert endings == []
+            reader.process.kill()
+            await eventually(lambda: endings == ["expired"])
+            assert await other.ask("read", encode(ours.offer(range(1000), endings.append)).hex()) == [None]
+            await eventually(lambda: endings == ["expired", "released"])
+
+    await undisturbed(lose_a_reader, 0.1)
 
 
 async def test_a_cancelled_read_brings_no_byte_after_it_ended(peer: Peer, ours: Transfer, memory: BlockMemory) -> None:

@@ -102,7 +102,8 @@ class Owner:
         await self.send_raw(encode(job), job.latency_class)
 
     async def send_raw(self, payload: bytes, latency_class: str = "standard") -> None:
-        await self.bus.append(self.bus.subjects.work("tiny", "both", ANY_WORKER, latency_class), payload)
+        subject = self.bus.subjects.work("tiny", "both", ANY_WORKER, latency_class)
+        await self.bus.append(subject, payload, timeout_s=30)
 
     def cancel(self, worker: str, *tickets: int) -> None:
         self.bus.publish(self.bus.subjects.ctl(worker), encode(Cancel(frontend=self.name, tickets=pack_u32(tickets))))
@@ -207,6 +208,12 @@ async def open_stage(kind: str, state_dir: Path) -> AsyncIterator[Stage]:
             yield stage
             tasks.cancel_scope.cancel()
         assert stage.owner.wrong == []
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that stands still for a while loses no job to another: owners here take it that a job runs once."""
+    monkeypatch.setattr("components.worker.lanes.ACCEPT_WITHIN_S", 30.0)
 
 
 @pytest.fixture(params=["memory", "nats"])

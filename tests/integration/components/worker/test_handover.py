@@ -138,7 +138,7 @@ async def test_workers_connect_before_a_request_needs_it(stage: Any, eventually:
 
 
 async def test_an_early_offer_is_over_with_its_sequence_and_no_owner_hears_of_it(stage: Any, eventually: Any) -> None:
-    slow = {**MOCK, "prefill_token_s": 0.0001}
+    slow = {**MOCK, "prefill_token_s": 0.0005}
     prefill = await stage.add_worker(roles=("prefill",), mock=slow)
     decode = await stage.add_worker(roles=("decode",), mock={**MOCK, "num_blocks": 8, "max_model_len": 128})
     early = counted("worker_jobs", outcome="early") + counted("worker_jobs", outcome="refused")

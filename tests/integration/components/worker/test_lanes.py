@@ -61,6 +61,7 @@ async def test_reports_tell_steps_and_the_digest_of_the_blocks(stage, collect):
     for block in expected:
         xor ^= block
     await loads.until(lambda items: items and (items[-1].kv_count, items[-1].kv_xor) == (count, xor))
+    await loads.until(lambda items: sum(len(load.steps) for load in items) >= 4)
     assert {load.worker for load in loads.items} == {worker.name}
     steps = [step for load in loads.items for step in load.steps]
     assert [step.prefill_tokens for step in steps] == [len(PROMPT), 0, 0, 0]
