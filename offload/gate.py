@@ -92,8 +92,13 @@ class Gate:
             self._prefill.add(duration_s, prefill_tokens, prefill_context)
 
     def note_copy(self, num_blocks: int, duration_s: float) -> None:
-        """Take the measure of a copy between host memory and the device."""
+        """Take the measure of a copy from host memory to the device."""
         self._copy.add(duration_s, num_blocks)
+
+    def note_store(self, num_blocks: int, duration_s: float) -> None:
+        """Take the measure of a copy to host memory: steps beside it hold it up, loads take no longer than it did."""
+        if not self._copy.count or duration_s < self._copy.predict(num_blocks):
+            self._copy.add(duration_s, num_blocks)
 
     def note_turn(self, num_blocks: int, duration_s: float) -> None:
         """Take the measure of a fill of an idle engine, less copies and waits for tiers."""

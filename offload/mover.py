@@ -113,10 +113,11 @@ class Mover:
         finally:
             slots.complete_load(ready)
 
-    def note_filled(self, num_blocks: int, copied_s: float, turn_s: float | None) -> None:
-        """Keep the books of `fill_at_once`; `turn_s` is what it took from the engine's idleness on, less the copy."""
-        self._gate.note_copy(num_blocks, copied_s)
-        self._count_loaded(num_blocks, NOTHING)
+    def note_filled(self, num_blocks: int, copied_s: float, turn_s: float | None, plan: LoadPlan = NOTHING) -> None:
+        """Keep the books of a fill; `turn_s` is what it took from the engine's idleness on, less copies and waits."""
+        if num_blocks:
+            self._gate.note_copy(num_blocks, copied_s)
+        self._count_loaded(num_blocks, plan)
         if turn_s is not None:
             self._gate.note_turn(num_blocks, turn_s)
 
@@ -151,9 +152,8 @@ class Mover:
             copied_s = await self._copy(self._host.write_out, ready, addresses[: len(ready)])
         finally:
             slots.complete_load(ready)
-        self._count_loaded(len(ready), plan)
-        if idle_since is not None:
-            self._gate.note_turn(len(ready), time.perf_counter() - idle_since - waited_s - copied_s)
+        turn_s = None if idle_since is None else time.perf_counter() - idle_since - waited_s - copied_s
+        self.note_filled(len(ready), copied_s, turn_s, plan)
         return len(ready)
 
     async def store(self, links: Sequence[Link], addresses: Sequence[int], retention: Retention) -> None:
@@ -167,11 +167,13 @@ class Mover:
                 taken.append((slot, address))
         places = [slot for slot, _ in taken]
         try:
-            await self._copy(self._host.read_in, places, [address for _, address in taken])
+            copied_s = await self._copy(self._host.read_in, places, [address for _, address in taken])
         except BaseException:
             slots.abort_store(places)
             raise
         slots.complete_store(places)
+        if places:
+            self._gate.note_store(len(places), copied_s)
         OFFLOAD_BLOCKS.labels("host", "stored").inc(len(taken))
         OFFLOAD_BYTES.labels("host", "store").inc(len(taken) * self._host.block_bytes)
         for behind in self._behind:
@@ -228,9 +230,7 @@ class Mover:
             move(slots, addresses)
         else:
             await to_thread.run_sync(move, slots, addresses, limiter=self._copiers)
-        duration_s = time.perf_counter() - started_at
-        self._gate.note_copy(len(slots), duration_s)
-        return duration_s
+        return time.perf_counter() - started_at
 
     def _per_token(self, tier: str | None) -> tuple[float, float]:
         latency_s, block_s = self._gate.rate(tier)

@@ -74,6 +74,27 @@ def test_a_thousand_large_loads_do_not_make_a_small_one_look_free() -> None:
     assert line.predict(1) == pytest.approx(0.1, rel=0.05)
 
 
+def test_what_steps_hold_up_on_its_way_out_says_nothing_of_loads() -> None:
+    gate, fresh = make_gate(), Gate([], block_size=BLOCK_SIZE)
+    before = gate.rate(None)
+    for _ in range(20):
+        gate.note_store(10, 1.0)
+    assert gate.rate(None) == before
+    fresh.note_store(10, 1.0)
+    assert fresh.rate(None)[1] == pytest.approx(0.1, rel=0.1), "where nothing else is known"
+
+
+def test_a_load_that_was_held_up_is_forgotten_though_none_follows() -> None:
+    gate = Gate([], block_size=BLOCK_SIZE)
+    for tokens in (16, 128, 512, 2048):
+        gate.note_step(tokens, 0, 0.002 + tokens * TOKEN_S)
+    gate.note_copy(10, 1.0)
+    assert gate.plan([None] * 10) == NOTHING
+    for _ in range(40):
+        gate.note_store(10, 1e-4)
+    assert gate.plan([None] * 10).num_blocks == 10
+
+
 def test_a_fast_tier_is_used_to_the_end() -> None:
     plan = make_gate(disk=(0.001, 1e-4)).plan([["disk"]] * 100)
     assert plan.num_blocks == 100
