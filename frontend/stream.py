@@ -80,10 +80,14 @@ class TextStream:
         self._joint.fail(error, self._chunks.broken(answer_for(error).error))
 
 
+COUNTED_AT_ONCE = 8 * 2**10
+"""Characters of thoughts that are tokenized in one go: a few hundred microseconds."""
+
+
 class Reader:
     """Reads a choice's text: what a parser makes of it, whether there were tool calls, and how much was thought."""
 
-    __slots__ = ("_count_tokens", "_has_calls", "_parser", "_thoughts", "pieces")
+    __slots__ = ("_count_tokens", "_has_calls", "_num_thought", "_parser", "_thoughts", "pieces")
 
     def __init__(self, pieces: Pieces, parser: Parser | None, count_tokens: Callable[[str], int]) -> None:
         """Without a parser, text is text. `count_tokens` says how many tokens a text is."""
@@ -91,7 +95,9 @@ class Reader:
         self._parser = parser
         self._count_tokens = count_tokens
         self._has_calls = False
-        self._thoughts: list[str] = []
+        self._thoughts = ""
+        """Those that were not counted yet."""
+        self._num_thought = 0
 
     def read(self, text: str) -> list[Delta]:
         """Take the next characters."""
@@ -113,20 +119,31 @@ class Reader:
 
     def count(self, usage: Usage) -> Usage:
         """Return the usage with the tokens of thoughts, and without those after a stop string: how many is chance."""
-        if not (self._thoughts or self.pieces.has_stopped):
+        if not (self._thoughts or self._num_thought or self.pieces.has_stopped):
             return usage
         num_tokens = self.pieces.num_tokens if self.pieces.has_stopped else usage.output_tokens
-        # Counted by their text: they share tokens with the markers around them, and with what follows.
-        num_thought = min(num_tokens, self._count_tokens("".join(self._thoughts))) if self._thoughts else 0
-        return Usage(usage.prompt_tokens, num_tokens, usage.cached_tokens, num_thought)
+        num_thought = self._num_thought + (self._count_tokens(self._thoughts) if self._thoughts else 0)
+        return Usage(usage.prompt_tokens, num_tokens, usage.cached_tokens, min(num_tokens, num_thought))
 
     def _note(self, deltas: list[Delta]) -> list[Delta]:
         for delta in deltas:
             if isinstance(delta, ReasoningDelta):
-                self._thoughts.append(delta.text)
+                self._thoughts += delta.text
+                while len(self._thoughts) >= COUNTED_AT_ONCE:
+                    self._count_thoughts()
             elif isinstance(delta, CallStart):
                 self._has_calls = True
         return deltas
+
+    def _count_thoughts(self) -> None:
+        """Count what came first, up to where a word begins: the same parts however the text came.
+
+        By their text, as they share tokens with the markers around them, and with what follows.
+        """
+        end = self._thoughts.rfind(" ", 1, COUNTED_AT_ONCE)
+        end = COUNTED_AT_ONCE if end < 0 else end
+        self._num_thought += self._count_tokens(self._thoughts[:end])
+        self._thoughts = self._thoughts[end:]
 
 
 class DeltaStream:

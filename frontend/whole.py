@@ -42,16 +42,23 @@ class TextAnswer:
         self._joint.fail(error)
 
 
+READ_AT_ONCE = 1024
+"""Tokens of an answer that are read in one go: what would be left to its end would hold up all others."""
+
+
 class DeltaAnswer:
     """Collects a choice whose text has to be read."""
 
-    __slots__ = ("_joint", "_number", "_pieces", "_reader")
+    __slots__ = ("_deltas", "_joint", "_num_read", "_number", "_pieces", "_reader", "_taken")
 
     def __init__(self, reader: Reader, joint: JointAnswer, number: int = 0) -> None:
         self._pieces = reader.pieces
         self._reader = reader
         self._joint = joint
         self._number = number
+        self._deltas: list[Delta] = []
+        self._taken: list[TokenPiece] = []
+        self._num_read = 0
 
     def push(self, token: int) -> None:
         """Take the next token."""
@@ -62,14 +69,20 @@ class DeltaAnswer:
         self._pieces.push_logprobs(logprobs)
 
     def flush(self) -> bool:
-        """Say whether a stop string is complete."""
+        """Read now and then; say whether a stop string is complete."""
+        if self._pieces.num_tokens - self._num_read >= READ_AT_ONCE:
+            text, pieces = self._pieces.take()
+            self._num_read = self._pieces.num_tokens
+            self._taken += pieces
+            self._deltas += self._reader.read(text)
         return self._pieces.has_stopped
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Hand over what the text says."""
         text, pieces = self._pieces.finish()
-        deltas = self._reader.read_end(text)
-        self._joint.finish(to_choice(self._number, deltas, pieces, self._reader.end(reason)), self._reader.count(usage))
+        deltas = self._deltas + self._reader.read_end(text)
+        choice = to_choice(self._number, deltas, self._taken + pieces, self._reader.end(reason))
+        self._joint.finish(choice, self._reader.count(usage))
 
     def fail(self, error: BuswayError) -> None:
         """Answer with an error."""

@@ -1,5 +1,6 @@
 """What clients read: chunks that join to the text, whole answers, log-probabilities, in the shapes of OpenAI."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +16,14 @@ from frontend.deltas import AnswerFacts, Choice, ChoiceEnd
 from frontend.doors.ask_answers import AskAnswer, AskDialect
 from frontend.model import ServedModel
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
+from frontend.parsing import parser_for
+from frontend.parsing.formats import MINIMAX_M1
+from frontend.pieces import Pieces
 from frontend.plan import Plan
 from frontend.request import Generation, Output, Usage
+from frontend.stream import COUNTED_AT_ONCE, Reader
+from frontend.vocabulary import Vocabulary
+from frontend.whole import READ_AT_ONCE
 
 USAGE = Usage(10, 4, 8)
 relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,6 +196,53 @@ def test_whole_answers(model: ServedModel, oracle: Tokenizer, stops: tuple[str, 
     assert answer["choices"][0]["finish_reason"] == ("stop" if stopped else "length")
     assert answer["choices"][0]["logprobs"] is None
     assert answer["usage"]["total_tokens"] == 14
+
+
+@settings(max_examples=10, deadline=None)
+@given(num_words=st.integers(0, 6000), cuts=st.lists(st.integers(0, 40_000), max_size=8), blank=st.sampled_from(" -"))
+def test_long_thoughts_are_counted_on_the_way_and_the_same_however_they_come(
+    num_words: int, cuts: list[int], blank: str
+) -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return len(text)
+
+    thoughts = blank.join(f"word{number}" for number in range(num_words))
+    text = f"<think>{thoughts}</think>Yes."
+    found = []
+    for places in ([], cuts):
+        edges = [0, *sorted(cut % (len(text) + 1) for cut in places), len(text)]
+        counted.clear()
+        new_parser = parser_for(MINIMAX_M1, "", (), lambda count: "x" * count)
+        assert new_parser is not None
+        reader = Reader(Pieces(Vocabulary({}, ())), new_parser(), count)
+        for start, end in itertools.pairwise(edges):
+            reader.read(text[start:end])
+        reader.read_end("")
+        assert reader.count(Usage(1, 10**6, 0)).reasoning_tokens == len(thoughts)
+        assert "".join(counted) == thoughts
+        assert max(map(len, counted), default=0) <= COUNTED_AT_ONCE
+        found.append(list(counted))
+    assert found[0] == found[1]
+
+
+def test_a_long_whole_answer_is_read_on_the_way(model: ServedModel, oracle: Tokenizer) -> None:
+    wire = Wire()
+    plan = Plan(model=model, generations=[generation(("zzz",), top_logprobs=0)])
+    (output,) = plan.answers(ChatDialect(StreamShape(logprobs_of=model.vocabulary)), FACTS, wire)
+    text = "The quick brown fox 😀, " * 400
+    tokens = oracle.encode(text).ids
+    assert len(tokens) > 2 * READ_AT_ONCE
+    for offset, token in enumerate(tokens):
+        output.push(token)
+        output.push_logprobs(TokenLogprobs(1, offset, -float(offset), [], []))
+        assert not output.flush()
+    output.finish("stop", USAGE)
+    choice = json.loads(wire.pieces[-1])["choices"][0]
+    assert choice["message"]["content"] == text
+    assert [each["logprob"] for each in choice["logprobs"]["content"]] == [-float(at) for at in range(len(tokens))]
 
 
 def test_an_answer_without_text_still_has_role_and_reason(model: ServedModel) -> None:

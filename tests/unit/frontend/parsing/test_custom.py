@@ -51,7 +51,7 @@ def test_the_input_comes_out_as_it_was_meant(text: str, is_ascii: bool, blanks: 
         (r'{"input": "\d\/\u00e9"}', "d/é"),
     ],
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0), max_size=8))
 def test_what_is_written_otherwise_is_shown_as_well_as_can_be(arguments: str, told: str, cuts: list[int]) -> None:
     assert called(arguments, cuts) == told
