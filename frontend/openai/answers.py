@@ -65,12 +65,11 @@ class CalledFunction(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class CalledTool(msgspec.Struct, frozen=True):
+class CalledTool(msgspec.Struct, frozen=True, tag="function"):
     """A tool call of the answer."""
 
     id: str
     function: CalledFunction
-    type: str = "function"
 
 
 class CalledText(msgspec.Struct, frozen=True):
@@ -80,12 +79,11 @@ class CalledText(msgspec.Struct, frozen=True):
     input: str
 
 
-class CalledCustom(msgspec.Struct, frozen=True):
+class CalledCustom(msgspec.Struct, frozen=True, tag="custom"):
     """A call of a custom tool."""
 
     id: str
     custom: CalledText
-    type: str = "custom"
 
 
 class MessageShown(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ from frontend.deltas import AnswerFacts, CallArguments, CallStart, ChoiceEnd, Re
 from frontend.doors.docs import Docs
 from frontend.doors.routes import Doc, Route
 from frontend.model import ServedModel
-from frontend.openai.answers import ChunkShown
+from frontend.openai.answers import ChatShown, ChunkShown
 from frontend.openai.body import ChatBody
 from frontend.openai.chunks import ChatDialect, StreamShape
 from frontend.openapi import make_openapi
@@ -36,7 +36,7 @@ def refs(node: Any) -> list[str]:
 
 def test_every_route_is_described_and_every_reference_resolves() -> None:
     routes = [
-        Route("POST", "/v1/chat/completions", handle, doc=Doc(ChatBody, ChunkShown, ChunkShown)),
+        Route("POST", "/v1/chat/completions", handle, doc=Doc(ChatBody, ChatShown, ChunkShown)),
         Route("GET", "/v1/things/{id}/{rest...}", handle, doc=Doc(query=("limit",))),
         Route("POST", "/v1/things", handle, "plain", Doc(form=("file", "purpose"), status=201)),
         *Docs([]).routes(),
