@@ -122,7 +122,7 @@ async def test_what_waits_is_held_for_longer_than_the_broker_waits(stage: Stage,
         ticket = next(tickets)
         await stage.owner.send(ticket)
         await stage.wait(lambda: len(router.find("m").pool.queue) >= 1)
-        await anyio.sleep(2.5)
+        await anyio.sleep(1.2)
         num_held = len(router.find("m").pool.queue)
         puppet.report_fields = {}
         await stage.wait(lambda: ticket in [job.ticket for job in puppet.taken])
