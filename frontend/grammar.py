@@ -72,8 +72,14 @@ def has_grammar(body: ChatBody | CompletionBody) -> bool:
         or body.guided_choice is not None
         or body.guided_grammar is not None
         or bool(bytes(body.guided_json))
-        or (isinstance(body, ChatBody) and (body.response_format is not None or body.choice not in ("none", "auto")))
-        or (isinstance(body, ChatBody) and body.tools is not None and any(tool.grammar for tool in body.tools))
+        or (
+            isinstance(body, ChatBody)
+            and (
+                body.response_format is not None
+                or body.choice not in ("none", "auto")
+                or (body.tools is not None and any(tool.grammar for tool in body.tools))
+            )
+        )
     )
 
 

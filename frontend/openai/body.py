@@ -166,6 +166,8 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     def choice(self) -> Literal["none", "auto", "required"] | Named:
         """How the model is to choose among `offered`."""
         chosen = self.tool_choice or self.function_call or "auto"
+        if isinstance(chosen, str):
+            return chosen
         if isinstance(chosen, AllowedTools):
             return chosen.allowed_tools.mode
         return NamedTool(chosen) if isinstance(chosen, NamedFunction) else chosen
