@@ -11,7 +11,7 @@ from bus.errors import InvalidRequest
 from frontend.grammar import grammar_for
 from frontend.openai.body import chat_body
 from frontend.parsing import PLAIN, Format
-from frontend.parsing.formats import GRANITE, HERMES, LLAMA3, MISTRAL, THINK
+from frontend.parsing.formats import FORMATS, GPT_OSS, GRANITE, HERMES, LLAMA3, MISTRAL, THINK
 from frontend.rules import MAX_SCHEMA
 from frontend.vocabulary import Vocabulary, read_vocabulary
 
@@ -205,9 +205,15 @@ def test_a_thought_comes_before_what_is_asked(tokenizer: llguidance.LLTokenizer,
     assert not fits(tokenizer, made, f"So.\n</think>\n{written('sum', 'x')}")
 
 
-@pytest.mark.parametrize("format", [HERMES, LLAMA3, MISTRAL, GRANITE])
+@pytest.mark.parametrize("format", [each for each in FORMATS.values() if each is not PLAIN], ids=lambda each: each.name)
 def test_every_family_has_a_sound_grammar(format: Format) -> None:
-    assert grammar(EMPTY, format, tools=TOOLS, tool_choice="required")
+    ruled = [*TOOLS, custom("sum", syntax="lark", definition=SUM)]
+    special = Vocabulary({}, (), {mark: 1000 + number for number, mark in enumerate(sorted(format.markers))})
+    for known in (EMPTY, special):
+        assert grammar(known, format, tools=TOOLS, tool_choice="required")
+        assert grammar(known, format, tools=ruled, tool_choice="required")
+        assert bool(grammar(known, format, tools=ruled)) != (format in (LLAMA3, GPT_OSS)), "calls that nothing marks"
+        assert grammar(known, format, tools=ruled, response_format=JSON)
 
 
 @pytest.mark.parametrize(
