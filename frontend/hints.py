@@ -95,13 +95,13 @@ _TTL_S = {"5m": 300.0, "1h": 3600.0}
 
 def read_headers(headers: Mapping[bytes, bytes]) -> BuswayHints:
     """Return what headers say; raise `InvalidRequest` that names the header. `x-busway-*` go before `x-dynamo-*`."""
+    if headers.keys().isdisjoint(_HEADERS):
+        return NOTHING_GIVEN
     said: dict[str, str] = {}
     for name, value in headers.items():
         field = _HEADERS.get(name)
         if field is not None and (field not in said or name.startswith(_PREFIX)):
             said[field] = value.decode("latin-1")
-    if not said:
-        return NOTHING_GIVEN
     values: dict[str, Any] = {}
     for field, text in said.items():
         kind = BuswayHints.__annotations__[field]

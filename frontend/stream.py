@@ -24,9 +24,9 @@ class TextStream:
         "_chunks",
         "_detokenizer",
         "_escaped",
+        "_has_begun",
         "_head",
         "_joint",
-        "_next_head",
         "_number",
         "_send",
         "_tail",
@@ -40,8 +40,8 @@ class TextStream:
         self._joint = joint
         self._number = number
         self._send = joint.send
-        self._head = chunks.opening() + chunks.head
-        self._next_head = chunks.head
+        self._head = chunks.head
+        self._has_begun = False
         self._tail = chunks.tail
         self._text = b""
 
@@ -61,8 +61,11 @@ class TextStream:
     def flush(self) -> bool:
         """Send what was pushed as one chunk."""
         if self._text:
-            self._send(self._head, self._text, self._tail)
-            self._head = self._next_head
+            if self._has_begun:
+                self._send(self._head, self._text, self._tail)
+            else:
+                self._has_begun = True
+                self._send(self._chunks.opening() + self._head, self._text, self._tail)
             self._text = b""
         return False
 
@@ -70,8 +73,9 @@ class TextStream:
         """Send the rest and the end of the choice."""
         text = self._text + escape(self._detokenizer.finish())
         self._text = b""
-        # Also an empty answer begins with the role.
-        rest = self._head + text + self._tail if text else self._head.removesuffix(self._next_head)
+        rest = self._head + text + self._tail if text else b""
+        if not self._has_begun:  # also an empty answer begins with the role
+            rest = self._chunks.opening() + rest
         self._joint.close(self._number, rest, self._chunks.closing(ChoiceEnd(reason), usage), usage)
 
     def fail(self, error: BuswayError) -> None:

@@ -191,6 +191,8 @@ class Connection(asyncio.Protocol):
             raise self._too_many_headers()
         parser = self._parser
         path, query = _split(self._url)
+        headers = dict(reversed(self._headers))
+        self._headers.clear()
         may_chunk = parser.get_http_version() == "1.1"
         exchange = Exchange(
             self,
@@ -198,7 +200,7 @@ class Connection(asyncio.Protocol):
             method=parser.get_method().decode("ascii"),
             path=path,
             query=query,
-            headers=dict(reversed(self._headers)),
+            headers=headers,
             limit_bytes=self._limits.slow_client_bytes,
             expects_continue=self._expects_continue,
             is_chunked=may_chunk,

@@ -47,19 +47,19 @@ class Generate:
         """Answer a conversation, as OpenAI's chat completions do."""
         body, read = await read_body(call, self._intake, chat_body)
         plan = await self.prepare(call, read.num_bytes, body)
-        dialect = chat_dialect(body, plan)
-        return await self.respond(
-            call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(read.ignored)
-        )
+        dialect, headers = chat_dialect(body, plan), ignored_header(read.ignored)
+        answering = self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=headers)
+        del body, read  # what each of hundreds holds while it waits is cold memory for all of them
+        return await answering
 
     async def complete(self, call: Call) -> Reply | None:
         """Go on with texts or token ids."""
         body, read = await read_body(call, self._intake, completion_body)
         plan = await self.prepare(call, read.num_bytes, body)
-        dialect = completion_dialect(body, plan)
-        return await self.respond(
-            call, plan, dialect, is_stream=bool(body.stream), headers=ignored_header(read.ignored)
-        )
+        dialect, headers = completion_dialect(body, plan), ignored_header(read.ignored)
+        answering = self.respond(call, plan, dialect, is_stream=bool(body.stream), headers=headers)
+        del body, read  # what each of hundreds holds while it waits is cold memory for all of them
+        return await answering
 
     def prepare(
         self, call: Call, num_bytes: int, body: ChatBody | CompletionBody, *, lowers_bound: bool = False
@@ -76,22 +76,35 @@ class Generate:
 
         None says that the answer went out as a stream, or that the client is gone.
         """
-        facts = plan.facts(call.request_id, time.time())
+        facts, exchange = plan.facts(call.request_id, time.time()), call.exchange
+        sink: EventSink | BodySink
         if is_stream:
             lines = EVENT_LINES % call.shown_id + (header_lines(headers) if headers else b"")
-            events = EventSink(call.exchange, lines, call.arrived_at)
-            requests = open_requests(call.request_id, plan, plan.streams(dialect, facts, events))
-            self._streams[events] = requests
+            sink = EventSink(exchange, lines, call.arrived_at)
+            outputs = plan.streams(dialect, facts, sink)
+        else:
+            sink = BodySink()
+            outputs = plan.answers(dialect, facts, sink)
+        requests = open_requests(call.request_id, plan, outputs)
+
+        def give_up() -> None:
+            self._intake.cancel(requests)
+            sink.end()
+
+        if exchange.is_lost:
+            return None
+        exchange.on_lost = give_up
+        if isinstance(sink, EventSink):
+            self._streams[sink] = requests
             if self._timer is None:
                 self._look_later()
-            try:
-                await self._run(call, requests, events)
-            finally:
-                del self._streams[events]
-            return None
-        body = BodySink()
-        await self._run(call, open_requests(call.request_id, plan, plan.answers(dialect, facts, body)), body)
-        return Reply(body.body, headers=(*JSON, *headers))
+        try:
+            await self._intake.run(requests, sink)
+        finally:
+            exchange.on_lost = None
+            if isinstance(sink, EventSink):
+                del self._streams[sink]
+        return Reply(sink.body, headers=(*JSON, *headers)) if isinstance(sink, BodySink) else None
 
     def _look_later(self) -> None:
         period_s = self._intake.config.keep_alive_s / 2
@@ -117,21 +130,6 @@ class Generate:
         sink = BodySink()
         await self._intake.answer(request_id, plan, dialect, sink, is_stream=False)
         return sink.body
-
-    async def _run(self, call: Call, requests: Sequence[Request], sink: EventSink | BodySink) -> None:
-        """Have requests served for as long as the client is there."""
-
-        def give_up() -> None:
-            self._intake.cancel(requests)
-            sink.end()
-
-        if call.exchange.is_lost:
-            return
-        call.exchange.on_lost = give_up
-        try:
-            await self._intake.run(requests, sink)
-        finally:
-            call.exchange.on_lost = None
 
 
 def chat_dialect(body: ChatBody, plan: Plan) -> ChatDialect:
