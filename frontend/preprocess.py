@@ -16,7 +16,12 @@ from frontend.request import Generation
 _MAX_TOOL_BYTES = 256 * 2**10
 """JSON Schemas of all tools of a request: they are decoded without a type, which takes up to 50 times their size."""
 
-_CLASSES: dict[str, LatencyClass] = {"priority": "interactive", "flex": "batch"}
+_CLASSES: dict[str, LatencyClass] = {
+    "priority": "interactive",
+    "fast": "interactive",
+    "ultrafast": "interactive",
+    "flex": "batch",
+}
 """Latency class by OpenAI's `service_tier`; the others are standard."""
 
 TAIL = 200

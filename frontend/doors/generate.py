@@ -13,7 +13,7 @@ from frontend.doors.sinks import BodySink, EventSink
 from frontend.hints import read_headers
 from frontend.intake import Intake, open_requests
 from frontend.openai.answers import TOOL_CALLS, CallShape, ChatShown, ChunkShown, CompletionShown
-from frontend.openai.body import ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
+from frontend.openai.body import TIER_SHOWN, ChatBody, CompletionBody, StreamOptions, chat_body, completion_body
 from frontend.openai.chunks import ChatDialect, CompletionDialect, StreamShape
 from frontend.openai.tools import custom_names
 from frontend.plan import Plan
@@ -153,6 +153,7 @@ def _shape(body: ChatBody | CompletionBody, plan: Plan, *, has_logprobs: bool) -
         logprobs_of=plan.model.vocabulary if has_logprobs else None,
         prompts=[unpack_u32(each).tolist() for each in plan.prompts] if body.return_token_ids else (),
         calls=calls,
+        tier=TIER_SHOWN.get(body.service_tier, "default") if body.service_tier and isinstance(body, ChatBody) else "",
     )
 
 

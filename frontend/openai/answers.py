@@ -129,6 +129,7 @@ class ChatShown(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: UsageBody
     prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +196,7 @@ class ChunkShown(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChunkChoice]
     usage: UsageBody | None = None
+    service_tier: str | None = None
 
 
 class ChatAnswer:
@@ -206,9 +208,11 @@ class ChatAnswer:
         logprobs_of: Vocabulary | None,
         prompts: Sequence[Sequence[int]] = (),
         calls: CallShape = TOOL_CALLS,
+        tier: str = "",
     ) -> None:
-        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens."""
+        """`logprobs_of` None leaves log-probabilities out, no `prompts` the ids of tokens, no `tier` that."""
         self._calls = calls
+        self._tier = tier
         self._facts = facts
         self._logprobs_of = logprobs_of
         self._prompts = prompts
@@ -226,6 +230,7 @@ class ChatAnswer:
                 choices=shown,
                 usage=usage_body(usage),
                 prompt_token_ids=self._prompts[0] if self._prompts else msgspec.UNSET,
+                service_tier=self._tier or msgspec.UNSET,
             )
         )
 

@@ -36,6 +36,10 @@ Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
+TIER_SHOWN = {"flex": "flex", "priority": "priority", "fast": "priority", "ultrafast": "priority"}
+"""The tier that a request is served in, by the one that it asks for: `default` for the others."""
+
 NOTHING: Any = msgspec.field(default_factory=msgspec.Raw)
 """Default of parameters that may be anything: no bytes at all. (A schema can show no default that is `Raw`.)"""
 
@@ -83,7 +87,7 @@ class SamplingBody(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    service_tier: ServiceTier | None = None
     prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: msgspec.Raw = NOTHING

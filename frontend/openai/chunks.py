@@ -26,6 +26,8 @@ class StreamShape(msgspec.Struct, frozen=True, kw_only=True):
     prompts: Sequence[Sequence[int]] = ()
     """Token ids of the prompts, where the client wants ids beside the text."""
     calls: CallShape = TOOL_CALLS
+    tier: str = ""
+    """In which the request is served, if it named one."""
 
 
 class _Frame:
@@ -33,6 +35,8 @@ class _Frame:
 
     def __init__(self, prefix: bytes, kind: bytes, facts: AnswerFacts, shape: StreamShape) -> None:
         model = msgspec.json.encode(facts.model)
+        if shape.tier:
+            model += b',"service_tier":"%b"' % shape.tier.encode()
         self.start = b'data: {"id":"%b%b","object":"%b","created":%d,"model":%b,"choices":[' % (
             prefix,
             facts.request_id.encode(),
@@ -223,7 +227,7 @@ class ChatDialect(_Dialect):
     def whole(self, facts: AnswerFacts) -> ChatAnswer:
         """Return the writer of an answer in one piece."""
         shape = self._shape
-        return ChatAnswer(facts, shape.logprobs_of, shape.prompts, shape.calls)
+        return ChatAnswer(facts, shape.logprobs_of, shape.prompts, shape.calls, shape.tier)
 
 
 class CompletionDialect(_Dialect):

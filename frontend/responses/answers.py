@@ -9,6 +9,7 @@ import msgspec
 from bus.messages.responses import ResponseStatus
 from frontend.deltas import ChoiceEnd
 from frontend.errors import ErrorBody
+from frontend.openai.body import TIER_SHOWN
 from frontend.request import Usage
 from frontend.responses.body import ResponsesBody, TextConfig, TextFormat
 from frontend.responses.tools import Name
@@ -223,7 +224,7 @@ def new_response(
         prompt_cache_key=body.prompt_cache_key,
         reasoning=msgspec.Raw(_json(body.reasoning) if body.reasoning else b'{"effort":null,"summary":null}'),
         safety_identifier=body.safety_identifier,
-        service_tier=body.service_tier if body.service_tier not in (None, "auto") else "default",
+        service_tier=TIER_SHOWN.get(body.service_tier or "", "default"),
         store=body.store is not False,
         temperature=temperature,
         text=_text_shown(body.text),

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from frontend.hints import BuswayHints, NvExt
-from frontend.openai.body import NOTHING, CheckedBodyDecoder, TokenCount
+from frontend.openai.body import NOTHING, CheckedBodyDecoder, ServiceTier, TokenCount
 
 MAX_ITEMS = 10_000
 
@@ -74,7 +74,7 @@ class ResponsesBody(PromptBody, frozen=True, kw_only=True):
     user: Annotated[str, Meta(max_length=512)] | None = None
     safety_identifier: Annotated[str, Meta(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Meta(max_length=256)] | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
+    service_tier: ServiceTier | None = None
     busway: BuswayHints | None = None
     nvext: NvExt | None = None
 

@@ -185,6 +185,7 @@ OBJECT: Any = {
 }
 SHAPES: Any = [
     ("chat/completions", ASKED, ChatCompletion, ChatCompletionChunk),
+    ("chat/completions", ASKED | {"service_tier": "fast"}, ChatCompletion, ChatCompletionChunk),
     ("chat/completions", ASKED | {"logprobs": True, "top_logprobs": 2, "n": 2}, ChatCompletion, ChatCompletionChunk),
     ("chat/completions", ASKED | {"tools": [CALLED], "tool_choice": "required"}, ChatCompletion, ChatCompletionChunk),
     ("chat/completions", ASKED | {"functions": [CALLED["function"]]}, ChatCompletion, ChatCompletionChunk),

@@ -1,4 +1,4 @@
-"""`functions` and `function_call`, as clients sent them before there were tools."""
+"""Parameters of chat completions that few send: `functions`, as before there were tools, and tiers of service."""
 
 import json
 from collections.abc import Callable
@@ -55,3 +55,28 @@ async def test_a_function_goes_around_with_openai_python(stage: OpenStage) -> No
     assert '<tool_call>{"name":"weather","arguments":{"city":"Köln"}}' in prompt.replace('": ', '":').replace(", ", ",")
     assert prompt.endswith("<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant")
     assert last.choices[0].message.content == none.choices[0].message.content == "Rain."
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "latency_class"),
+    [
+        (None, None, "standard"),
+        ("auto", "default", "standard"),
+        ("flex", "flex", "batch"),
+        ("priority", "priority", "interactive"),
+        ("fast", "priority", "interactive"),
+    ],
+)
+async def test_the_tier_of_service_is_told_to_who_asks_for_one(
+    stage: OpenStage, asked: Any, told: str | None, latency_class: str
+) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "service_tier": asked}
+    async with stage(latency_class=latency_class) as on, openai_of(on) as client:
+        on.worker.script = on.worker.echo
+        whole = await client.chat.completions.create(**ask)
+        chunks = [chunk async for chunk in await client.chat.completions.create(**ask, stream=True)]
+        response = await client.responses.create(model="tiny", input="Hi", service_tier=asked)
+        classes = {job.latency_class for job in on.worker.jobs}
+    assert {each.service_tier for each in (whole, *chunks)} == {told}
+    assert response.service_tier == (told or "default")
+    assert classes == {latency_class}
