@@ -59,7 +59,9 @@ def check_grammar(lark: str, param: str) -> str:
         )
     reason = LLMatcher.validate_grammar(grammar)
     if reason:
-        shown = re.sub(r"^at \d+\(\d+\): ", "", reason.split("\n")[0])
+        first = reason.split("\n")[0]
+        cause = re.search(r"^error: (.*)", reason, re.MULTILINE) if first.endswith(":") else None
+        shown = re.sub(r"^at \d+\(\d+\): ", "", f"{first} {cause[1]}" if cause else first)
         raise InvalidRequest(f"Invalid value for '{param}': {shown[:500]}.", param=param)
     return grammar
 

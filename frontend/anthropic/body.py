@@ -15,6 +15,33 @@ class TextBlock(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
+class DocumentSource(msgspec.Struct, frozen=True):
+    """Where a document is: in `data` as text, or in `content`. What is of another type is no text."""
+
+    type: str
+    data: str = ""
+    content: str | list[TextBlock] = ""
+
+
+class DocumentBlock(msgspec.Struct, frozen=True, tag="document"):
+    """A document; nobody cites it here."""
+
+    source: DocumentSource
+    title: str | None = None
+    context: str | None = None
+
+
+class SearchResultBlock(msgspec.Struct, frozen=True, tag="search_result"):
+    """What a search of the client's found."""
+
+    source: str
+    title: str
+    content: list[TextBlock]
+
+
+TextualBlock = TextBlock | DocumentBlock | SearchResultBlock
+
+
 class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use"):
     """A call that the model made in an earlier turn; `input` is a JSON object."""
 
@@ -27,7 +54,7 @@ class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result"):
     """What a tool gave back."""
 
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | list[TextualBlock] | None = None
     is_error: bool | None = None
 
 
@@ -41,7 +68,7 @@ class RedactedThinkingBlock(msgspec.Struct, frozen=True, tag="redacted_thinking"
     """Thoughts that nobody can read; they are left out."""
 
 
-Block = TextBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+Block = TextualBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -65,8 +65,8 @@ def _turns(message: theirs.Message) -> list[ChatMessage]:
     turns: list[ChatMessage] = []
     texts: list[str] = []
     for block in message.content:
-        if isinstance(block, theirs.TextBlock):
-            texts.append(block.text)
+        if isinstance(block, theirs.TextualBlock):
+            texts.append(_text(block))
         elif isinstance(block, theirs.ToolResultBlock) and message.role == "user":
             turns.append(ChatMessage(role="tool", tool_call_id=block.tool_use_id, content=_result(block)))
         else:
@@ -87,7 +87,7 @@ def _assistant(blocks: Iterable[theirs.Block]) -> ChatMessage:
             thoughts.append(block.thinking)
         elif isinstance(block, theirs.ToolUseBlock):
             calls.append(ToolCall(id=block.id, function=FunctionCall(block.name, _arguments(block))))
-        elif isinstance(block, theirs.ToolResultBlock):
+        elif not isinstance(block, theirs.RedactedThinkingBlock):
             raise _misplaced(block, "assistant")
     return ChatMessage(
         role="assistant",
@@ -108,8 +108,23 @@ def _arguments(block: theirs.ToolUseBlock) -> str:
 
 def _result(block: theirs.ToolResultBlock) -> str:
     content = block.content or ""
-    text = content if isinstance(content, str) else _join([each.text for each in content])
+    text = content if isinstance(content, str) else _join([_text(each) for each in content])
     return f"Error: {text}" if block.is_error else text
+
+
+def _text(block: theirs.TextualBlock) -> str:
+    if isinstance(block, theirs.TextBlock):
+        return block.text
+    if isinstance(block, theirs.SearchResultBlock):
+        return _join([block.title, block.source, *(each.text for each in block.content)])
+    source = block.source
+    if source.type not in ("text", "content"):
+        raise InvalidRequest(
+            f"Invalid value for 'messages': a 'document' whose source is {source.type[:40]!r} is not served; text is.",
+            param="messages",
+        )
+    content = source.content if isinstance(source.content, str) else _join([each.text for each in source.content])
+    return _join([part for part in (block.title, block.context, source.data, content) if part])
 
 
 def _join(texts: Sequence[str]) -> str:

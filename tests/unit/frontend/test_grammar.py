@@ -252,6 +252,13 @@ def test_what_cannot_be_enforced_is_named(fields: dict[str, Any], param: str) ->
     assert caught.value.param == param
 
 
+def test_what_is_wrong_with_an_expression_is_told() -> None:
+    with pytest.raises(InvalidRequest, match="unclosed group"):
+        grammar(tools=[custom("c", syntax="regex", definition="(a")])
+    with pytest.raises(InvalidRequest, match="unclosed group"):
+        grammar(guided_regex="(a")
+
+
 def test_a_model_whose_calls_nobody_reads_cannot_be_forced() -> None:
     with pytest.raises(InvalidRequest):
         grammar(EMPTY, PLAIN, tools=TOOLS, tool_choice="required")

@@ -91,6 +91,30 @@ def test_choices_of_a_tool(given: dict[str, Any], choice: Any) -> None:
     assert bytes(chat.tools[0].function.parameters) == b'{"type": "object"}'
 
 
+def test_documents_and_search_results_are_text() -> None:
+    text = {"type": "text", "text": "Rain."}
+    found = {"type": "search_result", "source": "https://x", "title": "Sky", "content": [text], "citations": {}}
+    document: dict[str, Any] = {"type": "document", "title": "Report", "context": "Of today", "source": {}}
+    plain = {**document, "source": {"type": "text", "media_type": "text/plain", "data": "Sun."}}
+    parts = {"type": "document", "source": {"type": "content", "content": [text, text]}}
+    use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "sky", "input": {}}]}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [found, text]}
+    turns = [{"role": "user", "content": [plain, found, parts, text]}, use, {"role": "user", "content": [result]}]
+    told = "Sky\nhttps://x\nRain."
+    messages = chat_of(messages=turns).messages
+    assert messages[0].content == f"Report\nOf today\nSun.\n{told}\nRain.\nRain.\nRain."
+    assert messages[2].content == f"{told}\nRain."
+    for source in (
+        {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+        {"type": "file", "file_id": "f"},
+    ):
+        for block in ({**document, "source": source}, {**result, "content": [{**document, "source": source}]}):
+            with pytest.raises(InvalidRequest, match=f"'document' whose source is '{source['type']}'"):
+                chat_of(messages=[{"role": "user", "content": [block]}])
+    with pytest.raises(InvalidRequest, match="'search_result' cannot stand in a message of role 'assistant'"):
+        chat_of(messages=[{"role": "assistant", "content": [found]}, {"role": "user", "content": "So?"}])
+
+
 def test_thinking_is_asked_of_templates_under_both_names() -> None:
     assert chat_of(thinking={"type": "enabled", "budget_tokens": 1024}).chat_template_kwargs == {
         "enable_thinking": True,
