@@ -35,7 +35,7 @@ TURNS = {"messages": [{"role": "user", "content": "Hi"}]}
         (
             messages_body,
             {"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "'messages[0].content[0].type': 'image'; supported values: 'text', 'tool_use', 'tool_result', 'thinking'",
+            "'messages[0].content[0].type': 'image'; supported values: 'text', 'document', 'search_result', 'tool_use'",
         ),
         (messages_body, {"max_tokens": 1, "messages": [{"role": "x", "content": ""}]}, "'assistant', 'system', 'user'"),
     ],
