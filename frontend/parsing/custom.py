@@ -15,7 +15,7 @@ _WHOLE = re.compile(
     | \\u(?:(?![dD][89abAB])[0-9a-fA-F]{4} | [dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4})
     | \\u[dD][89abAB][0-9a-fA-F]{2}(?= [^\\] | \\[^u])
     | \\u(?=[0-9a-fA-F]{0,3}[^0-9a-fA-F])
-    )*""",
+    )*+""",
     re.VERBOSE,
 )
 """As much of the inside of a JSON string as can be read whatever follows: half an escape, or half a pair, cannot."""
