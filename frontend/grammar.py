@@ -34,17 +34,16 @@ def grammar_for(body: ChatBody | CompletionBody, format: Format, vocabulary: Voc
     special = vocabulary.markers
     if not tools:
         return check_grammar(_start(content, format, prompt_tail, special), param)
-    is_free = isinstance(body, ChatBody) and body.choice == "auto"
-    if content and not is_free:
-        check_grammar(f"start: {content}\n", param)  # nothing comes of it: a tool is called
+    if content:
+        check_grammar(f"start: {content}\n", param)
     calls = _Calls(format, tools, special, is_parallel=_is_parallel(body))
-    if not is_free:
+    if isinstance(body, ChatBody) and body.choice != "auto":
         start = calls.rule()
     elif content:
-        start = f"({calls.rule()}) | {content}"
+        start = f"{calls.rule()} | {content}"
     else:
         start, prompt_tail = _in_text(calls, format, prompt_tail, special), ""
-    return check_grammar(_start(start, format, prompt_tail, special), param or "tools")
+    return check_grammar(_start(start, format, prompt_tail, special) + calls.definition(), "tools")
 
 
 @lru_cache(maxsize=256)
@@ -194,16 +193,18 @@ class _Calls:
 
     def rule(self, opened: str = "") -> str:
         """Return a rule for all calls of an answer; `opened` is what of the first one is there already."""
-        described = self._described
-        each = " | ".join(self._call(call) for call in described.calls)
-        first = each
-        if opened:
-            first = " | ".join(
-                self._call(call._replace(begin=call.begin.removeprefix(opened))) for call in described.calls
-            )
-        if not described.may_repeat:
+        first = f"({self._each(opened)})" if opened else "call"
+        if not self._described.may_repeat:
             return first
-        return f"({first}) ({rules.text(described.separator, self._special)} ({each})){{0,15}}"
+        return f"{first} ({rules.text(self._described.separator, self._special)} call){{0,15}}"
+
+    def definition(self) -> str:
+        """Return the rule that `rule` names."""
+        return f"call: {self._each()}\n"
+
+    def _each(self, opened: str = "") -> str:
+        calls = self._described.calls
+        return " | ".join(self._call(call._replace(begin=call.begin.removeprefix(opened))) for call in calls)
 
     def _call(self, call: CallSyntax) -> str:
         begin, end = rules.text(call.begin, self._special), rules.text(call.end, self._special)
