@@ -176,7 +176,7 @@ async def test_an_acknowledgement_does_not_reach_another_server(own_server, name
             await own_server.kill()
             before.ack()
             await own_server.start()
-            await bus.append(lane, b"after", timeout_s=5)
+            await bus.append(lane, b"after", timeout_s=30)
             await jobs.until(lambda items: items[-1].payload == b"after")
             before.ack()
             await bus.flush()

@@ -291,7 +291,7 @@ async def test_a_dead_link_with_unsent_bytes_is_cut(own_server, namespace, event
             await asyncio.wait_for(disconnected.wait(), 1)
         assert not disconnected.is_set(), "nats-py: waits for the write buffer instead of reconnecting"
         go_on(own_server)
-        await bus.flush(timeout_s=5)
+        await bus.flush(timeout_s=30)
         # Its close() would wait like its reconnect.
         client._reconnection_task.cancel()
         client._transport._io_writer.transport.abort()
@@ -306,7 +306,7 @@ async def test_unacknowledged_bytes_end_a_connection_after_four_seconds(own_serv
         # The option belongs to a socket: a connection that replaced another one has it too.
         await own_server.kill()
         await own_server.start()
-        await bus.flush(timeout_s=5)
+        await bus.flush(timeout_s=30)
         ours = bus._link._session._transport._io_writer.get_extra_info("socket")
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         client = await nats.connect(own_server.url, pending_size=64 * 2**20)
@@ -318,7 +318,7 @@ async def test_unacknowledged_bytes_end_a_connection_after_four_seconds(own_serv
         assert client.is_connected, "nats-py: waits for the kernel's default"
         client._transport._io_writer.transport.abort()
         go_on(own_server)
-        await bus.flush(timeout_s=5)
+        await bus.flush(timeout_s=30)
         await eventually(lambda: client.is_connected)
         await client.close()
 
@@ -366,7 +366,7 @@ async def test_little_is_kept_while_there_is_no_connection(own_server, namespace
         with pytest.raises(BusUnavailable):
             await bus.append("a", b"", timeout_s=0.05)
         await own_server.start()
-        await bus.flush(timeout_s=5)
+        await bus.flush(timeout_s=30)
 
 
 async def test_a_broker_that_does_not_read_cannot_fill_our_memory(own_server, namespace):
@@ -377,7 +377,7 @@ async def test_a_broker_that_does_not_read_cannot_fill_our_memory(own_server, na
         with pytest.raises(BusUnavailable):
             bus.publish("a", bytes(2**20))
         go_on(own_server)
-        await bus.flush(timeout_s=10)
+        await bus.flush(timeout_s=30)
 
 
 # 8
@@ -439,7 +439,7 @@ async def test_streams_are_there_again_after_the_broker_lost_them(own_server, na
         await bus.ensure()
         await own_server.kill()
         await own_server.start()
-        assert (await bus.append(lane, b"", timeout_s=5)).stream_seq == 1
+        assert (await bus.append(lane, b"", timeout_s=30)).stream_seq == 1
         await eventually(lambda: client.is_connected)
         with pytest.raises(nats.js.errors.NoStreamResponseError):
             await client.jetstream().publish("bare", b"")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 def our_bus(url, namespace):
-    return open_bus(BusConfig(url=url, connect_timeout_s=1.0), Subjects(namespace), name="test")
+    return open_bus(BusConfig(url=url, connect_timeout_s=20.0), Subjects(namespace), name="test")
 
 
 def _append(path, text):
@@ -62,7 +62,7 @@ async def test_everything_goes_over_tls_and_on_after_a_cut(tls_server, namespace
                 session = bus._link._session
                 session._transport.abort()
                 await eventually(lambda: bus._link._session is not session)  # noqa: B023
-                await bus.append(lane, b"", timeout_s=5)
+                await bus.append(lane, b"", timeout_s=30)
                 await jobs.until(lambda items: items[-1] == b"")
                 jobs.items.pop()
 
@@ -111,5 +111,5 @@ async def test_what_a_clogged_link_holds_is_bounded_and_goes_on(nats_url, namesp
         with pytest.raises(BusUnavailable, match="reads too slowly"):
             bus.publish(f"{namespace}.load.v1.m.w", bytes(2**20))
         session.clog(False)
-        await bus.flush(timeout_s=5)
+        await bus.flush(timeout_s=30)
         bus.publish(f"{namespace}.load.v1.m.w", bytes(2**20))

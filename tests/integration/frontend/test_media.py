@@ -69,6 +69,6 @@ async def test_what_is_no_text_is_refused_by_name(stage: OpenStage) -> None:
             assert f"'{kind}'" in answer["error"]["message"], (path, answer)
             assert "text" in answer["error"]["message"], (path, answer)
         question = json.dumps({"messages": user(CHAT_PARTS[0])}).encode()
-        reply = await on.worker.bus.request(on.bus.subjects.ask("tiny", "acme"), question, timeout_s=5)
+        reply = await on.worker.bus.request(on.bus.subjects.ask("tiny", "acme"), question, timeout_s=30)
         assert "'image_url'" in json.loads(reply.payload)["error"]["message"]
         assert on.worker.jobs == []

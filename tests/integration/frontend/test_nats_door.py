@@ -20,7 +20,7 @@ async def test_one_message_answers_a_question(stage: OpenStage, nats_url: str, n
         on.worker.script = lambda job: on.worker.echo(job, TEXT)
         answers = []
         for question in (b"What is Busway?", b'{"prompt":"What is Busway?"}'):
-            reply = await on.worker.bus.request(on.bus.subjects.ask("tiny", "acme"), question, timeout_s=5)
+            reply = await on.worker.bus.request(on.bus.subjects.ask("tiny", "acme"), question, timeout_s=30)
             answers.append(json.loads(reply.payload))
         status, _, over_http = await on.post(
             "/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "What is Busway?"}]}
@@ -64,7 +64,7 @@ async def test_errors_are_messages_with_a_header(stage: OpenStage) -> None:
             ("tiny", b'{"prompt":"a","model":"other"}', "400", "invalid_request"),
             ("nobody", b"Hi", "404", "model_not_found"),
         ]:
-            reply = await on.worker.bus.request(on.bus.subjects.ask(model, "acme"), question, timeout_s=5)
+            reply = await on.worker.bus.request(on.bus.subjects.ask(model, "acme"), question, timeout_s=30)
             assert json.loads(reply.payload)["error"]["code"] == code, question
             assert reply.headers is not None
             assert reply.headers["Nats-Service-Error-Code"] == status

@@ -42,7 +42,7 @@ async def test_everything_goes_on_after_the_broker_lost_its_memory(breakable, co
             await breakable.restart()
             with anyio.fail_after(30):
                 await restored.wait()
-            ack = await other.append(lane, b"after", timeout_s=5)
+            ack = await other.append(lane, b"after", timeout_s=30)
             assert ack.stream_seq == 1
             assert await jobs.wait(2) == [b"before", b"after"]
         other.publish(f"{namespace}.load.v1.m.w", b"")
@@ -67,7 +67,7 @@ async def test_file_streams_and_their_consumers_survive(breakable, collect):
             await got.wait(1)
             await bus.flush()
             await breakable.restart()
-            ack = await bus.append(subject, b"2", timeout_s=5)
+            ack = await bus.append(subject, b"2", timeout_s=30)
             assert ack.stream_seq == 2
             await got.until(lambda payloads: b"2" in payloads)
         await bus.put_blob(b"x")
