@@ -13,7 +13,7 @@ from offload.tier import ORDINARY, Presence, Retention, Tier
 
 BATCH = 64
 """Blocks of one store, at most: pinned in host memory while it lasts."""
-NUM_STORES = 6
+NUM_STORES = 4
 """Under way at a time: books are kept and checksums made while the tier writes."""
 MAX_PINNED_PART = 0.25
 """Of host memory: with less, one store at a time."""

@@ -30,7 +30,10 @@ from offload.tier import Frame, Medium, Presence, Retention
 
 NUM_READERS = 4
 NUM_WRITERS = 4
-"""Threads. Readers never wait for writers; some make checksums while others write."""
+"""Threads. Readers never wait for writers; some make checksums while others write.
+
+A store gives them two hauls at least: with as many stores under way as threads, there is always one that is ready.
+"""
 MAX_RUN_BYTES = 8 * 2**20
 """Of neighbouring frames that one call of the system moves: it is cut up there, and the device kept busy with all."""
 MAX_FRAMES = 512
@@ -105,7 +108,8 @@ class DiskTier:
         written: set[int] = set()
         try:
             stored = [(slot, (frame, self._entry(slot, frame.key, frame.parent_hash))) for slot, frame in places]
-            hauls = [_runs(part, self._most) for part in _cut(stored, self._most)]
+            size = max(1, min(self._most, -(-len(stored) // 2)))
+            hauls = [_runs(part, size) for part in _cut(stored, size)]
             with anyio.CancelScope(shield=True):  # the threads read the frames
                 written = await _in_threads(self._writers, self._files.write, hauls)
         finally:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import anyio
 from anyio import CapacityLimiter, to_thread
 
+from bus.lifecycle import spare_living
 from offload.behind import WriteBehind
 from offload.disk import NUM_READERS, open_disk
 from offload.host import HostArena, stride_bytes
@@ -136,6 +137,7 @@ async def measure_disk(directory: Path, block_bytes: int, rounds: int) -> None:
             for number in range(NUM_READERS):
                 tasks.start_soon(partial(to_thread.run_sync, move, number * part_bytes, limiter=limiter))
 
+    spare_living()  # as a worker does
     async with open_disk(directory, size, block_bytes, "bench") as disk, anyio.create_task_group() as tasks:
         file = os.open(directory / "plain", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         os.posix_fallocate(file, 0, size)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from bus.errors import BadConfig
@@ -16,6 +18,7 @@ from offload.disk import DiskTier, open_disk
 from offload.host import HostArena, stride_bytes
 from offload.journal import ENTRY_BYTES
 from offload.key import HEADER_BYTES, UNSEALED, BlockKey, is_sound, space_of
+from offload.slots import _FILLING
 from offload.tier import ORDINARY, Frame, Presence, Retention
 
 pytestmark = pytest.mark.anyio
@@ -232,3 +235,27 @@ async def test_more_than_the_disk_holds_goes_through_it(tmp_path: Path) -> None:
             if all(await disk.store(memory.filled(number), ORDINARY)):
                 seen.append(number)
         assert await sound(disk, memory, *seen[-8:]) == seen[-8:]
+
+
+async def test_a_store_or_load_that_is_cancelled_at_any_time_ends_whole(tmp_path: Path) -> None:
+    memory = Memory()
+    async with open_slots(tmp_path, num_slots=64) as disk:
+        for turn in range(20):
+            numbers = range(100 * turn + 1, 100 * turn + 25)
+            frames = memory.filled(*numbers)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(disk.store, frames, ORDINARY)
+                for _ in range(turn):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            assert _FILLING not in disk._slots._states
+            assert await sound(disk, memory, *numbers) in ([], list(numbers))
+            frames = memory.empty(*numbers)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(disk.load, frames)
+                for _ in range(turn):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+            assert not any(disk._slots._pins)
+            for frame in frames:
+                assert is_sound(frame.view, frame.key) or bytes(frame.view) == b"\xaa" * len(frame.view)
