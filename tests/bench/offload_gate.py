@@ -41,6 +41,7 @@ from tests.bench.offload_stage import (
     make_host,
     make_mock,
     percentile,
+    settle,
 )
 from tests.bench.offload_tiers import TIERS, open_tier, slow_down
 
@@ -93,15 +94,9 @@ class Bench(NamedTuple):
     mover: Mover
     tiers: list[Tier]
 
-    async def settle(self) -> None:
-        """Wait until all that was computed is copied out and written on."""
-        while self.engine._stored or self.engine._pins:
-            await anyio.sleep(0.002)
-        await self.mover.flush()
-
     async def leave(self) -> None:
         """Empty both devices, and host memory above a tier."""
-        await self.settle()
+        await settle(self.engine, self.mover)
         await self.plain.empty()
         await self.tiered.empty()
         slots = self.host.slots
@@ -133,7 +128,7 @@ class Bench(NamedTuple):
             number = len(off)
             sides = [(self.plain, off), (self.tiered, on)]
             for side, answers in sides if number % 4 < 2 else reversed(sides):
-                await self.settle()
+                await settle(self.engine, self.mover)
                 await anyio.sleep(REST_S)  # both come out of the same rest: whoever is asked second is not warmer
                 answers.append(await side.ask(prompts[number % 2], 1))
             await self.leave()

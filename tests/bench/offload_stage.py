@@ -130,6 +130,13 @@ async def drive_tiered(
         tasks.cancel_scope.cancel()
 
 
+async def settle(engine: TieredEngine, mover: Mover) -> None:
+    """Wait until all that was computed is copied out and written on."""
+    while engine._stored or engine._pins:  # noqa: ASYNC110 - the engine tells nobody
+        await anyio.sleep(0.002)
+    await mover.flush()
+
+
 def percentile(values: Sequence[float], part: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]

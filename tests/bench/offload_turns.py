@@ -2,7 +2,9 @@
 
 What no tier can beat is measured beside: an engine whose device holds all of them, and computes only what is new. The
 conversations are those of the Mooncake trace that have several turns, in the trace's order; each of its blocks of
-512 tokens is one of 16 here. `python -m tests.bench.offload_turns TRACE`, with OMP_NUM_THREADS=1.
+512 tokens is one of 16 here. Each engine answers a stretch of requests in turn, one right after the other, so that what
+tiers do behind a request is paid by those that follow; with `--stretch 1` it is waited for after each request, as where
+requests leave pauses. `python -m tests.bench.offload_turns TRACE`, with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import msgspec
 from bus.config import MockConfig
 from components.replay.bound import find_bound
 from components.replay.trace import TRACE_BLOCK_TOKENS, TraceRequest
+from components.worker.offload import TieredEngine
 from offload.disk import open_disk
 from offload.host import stride_bytes
 from tests.bench.engine_torch import VOCAB, write_model
@@ -29,6 +32,7 @@ from tests.bench.offload_stage import (
     make_engine,
     make_host,
     percentile,
+    settle,
 )
 
 MIN_TURNS = 5
@@ -69,7 +73,7 @@ async def warm_up(driven: Driven) -> None:
         await driven.ask([rng.randrange(2, VOCAB) for _ in range(length)])
 
 
-async def measure(trace: Path, num_conversations: int, host_part: float, disk_part: float) -> None:
+async def measure(trace: Path, num_conversations: int, host_part: float, disk_part: float, stretch: int) -> None:
     requests = read_turns(trace, num_conversations)
     prompts = [prompt_of(request) for request in requests]
     working_set = len({block for request in requests for block in request.hash_ids})
@@ -92,14 +96,16 @@ async def measure(trace: Path, num_conversations: int, host_part: float, disk_pa
             drive(make_engine(directory, num_blocks)) as plain,
             drive(make_engine(directory, working_set + MAX_BLOCKS)) as whole,
             open_disk(directory / "tier", disk_bytes, memory.block_bytes, memory.fingerprint) as disk,
-            drive_tiered(engine, make_host(engine, host_blocks), disk) as (tiered, _, gate),
+            drive_tiered(engine, make_host(engine, host_blocks), disk) as (tiered, mover, gate),
         ):
+            assert isinstance(tiered.engine, TieredEngine)
             sides = [(plain, off), (tiered, on), (whole, best)]
             for driven, _ in sides:
                 await warm_up(driven)
-            for prompt in prompts:  # in turn, so that what else the machine does hits all
+            for first in range(0, len(prompts), stretch):  # in turn, so that what else the machine does hits all
                 for driven, answers in sides:
-                    answers.append(await driven.ask(prompt))
+                    answers += [await driven.ask(prompt) for prompt in prompts[first : first + stretch]]
+                    await settle(tiered.engine, mover)
             print(f"gate: {gate.prefill_s[0] * 1e6:.0f} us a token; copy {gate.rate(None)}, disk {gate.rate('disk')} s")
     assert [a.tokens for a in on] == [a.tokens for a in off] == [a.tokens for a in best], "tokens differ"
     print(f"tokens are equal; host memory for {host_blocks} blocks, disk for {disk_blocks}")
@@ -127,8 +133,10 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=30)
     parser.add_argument("--host-part", type=float, default=0.5, help="of the working set")
     parser.add_argument("--disk-part", type=float, default=0.8)
+    parser.add_argument("--stretch", type=int, default=32, help="requests that an engine answers at a time")
     arguments = parser.parse_args()
-    work = partial(measure, arguments.trace, arguments.conversations, arguments.host_part, arguments.disk_part)
+    parts = arguments.host_part, arguments.disk_part
+    work = partial(measure, arguments.trace, arguments.conversations, *parts, arguments.stretch)
     anyio.run(work, backend_options={"use_uvloop": True})
 
 
