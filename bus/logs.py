@@ -94,7 +94,7 @@ class _Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._held: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what ends while a line is held may log, too
         atexit.register(self._write_held)
 
     def info(self, line: str) -> None:
@@ -119,8 +119,9 @@ class _Lines:
     error = critical = warning
 
     def _write_held(self) -> None:
+        next_lines: list[str] = []
         with self._lock:
-            if self._held:
-                text, self._held = "".join(self._held), []
-                self._stream.write(text)
+            lines, self._held = self._held, next_lines
+            if lines:
+                self._stream.write("".join(lines))
                 self._stream.flush()
