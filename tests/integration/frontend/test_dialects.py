@@ -390,9 +390,13 @@ async def test_a_background_response_is_streamed_to_who_comes_and_comes_again(st
             with anyio.fail_after(30):
                 return [await anext(stream) for _ in range(count)]
 
-        stream = await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
-        job = await on.worker.wait_jobs(1)
-        on.worker.say(job, on.tokenizer.encode("Let me").ids)
+        async def begin() -> None:
+            on.worker.say(await on.worker.wait_jobs(1), "Let me")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin)  # before the first token, nothing is sent for 20 s
+            stream = await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
+        (job,) = on.worker.jobs
         first = await read(stream, 5)
         assert first[0].type == "response.created"
         await stream.close()

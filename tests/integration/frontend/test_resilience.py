@@ -237,7 +237,7 @@ async def test_an_answer_that_has_begun_is_not_refused_any_more(stage: OpenStage
 
 async def test_an_end_that_got_lost_is_missed_after_a_while(stage: OpenStage) -> None:
     """The last batch never arrives, and nothing follows for this request: only the next number tells."""
-    async with stage() as on:
+    async with stage(worker_timeout_s=1.5) as on:
         tokens = on.tokenizer.encode(TEXT).ids
 
         def lose_the_end(job: Any) -> None:
