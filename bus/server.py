@@ -1,6 +1,7 @@
 """I/O. An embedded nats-server: finds the binary, writes its configuration, runs it until the context is left."""
 
 import json
+import random
 import re
 import shutil
 import socket
@@ -28,6 +29,9 @@ MEMORY_BYTES = 4 * 2**30
 FILE_BYTES = 20 * 2**30
 """What all streams of the server together may reserve; nothing is taken before it is used."""
 
+MAX_PROBES = 64
+_PORTS = range(20_000, 32_768)
+"""Linux gives outgoing connections ports from 32,768 on, others from 49,152."""
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
@@ -69,15 +73,20 @@ def check_version(binary: str) -> tuple[int, int, int]:
 
 
 def free_port(preferred: int = 0) -> int:
-    """Return `preferred` when it is free, else any free port of the loopback interface."""
-    for port in dict.fromkeys((preferred, 0)):
+    """Return `preferred` when it is free, else any free port of the loopback interface.
+
+    One of those that systems give to outgoing connections could be taken again before its server starts, and a client
+    that tries to reach a server there can meet itself.
+    """
+    ports = random.sample(_PORTS, MAX_PROBES)
+    for port in (preferred, *ports) if preferred else ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            return port
     raise BadConfig("no free port on the loopback interface")
 
 

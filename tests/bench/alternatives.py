@@ -16,12 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bus.server import free_port
 from components.bench.report import Process, Round, align, compute_cost
 from components.bench.run import BenchOptions, bench
 from tests.bench.busway import started_busway
 from tests.bench.engine_peer import install_vllm
 from tests.bench.peer import BUILTIN_MODEL, ROOT, write
-from tests.bench.processes import started, take_free_port, wait_for_model
+from tests.bench.processes import started, wait_for_model
 from tests.bench.systems import MODEL, Pace, System
 
 PROXIES = ("litellm[proxy]==1.106.2", "sglang-router==0.3.2")
@@ -115,17 +116,17 @@ def measure_all(args: argparse.Namespace, folder: Path) -> dict[str, Round]:
         if {"litellm", "sglang-router"} & {*args.only}:
             python = install_proxies(ROOT / ".bench" / "proxies-venv")
         if "litellm" in args.only:
-            port = take_free_port()
+            port = free_port()
             command = litellm_command(python, port, busway.url, folder)
             with started_server("litellm", command, port, folder) as proxy:
                 rounds["LiteLLM, proxy"] = measure(proxy, args)
         if "sglang-router" in args.only:
-            port = take_free_port()
+            port = free_port()
             command = sglang_router_command(python, port, busway.url)
             with started_server("sglang-router", command, port, folder, lists="unknown") as proxy:
                 rounds["sglang-router"] = measure(proxy, args)
     if "vllm" in args.only:
-        port = take_free_port()
+        port = free_port()
         command = vllm_command(install_vllm(ROOT / ".bench" / "vllm-venv"), port, args.streams)
         with started_server("vllm", command, port, folder) as server:
             rounds["vLLM, API server"] = measure(server, args)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bus.server import free_port
 from components.bench.cpu import list_descendants
 from components.bench.report import Process
-from tests.bench.processes import started, take_free_port, wait_for_model
+from tests.bench.processes import started, wait_for_model
 from tests.bench.systems import MODEL, Pace, System
 
 ROLES = {"nats-server": "nats", "frontend": "frontend", "worker": "worker", "router": "router"}
@@ -19,7 +20,7 @@ def make_command(model_path: Path, port: int, pace: Pace, folder: Path) -> list[
     settings = (
         f"state_dir={folder / 'state'}",
         f"frontend.port={port}",
-        f"up.nats_port={take_free_port()}",
+        f"up.nats_port={free_port()}",
         f"worker.model={model_path}",
         f"worker.served_name={MODEL}",
         "worker.engine=mock",
@@ -34,7 +35,7 @@ def make_command(model_path: Path, port: int, pace: Pace, folder: Path) -> list[
 @contextmanager
 def started_busway(model_path: Path, pace: Pace, folder: Path) -> Iterator[System]:
     """Run `busway up` until exit, with its state and log under `folder`."""
-    port = take_free_port()
+    port = free_port()
     log = folder / "busway.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with started(make_command(model_path, port, pace, folder), environment, log) as up:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bus.server import free_port
 from components.bench.report import Process
-from tests.bench.processes import started, take_free_port, wait_for_model
+from tests.bench.processes import started, wait_for_model
 from tests.bench.systems import MODEL, Pace, System, Write
 
 VERSION = "1.6.1"
@@ -60,7 +61,7 @@ def started_dynamo(python: Path, model_path: Path, pace: Pace, folder: Path) -> 
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
-    port = take_free_port()
+    port = free_port()
     log = folder / "frontend.log"
     frontend_command: list[str | Path] = [python, "-m", "dynamo.frontend", *PLANES, "--http-port", str(port)]
     mocker_command: list[str | Path] = [

@@ -24,8 +24,8 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from bus.server import run_server
-from tests.bench.processes import started, take_free_port, wait_for_model
+from bus.server import free_port, run_server
+from tests.bench.processes import started, wait_for_model
 
 MODEL = "busway-tiny"
 MAX_MODEL_LEN = 8192
@@ -72,8 +72,8 @@ def workers(url: str, engine: str, roles: Sequence[str], folder: Path) -> Iterat
 
     Each token is sent by itself.
     """
-    port = take_free_port()
-    metrics_ports = [take_free_port() for _ in roles]
+    port = free_port()
+    metrics_ports = [free_port() for _ in roles]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BUSWAY__BUS__URL": url}
     logs: list[Path] = []
     processes: list[subprocess.Popen[bytes]] = []

@@ -10,7 +10,6 @@ GB/s from Redis by unix socket at 64 KiB, 3,000 objects/s from S3.
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from statistics import median
 
 import anyio
 
+from bus.server import free_port
 from offload.key import HEADER_BYTES, BlockKey, is_sound, seal, space_of
 from offload.redis import RedisStore
 from offload.s3 import ObjectStore
@@ -155,12 +155,6 @@ async def main() -> None:
             for server in servers:
                 server.kill()
                 server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

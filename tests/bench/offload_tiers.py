@@ -12,6 +12,7 @@ import anyio
 
 from bus.config import OffloadConfig, RedisTierConfig, S3TierConfig
 from bus.protocol import Bus
+from bus.server import free_port
 from bus.testing import MemoryBroker
 from components.transfer import Transfer, open_transfer
 from components.worker.peer_tier import PeerTier, arena_memory
@@ -22,7 +23,7 @@ from offload.quota import Quota
 from offload.remote import RemoteTier
 from offload.stores import make_stores
 from offload.tier import Frame, Retention, Tier
-from tests.bench.offload_remote import STUB, free_port
+from tests.bench.offload_remote import STUB
 
 TIERS = ("host", "disk", "redis", "s3", "peer")
 DEAD_S = 5.0

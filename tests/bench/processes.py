@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -20,13 +19,6 @@ STOP_S = 10.0
 
 class StartFailed(Exception):
     """A process ended or was not ready in time; the message ends with the last lines of its log."""
-
-
-def take_free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from bus.errors import BuswayError
+from bus.server import free_port
 from components.bench.report import Cost, Process, align
 from components.bench.run import BenchOptions, bench
 from components.cli.completions import is_ready, served_models
@@ -23,7 +24,7 @@ from components.supervisor.running import RunningSystem, read_running
 from tests.bench.busway import list_processes, make_command
 from tests.bench.comparison import sum_by_role
 from tests.bench.peer import BUILTIN_MODEL, write
-from tests.bench.processes import READY_S, StartFailed, started, take_free_port
+from tests.bench.processes import READY_S, StartFailed, started
 from tests.bench.systems import MODEL, PACED
 
 NAMES = ("plain", "secure")
@@ -44,7 +45,7 @@ def started_system(name: str, folder: Path) -> Iterator[tuple[RunningSystem, tup
     """Run `busway up`, with `--secure` if that is its name, until exit."""
     folder.mkdir()
     log = folder / "busway.log"
-    command = make_command(BUILTIN_MODEL, take_free_port(), PACED, folder)
+    command = make_command(BUILTIN_MODEL, free_port(), PACED, folder)
     with started([*command, *(["--secure"] if name == "secure" else [])], {**os.environ}, log) as up:
         deadline = time.monotonic() + READY_S
         while (running := read_running(folder / "state")) is None or not has_model(running):

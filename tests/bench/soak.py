@@ -23,13 +23,14 @@ import anyio
 import msgspec
 
 from bus.config import Config
+from bus.server import free_port
 from components.bench.cpu import ProcessGone, read_usage
 from components.chaos.ask import Target
 from components.chaos.faults import choose_faults
 from components.chaos.run import ChaosOptions, Report, render, run_chaos
 from components.cli.terminal import find_broker
 from components.supervisor.running import read_running
-from tests.bench.processes import started, take_free_port, wait_for_model
+from tests.bench.processes import started, wait_for_model
 
 MODEL = "soak"
 WORKERS, SLOTS, STEP_S = 3, 16, 0.02
@@ -160,13 +161,13 @@ def main() -> int:
     parser.add_argument("--fault", action="append", default=[], help="as `busway chaos --fault`; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    port = take_free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         state_dir, log = Path(folder) / "state", Path(folder) / "up.log"
         settings = {
             "state_dir": state_dir,
             "frontend.port": port,
-            "up.nats_port": take_free_port(),
+            "up.nats_port": free_port(),
             "up.workers": WORKERS,
             "up.routers": 1,
             "worker.engine": "mock",

@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from bus.server import free_port
 from components.bench.cpu import read_usage
 from components.bench.generator import run_load_process
 from components.bench.report import Process
@@ -29,7 +30,7 @@ from components.bench.results import LoadOptions, LoadResult, compute_percentile
 from components.chaos.ask import Target, ask
 from components.chaos.history import Question
 from tests.bench.busway import list_processes
-from tests.bench.processes import started, take_free_port, wait_for_model
+from tests.bench.processes import started, wait_for_model
 
 MODEL = "streams"
 TOKENS = 64
@@ -57,12 +58,12 @@ class Seen(msgspec.Struct):
 @contextmanager
 def started_system(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, tuple[Process, ...]]]:
     """Run `busway up` with places for all streams; yield its URL and its processes."""
-    port, log = take_free_port(), folder / "busway.log"
+    port, log = free_port(), folder / "busway.log"
     places = options.streams + SLOW_CHOICES * options.slow + 2 * CHECKED
     settings = (
         f"state_dir={folder / 'state'}",
         f"frontend.port={port}",
-        f"up.nats_port={take_free_port()}",
+        f"up.nats_port={free_port()}",
         "worker.engine=mock",
         f"worker.served_name={MODEL}",
         f"worker.slots={places}",

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bus.server import free_port
 
 STUB = Path(__file__).parents[1] / "integration" / "offload" / "remote" / "s3_stub.py"
 NUM_PROMPTS = 8
@@ -34,12 +35,6 @@ class Stores:
         for process in (self.redis, self._s3):
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.processes import take_free_port
+from bus.server import free_port
 from tests.unit.bus.test_messages import GOLDEN
 
 RELEASE = "567950ce22d76805c524de6aa6be38a9400a5062"
@@ -74,7 +74,7 @@ class Fleet:
         settings = [*self._settings, *{"worker": ENGINE, "frontend": ("frontend.port=0",)}.get(kind, ()), *more]
         words = [word for setting in settings for word in ("--set", setting)]
         if kind == "worker":
-            self.metrics_port = take_free_port()
+            self.metrics_port = free_port()
             words += ["--metrics-port", str(self.metrics_port)]
         process: subprocess.Popen[str] = self._shell.start(kind, *words, tree=tree)
         output = self._shell.output

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from bus.server import prepare, wait_answering
+from bus.server import free_port, prepare, wait_answering
 from bus.server_config import Cluster
 from tests.faults.proxy import FaultProxy, fault_proxy
 from tests.faults.system import Settings, System, until
@@ -62,7 +62,7 @@ def hold_ports() -> Iterator[list[int]]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(closing(socket.socket())) for _ in range(NUM_BROKERS)]
         for each in sockets:
-            each.bind(("127.0.0.1", 0))
+            each.bind(("127.0.0.1", free_port()))
         yield [each.getsockname()[1] for each in sockets]
 
 

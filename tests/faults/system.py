@@ -15,12 +15,11 @@ from random import Random
 import anyio
 
 from bus.config import BusConfig, Config
-from bus.server import ServerFiles, prepare, wait_answering
+from bus.server import ServerFiles, free_port, prepare, wait_answering
 from components.chaos.ask import Target
 from components.chaos.history import Question
 from components.engines.mock.oracle import mock_token, plain_ids, prompt_seed
 from components.supervisor.probe import wait_until_ready
-from tests.bench.processes import take_free_port
 
 ROOT = Path(__file__).parents[2]
 MODEL = "mock"
@@ -66,7 +65,7 @@ class System:
         role = name.partition("-")[0]
         mine = {"bus.url": bus_url or self.server.url, **self._settings, **(settings or {})}
         if role == "frontend":
-            mine["frontend.port"] = self._ports.setdefault(name, take_free_port())
+            mine["frontend.port"] = self._ports.setdefault(name, free_port())
         argv = [*prefix, sys.executable, "-P", "-m", "components.cli", role]
         for key, value in mine.items():
             argv += ["--set", f"{key}={json.dumps(value) if not isinstance(value, str) else value}"]

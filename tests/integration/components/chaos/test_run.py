@@ -6,18 +6,18 @@ import pytest
 
 from bus.config import Config
 from bus.errors import NoWorker
+from bus.server import free_port
 from components.chaos.ask import Target
 from components.chaos.faults import choose_faults
 from components.chaos.run import ChaosOptions, run_chaos
 from components.supervisor.running import RunningProcess, RunningSystem, hold, write_running
-from tests.bench.processes import take_free_port
 
 pytestmark = pytest.mark.anyio
 
 
 async def disturb(state_dir: Path) -> None:
     options = ChaosOptions(
-        target=Target(host="127.0.0.1", port=take_free_port(), model="mock"),
+        target=Target(host="127.0.0.1", port=free_port(), model="mock"),
         faults=tuple(choose_faults(["kill-worker"], ["worker"])),
         duration_s=10.0,
         every_s=0.01,

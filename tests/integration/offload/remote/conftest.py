@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.server import free_port
 from offload.key import HEADER_BYTES, BlockKey, seal, space_of
 from offload.store import Blob
 from offload.tier import Frame
@@ -137,12 +138,6 @@ _MAKE_BUCKET = (
     "u.urlopen(u.Request(sys.argv[1] + '/kv-blocks', method='PUT', headers={'Authorization': "
     "'AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'}))"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_listening(port: int, timeout_s: float = 30.0) -> None:
