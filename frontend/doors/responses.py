@@ -102,6 +102,8 @@ class Responses:
         if body.background:
             stored = msgspec.structs.replace(stored, response=msgspec.json.encode(shown))
             tape = Tape() if body.stream else None
+            if tape is not None:  # whoever loses the stream early needs to know the response
+                tape.send(dialect.opening(), b"", b"")
             await self._background.start(Job(call.request_id, plan, dialect, shown, stored, tape))
             if tape is not None:
                 await self._follow(call, shown.id, -1, headers)

@@ -114,11 +114,15 @@ class ResponseChunks:
         self._terms = terms
         self._on_made = on_made
         self._next_number = 0
+        self._has_begun = False
         self._open: _OpenItem | None = None
         self._items: list[ItemShown] = []
 
     def opening(self) -> bytes:
-        """Render the response as it begins."""
+        """Render the response as it begins, the first time."""
+        if self._has_begun:
+            return b""
+        self._has_begun = True
         self._shown = msgspec.structs.replace(self._shown, status="in_progress")
         begun = b'"response":' + _json(self._shown)
         return self._event("response.created", begun) + self._event("response.in_progress", begun)
@@ -247,13 +251,16 @@ class ResponsesDialect:
     """How the Responses API answers a turn; it keeps what the response came to in `made`."""
 
     def __init__(self, shown: ResponseShown, terms: Terms) -> None:
-        self._shown = shown
-        self._terms = terms
+        self._chunks = ResponseChunks(shown, terms, self._keep)
         self.made: Made | None = None
+
+    def opening(self) -> bytes:
+        """Render how the response begins, for who is told before there is a token: its stream begins behind that."""
+        return self._chunks.opening()
 
     def chunks(self, facts: AnswerFacts, number: int) -> ResponseChunks:
         """Return the writer of a stream; there is one choice."""
-        return ResponseChunks(self._shown, self._terms, self._keep)
+        return self._chunks
 
     def text_chunks(self, facts: AnswerFacts, number: int) -> None:
         """Return nothing cheaper: the numbers of its events are no constant bytes."""
@@ -265,7 +272,7 @@ class ResponsesDialect:
 
     def whole(self, facts: AnswerFacts) -> WholeResponse:
         """Return the writer of a response in one piece."""
-        return WholeResponse(self, self.chunks(facts, 0))
+        return WholeResponse(self, self._chunks)
 
     def _keep(self, made: Made) -> None:
         self.made = made

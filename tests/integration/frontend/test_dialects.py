@@ -390,15 +390,12 @@ async def test_a_background_response_is_streamed_to_who_comes_and_comes_again(st
             with anyio.fail_after(30):
                 return [await anext(stream) for _ in range(count)]
 
-        async def begin() -> None:
-            on.worker.say(await on.worker.wait_jobs(1), "Let me")
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(begin)  # before the first token, nothing is sent for 20 s
-            stream = await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
-        (job,) = on.worker.jobs
-        first = await read(stream, 5)
-        assert first[0].type == "response.created"
+        stream = await client.responses.create(model="tiny", input="Hi", background=True, stream=True)
+        first = await read(stream, 2)  # before there is a token
+        assert [each.type for each in first] == ["response.created", "response.in_progress"]
+        job = await on.worker.wait_jobs(1)
+        on.worker.say(job, "Let me")
+        assert [each.sequence_number for each in await read(stream, 3)] == [2, 3, 4]
         await stream.close()
         again = await client.responses.retrieve(first[0].response.id, stream=True, starting_after=2)
         elsewhere = await other.responses.retrieve(first[0].response.id, stream=True)

@@ -159,8 +159,8 @@ def test_a_call_bears_the_name_that_the_client_gave_the_function() -> None:
 )
 def test_a_call_of_a_custom_tool_tells_its_input_as_text(told: list[str]) -> None:
     names = {"patch": Name("patch", is_custom=True)}
-    spoken = ResponsesDialect(begun(), Terms(lambda: 101.5, names=names))
-    chunks = spoken.chunks(FACTS, 0)
+    streamed, spoken = (ResponsesDialect(begun(), Terms(lambda: 101.5, names=names)) for _ in range(2))
+    chunks = streamed.chunks(FACTS, 0)
     deltas: list[Delta] = [CallStart(0, "c", "patch"), *(CallArguments(0, fragment) for fragment in told)]
     end = ChoiceEnd("tool_calls")
     events = read(chunks.opening() + chunks.deltas(deltas, []) + chunks.closing(end, USAGE))
@@ -176,3 +176,16 @@ def test_a_call_of_a_custom_tool_tells_its_input_as_text(told: list[str]) -> Non
     call = ParsedCall("c", "patch", "".join(told))
     whole = json.loads(spoken.whole(FACTS).render([Choice(0, "", "", (call,), (), end)], USAGE))
     assert whole == events[-1]["response"]
+
+
+def test_a_stream_goes_on_behind_an_opening_that_was_told_before() -> None:
+    spoken = dialect()
+    told = spoken.opening()
+    chunks = spoken.chunks(FACTS, 0)
+    assert not chunks.opening()
+    events = read(told + chunks.deltas([TextDelta("Hi")], []) + chunks.closing(ChoiceEnd("stop"), USAGE))
+    assert [event["type"] for event in events[:3]] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+    ]
