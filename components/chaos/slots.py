@@ -11,7 +11,8 @@ from bus.protocol import Incoming
 from bus.subjects import Subjects
 from bus.typed import subscribe_typed
 
-FREED_WITHIN_S = 10.0
+FREED_WITHIN_S = 15.0
+"""Blocks that nobody came to read are kept until their lease ends (`components.transfer.open.LEASE_S`)."""
 LISTEN_S = 1.0
 """Four heartbeats: who says nothing for so long is not there."""
 
