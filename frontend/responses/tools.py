@@ -1,13 +1,13 @@
 """Pure. The tools of a request of the Responses API, as functions that any model can be shown."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from bus.errors import InvalidRequest
 from frontend.openai.body import invalid
-from frontend.openai.tools import CustomName, CustomSpec, FunctionSpec, GrammarText, InputGrammar, Tool
+from frontend.openai.tools import AnyText, CustomName, CustomSpec, FunctionSpec, GrammarText, InputGrammar, Tool
 
 EXTRAS = ("web_search", "image_generation", "tool_search")
 """Beginnings of kinds that agents offer to every model and that run at OpenAI: a model here does without them.
@@ -49,19 +49,14 @@ class _Function(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class _Text(msgspec.Struct, frozen=True, tag="text"):
-    pass
-
-
-class _Grammar(msgspec.Struct, frozen=True, tag="grammar"):
-    definition: str
-    syntax: Literal["lark", "regex"]
+class _Grammar(InputGrammar, frozen=True, tag="grammar"):
+    """As in chat completions, one level higher."""
 
 
 class _Custom(msgspec.Struct, frozen=True):
     name: CustomName
     description: str | None = None
-    format: _Text | _Grammar | None = None
+    format: AnyText | _Grammar | None = None
 
 
 class _Namespace(msgspec.Struct, frozen=True):
@@ -117,8 +112,7 @@ def _add_tool(offered: Offered, kind: str, raw: msgspec.Raw, within: str, namesp
         spec = FunctionSpec(name=shown, description=given.description, parameters=given.parameters, strict=given.strict)
         offered.tools.append(Tool(function=spec))
     else:
-        wanted = given.format
-        format = GrammarText(InputGrammar(wanted.definition, wanted.syntax)) if isinstance(wanted, _Grammar) else None
+        format = GrammarText(given.format) if isinstance(given.format, _Grammar) else None
         custom = CustomSpec(name=shown, description=given.description, format=format)
         offered.tools.append(Tool(type="custom", custom=custom))
     if namespace or kind == "custom":
